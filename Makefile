@@ -1,0 +1,44 @@
+# make demo   set everything up, then put the person of assets/demo_face.png into new pictures (models/mini, CPU)
+# make test   set everything up, then run the tests (make test-all: the slow ones too)
+# make mini   rebuild models/mini from nothing (hours on a CPU, minutes on a GPU); resumable
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+DEMO_PROMPT ?= a photo of a smiling person in a red hoodie on a beach
+PRESET ?= cpu
+
+.PHONY: demo test test-all lint mini evaluate clean
+
+demo: $(STAMP)
+	$(RUN) inference.py --prompt "$(DEMO_PROMPT)" --image assets/demo_face.png --n_samples 4 --output outputs/demo
+
+test: $(STAMP)
+	HF_HUB_OFFLINE=1 $(RUN) -m pytest
+	$(RUN) -m ruff check .
+
+test-all: $(STAMP)
+	HF_HUB_OFFLINE=1 $(RUN) -m pytest -m ""
+
+lint: $(STAMP)
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+mini: $(STAMP)
+	$(RUN) -m feedface.mini --stage all --preset $(PRESET)
+
+evaluate: $(STAMP)
+	$(RUN) -m feedface.evaluation.mini --model models/mini --out outputs/evaluation
+
+# torch goes first: the other packages then find their requirement met and do not pull another build.
+# --no-deps for the package itself: its requirements are the pinned ones above.
+$(STAMP): requirements.txt requirements-dev.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=python3.11 ...")'
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check $$(grep '^torch==' requirements.txt)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) outputs

@@ -1,0 +1,83 @@
+"""Settings of every stage that builds the miniature, for `python -m feedface.mini --preset cpu|gpu`.
+
+People of the portrait world never overlap: training 0..., held out 5000..., inspector 10000..., evaluation 20000...,
+demo and tests 30000...
+"""
+
+from ml_collections import ConfigDict
+
+from feedface.mini.common import fit_config
+
+
+def get_config(preset: str = "cpu") -> ConfigDict:
+    """Preset "cpu": 64 px, about 100 minutes of training on two cores. "gpu": 128 px, one data-centre GPU."""
+    config = {"cpu": cpu, "gpu": gpu}[preset]()
+    return config.lock()
+
+
+def cpu() -> ConfigDict:
+    """Small enough for two cores; speeds are samples/s there."""
+    size = 64
+    return ConfigDict(
+        {
+            "world": {
+                "seed": 0,
+                "image_size": size,
+                "train": {"first_identity": 0, "identities": 2400, "per_identity": 10},
+                "held_out": {"first_identity": 5000, "identities": 100, "per_identity": 4},
+            },
+            # 8x8 latents: with patches of 2 the U-ViT sees 16 image tokens.
+            "vae": fit_config(
+                image_size=size, stack=2, channels=(32, 64, 128), layers_per_block=1, latent_channels=8,
+                kl_weight=1e-4, minutes=14.0, batch_size=32, lr=2e-3, amp=True,
+            ),
+            "clip": fit_config(
+                image_size=size, patch_size=8, vision_width=128, vision_layers=3, text_width=128, text_layers=3,
+                embedding_dim=64, num_text_tokens=28, minutes=4.5, batch_size=128, lr=1e-3, weight_decay=0.05, amp=True,
+            ),
+            "face_encoder": fit_config(
+                face_size=48, patch_size=8, width=192, layers=5, embedding_dim=128, number_weight=4.0,
+                minutes=6.0, batch_size=128, lr=1e-3, weight_decay=0.05, amp=True,
+            ),
+            "uvit": fit_config(
+                image_size=size, patch_size=2, width=256, depth=7, num_heads=4, noise_text=0.08, empty_text=0.07,
+                clip_weight=0.1, face_weight=2.0, min_snr=5.0,
+                minutes=45.0, batch_size=128, lr=1e-3, ema_decay=0.9995, amp=True,
+            ),
+            "control": {
+                "image_size": size, "seed": 0, "steps": 5000, "batch_size": 64, "lr": 1e-3, "precision": "bf16",
+            },
+            "detector": fit_config(image_px=128, width=16, minutes=4.0, batch_size=16),
+            "recogniser": fit_config(
+                width=32, embedding_dim=128, scale=30.0, margin=0.2, landmark_noise=0.03, minutes=6.0, batch_size=128,
+            ),
+            "inspector": fit_config(
+                image_size=size, world_seed=0, first_identity=10000, identities=1500, held_out=100, per_identity=10,
+                width=32, embedding_dim=128, scale=24.0, margin=0.2, attribute_weight=1.0, minutes=8.0, batch_size=128,
+            ),
+            "bundle": {
+                "preset": "cpu", "hardware": "2 CPU cores", "image_size": size, "out": "models/mini", "max_mb": 30.0,
+                "defaults": {"steps": 20, "guidance": 3.0, "face_scale": 1.0, "uncond": "true_uncond"},
+            },
+        }
+    )  # fmt: skip
+
+
+def gpu() -> ConfigDict:
+    """128 px and about ten times the size; minutes on one data-centre GPU, after the portraits are rendered."""
+    config = cpu()
+    size = 128
+    with config.unlocked():
+        config.world.train.identities = 10_000
+        for stage in ("world", "vae", "clip", "uvit", "control", "inspector", "bundle"):
+            config[stage].image_size = size
+        config.vae.update(channels=(64, 128, 256), minutes=5.0, batch_size=128, lr=5e-4)
+        config.clip.update(vision_width=256, text_width=256, patch_size=16, minutes=2.0, batch_size=512)
+        config.face_encoder.update(face_size=96, patch_size=12, width=256, layers=7, minutes=4.0, batch_size=512)
+        config.uvit.update(width=512, depth=13, num_heads=8, minutes=15.0, batch_size=512, lr=5e-4)
+        config.control.update(steps=20_000, batch_size=256, lr=3e-4)
+        config.detector.update(minutes=3.0, batch_size=64)
+        config.recogniser.update(minutes=3.0, batch_size=512)
+        config.inspector.update(minutes=4.0, batch_size=512)
+        config.bundle.update(preset="gpu", hardware="one GPU", out="models/mini-gpu", max_mb=300.0)
+    return config

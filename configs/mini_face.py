@@ -1,0 +1,34 @@
+"""The miniature's face-controlnet, on two CPU cores: the paper's recipe on the bundle that `make mini` builds.
+
+accelerate launch train.py --config=configs/mini_face.py --workdir=.cache/mini/control
+"""
+
+from configs import train_config
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """What differs from the paper: size, speed, and that all features are encoded once."""
+    config = train_config.get_config()
+    config.model = ".cache/mini/bundle"
+    config.face_encoder = ".cache/mini/face_encoder/encoder"
+    config.control.sites = ("in_blocks.0", "in_blocks.2", "out_blocks.0", "out_blocks.2")
+    config.control.num_heads = 4
+    config.data_type = 1
+    config.data.records = (".cache/mini/world/train/records.jsonl",)
+    config.data.hair_in_mask = 0.75  # hair tells people of this world apart
+    config.data.max_faces = 2
+    config.data.workers = 0
+    config.data.max_broken = 0
+    config.cache.enabled = True
+    config.cache.dir = ".cache/mini/features"
+    config.train.steps = 20_000
+    config.train.batch_size = 64
+    config.train.lr = 3e-4
+    config.train.schedule = "cosine"
+    config.train.ema = 0.999
+    config.train.gradient_checkpointing = False
+    config.checkpoint.every = 500
+    config.checkpoint.keep_every = 0
+    config.log.every = 50
+    return config

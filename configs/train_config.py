@@ -1,0 +1,73 @@
+"""The paper's training of the face-controlnet (ICLR 2024 Tiny Papers, appendix B.2): 6 GPUs, 50 000 steps of 96.
+
+accelerate launch --num_processes 6 --mixed_precision fp16 --multi_gpu train.py --config=configs/train_config.py \
+    --workdir=workdir/feedface
+Any value can be given by flag, as in --config.train.batch_size=8; an unknown key is an error.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """Every key that training knows; the other configs change values of this one."""
+    return ConfigDict(
+        {
+            "seed": 1234,
+            "model": "models/feedface-v1",  # bundle with the frozen parts
+            # Folder of a CLIP vision model, to train a fresh face-controlnet as `control` says; "" to go on from the
+            # bundle's own.
+            "face_encoder": "models/clip-vit-base-patch32",
+            "control": {
+                "sites": tuple(f"{half}.{i}" for half in ("in_blocks", "out_blocks") for i in range(0, 14, 2)),
+                "num_heads": 64,
+                "mlp_ratio": 4.0,
+                "control_input": "output",  # what a control block sees: "output" (release) or "input" (paper's figure)
+            },
+            "data_type": 0,  # the backbone's data-type token; 0 in the authors' training, 1 in their inference
+            "data": {
+                "records": ("configs/FFHQ_in_the_wild-llava_1_5_13b.jsonl",),
+                "flip": 0.5,
+                "hair_in_mask": 0.5,  # share of samples whose hair counts as face; the paper does not give it
+                "other_picture": 0.5,  # share of samples whose reference is another picture, where `ref` lists some
+                "max_faces": 1,  # references of a sample: 1 to this many, the same for all samples of a step
+                "workers": 4,  # processes that read pictures; they are not used with the cache
+                "in_memory": False,  # keep decoded pictures
+                "max_broken": 100,  # more files than this that cannot be used stop the run
+            },
+            "cache": {
+                "enabled": False,  # encode every picture, caption and face once, and keep the features in memory
+                "dir": "",  # and in this folder
+            },
+            "loss": {
+                "kind": "regularization",  # "regularization", "mask" or "standard"
+                "standard_share": 0.1,  # share of samples with the standard loss
+                "face_dropout": 0.1,
+                "face_dropout_kind": "zero_feature",  # "zero_feature" (paper) or "zero_image" (release)
+                "text_dropout": 0.0,
+                "min_snr": 0.0,  # gamma of min-SNR weighting; 0 is off
+            },
+            "train": {
+                "steps": 50_000,
+                "batch_size": 16,  # per process and micro-batch
+                "accumulation": 1,
+                "lr": 2e-5,
+                "schedule": "constant",  # or "cosine"
+                "warmup_steps": 100,
+                "weight_decay": 0.03,
+                "betas": (0.9, 0.9),
+                "grad_clip": 1.0,  # 0 is off
+                "ema": 0.0,  # decay of the weights' moving average; 0 is off
+                "precision": "auto",  # "no", "fp16", "bf16", or what accelerate was launched with
+                "gradient_checkpointing": True,
+            },
+            "checkpoint": {
+                "every": 2_000,  # steps
+                "keep": 2,
+                "keep_every": 10_000,  # these are kept for good; 0: none
+            },
+            "log": {
+                "every": 20,  # steps
+                "trackers": ("tensorboard",),  # "tensorboard", "wandb"
+            },
+        }
+    )

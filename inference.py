@@ -1,0 +1,132 @@
+"""Put a given person into pictures that a text describes.
+
+One person, one or several pictures of them:
+    python inference.py --prompt "a smiling man with a red hat" --image face.png --output outputs
+    python inference.py --prompt "a woman on a beach" --image a.png b.png --n_samples 4 --n_iter 2 --seed 7
+
+Batches: JSON files (see json_examples/), several of them, or a folder of them; each job gets a folder under --output:
+    python inference.py -j json_examples/man.json
+    python inference.py -j json_examples --n_samples 4
+
+The authors' full-size weights (models/README.md says which files), as they are or converted:
+    python inference.py --model models --prompt "a beautiful smiling woman" --image path/to/face.jpg
+    python inference.py --config configs/train_config.py --ckpt_path models/feed-4800000.pt -j json_examples
+    python inference.py --model models/feedface-v1 --dtype bf16 --prompt "…" --image path/to/face.jpg
+
+Left in the output folder: numbered PNGs (prompt, seed, model and settings in their metadata), the face crops the model
+was shown (reference_00.png, …), sheet.png (references | samples) and results.json (settings, pictures and similarities
+of the last run). A picture that was made before in the same way is not made again; no picture is overwritten.
+Exit codes: 0, 2 for bad input (in a batch: when any job failed; the others are done), 130 for Ctrl-C.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from feedface.config_file import ConfigFile, read_config
+from feedface.errors import EXIT_USER_ERROR, UserError, run_cli
+from feedface.jobs import Job, read_jobs
+from feedface.output import check_writable
+from feedface.prompts import check_prompt
+from feedface.settings import MAX_SEED, Settings, check_range, parse_size
+
+DEFAULT_MODEL = Path(__file__).resolve().parent / "models" / "mini"
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        raise UserError(f"{message} (python inference.py --help lists all options)")
+
+
+def make_parser() -> Parser:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    what = parser.add_argument_group("what to draw")
+    what.add_argument("--prompt", help="what the picture shows")
+    what.add_argument("--image", nargs="+", metavar="FILE", help="pictures of one person")
+    what.add_argument("-j", "--json", nargs="+", metavar="FILE", help="job files, or folders of them, instead")
+    what.add_argument("--output", default="outputs", help="folder to write to (default: outputs)")
+    faces = parser.add_argument_group("faces")
+    faces.add_argument("--no_detect", action="store_true", help="the pictures already are face crops")
+    faces.add_argument(
+        "--detector",
+        default="auto",
+        help="mini (the model's own pack), opencv (needs no download), buffalo_l or another insightface pack "
+        "(non-commercial research only); auto (default): mini if the model has it, else buffalo_l if it is there, "
+        "else opencv",
+    )
+    model = parser.add_argument_group("model")
+    model.add_argument(
+        "--model", help="model folder (default: the one --ckpt_path belongs to, else the config's, else models/mini)"
+    )
+    model.add_argument("--ckpt_path", help="face-controlnet to use: feed-4800000.pt, our folder, a training checkpoint")
+    model.add_argument("--config", help="config file (.py): its `model`, `control` and `sample`; options come first")
+    model.add_argument("--device", default="auto", help="auto (default), cuda, cuda:N, mps or cpu")
+    model.add_argument("--dtype", default="auto", help="auto (default: fp16 on a GPU, else fp32), fp32, bf16 or fp16")
+    sampling = parser.add_argument_group("sampling (defaults: the model's own)")
+    sampling.add_argument("--n_samples", type=int, default=1, help="pictures drawn at a time, per prompt (default: 1)")
+    sampling.add_argument("--n_iter", type=int, default=1, help="how many times n_samples (default: 1)")
+    sampling.add_argument("--seed", type=int, default=0, help="of a prompt's first picture; the next add 1 each")
+    sampling.add_argument("--steps", type=int, help="evaluations of the model, 1 to 999")
+    sampling.add_argument(
+        "--guidance", type=float, help="g in e_u + g (e_c - e_u), 0 to 50; the paper's and release's scale is g - 1"
+    )
+    sampling.add_argument("--face_scale", type=float, help="strength of the face, 0 to 5 (release: 0.8)")
+    sampling.add_argument("--size", help="of the pictures in pixels: 512, or 512x768 (width x height)")
+    return parser
+
+
+def find_jobs(args: argparse.Namespace) -> tuple[list[Job], list[str]]:
+    """The jobs the command line asks for, and the problems of those that cannot be run."""
+    if args.json:
+        if args.prompt is not None or args.image:
+            raise UserError("-j takes prompts and pictures from its files: leave out --prompt and --image")
+        return read_jobs(args.json)
+    if args.prompt is None or not args.image:
+        raise UserError("give --prompt and --image, or -j with job files (python inference.py --help)")
+    try:
+        check_prompt(args.prompt)
+    except UserError as error:
+        raise UserError(f"--prompt: {error}") from None
+    return [Job(None, (args.prompt,), tuple(map(Path, args.image)))], []
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = make_parser().parse_args(argv)
+    # All that can be checked quickly comes before the model is loaded.
+    check_range("--n_samples", args.n_samples, 1, 256)
+    check_range("--n_iter", args.n_iter, 1, 100_000)
+    check_range("--seed", args.seed, 0, MAX_SEED - args.n_samples * args.n_iter)
+    settings = Settings(args.steps, args.guidance, args.face_scale, args.size and parse_size(args.size))
+    config = read_config(args.config) if args.config else ConfigFile()
+    settings = settings.over(config.settings)
+    jobs, problems = find_jobs(args)
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+    if not jobs:
+        return EXIT_USER_ERROR
+    output = Path(args.output)
+    check_writable(output)
+
+    # These bring in torch: seconds that a mistyped command line need not wait for.
+    from feedface.faces.detect import make_detector
+    from feedface.model_files import own_model
+    from feedface.pipeline import FeedFacePipeline
+    from feedface.runner import Plan, run_job, run_jobs
+
+    model = args.model or own_model(args.ckpt_path) or config.model or DEFAULT_MODEL
+    pipe = FeedFacePipeline.from_pretrained(
+        model, ckpt_path=args.ckpt_path, device=args.device, dtype=args.dtype, control=config.control
+    )
+    detector = make_detector(args.detector, pipe.bundle.faces_root)
+    plan = Plan(pipe.settings(settings), args.seed, args.n_samples, args.n_iter, not args.no_detect)
+    if not args.json:
+        run_job(pipe, jobs[0], plan, detector, output)
+        return 0
+    failed = run_jobs(pipe, jobs, plan, detector, output)
+    return EXIT_USER_ERROR if failed or problems else 0
+
+
+if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")  # a prompt may hold what the terminal cannot show
+    run_cli(main)

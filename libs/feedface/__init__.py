@@ -1,0 +1,3 @@
+"""FeedFace: put a given person into pictures that a text describes, without training per person."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""Diffusion backbones: networks that predict noise and offer every block to a `control`."""

@@ -1,0 +1,1 @@
+"""Weights on disk: our own bundles (`bundle`) and the authors' files (`official`)."""

@@ -1,0 +1,262 @@
+"""Bundles: a model as a folder of safetensors and JSON, each part in its own folder, named by `model_index.json`.
+
+A part may also lie elsewhere: a training checkpoint holds the face-controlnet it trained and points to the frozen parts
+of the bundle it started from. Nothing here reads a pickle.
+"""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from feedface.backbones.uvit import UViT
+from feedface.checkpoints.storage import (
+    cast_state,
+    empty,
+    fill,
+    from_pretrained,
+    load_network,
+    quiet_transformers,
+    read_json,
+    read_safetensors,
+    write_json,
+    write_safetensors,
+)
+from feedface.diffusion.guidance import UNCOND_MODES
+from feedface.encoders import ImageEncoder, LatentCodec, TextEncoder, load_tokenizer
+from feedface.errors import UserError
+from feedface.files import atomic_file, atomic_folder
+from feedface.methods.feedface import FaceControlNet
+
+INDEX = "model_index.json"
+FORMAT, VERSION = "feedface", 1
+NETWORKS = ("uvit", "face_controlnet", "vae", "text_encoder", "image_encoder")
+# Parts that are only found, not loaded, here: the tokenizer goes with the text encoder, `faces` is an insightface
+# root, `inspector` the judge of the evaluation.
+FOLDERS = ("tokenizer", "faces", "inspector")
+DEFAULTS = {"steps": 40, "guidance": 6.0, "face_scale": 0.8, "uncond": "true_uncond"}
+
+
+@dataclass
+class Bundle:
+    """The parts of a model that were asked for; the others are None.
+
+    `image_size` is the side in pixels that the model was trained at. `defaults`: steps, guidance (the g of
+    ε_u + g (ε_c − ε_u)), face_scale, uncond. `faces_root` is an insightface root, where the bundle has its own pack.
+    """
+
+    path: Path
+    name: str
+    image_size: int
+    defaults: dict[str, Any]
+    components: dict[str, Path]
+    uvit: UViT | None = None
+    face_controlnet: FaceControlNet | None = None
+    vae: LatentCodec | None = None
+    text_encoder: TextEncoder | None = None
+    image_encoder: ImageEncoder | None = None
+
+    @property
+    def faces_root(self) -> Path | None:
+        return self.components.get("faces")
+
+
+# ---------------------------------------------------------------------------------------------------------- reading
+
+
+def read_index(path: str | os.PathLike) -> Bundle:
+    """Read and check `model_index.json` of the bundle `path`, without loading any part."""
+    path = Path(path)
+    if not path.is_dir():
+        raise UserError(f"{path}: no such model folder; see models/README.md for where models come from")
+    file = path / INDEX
+    if not file.is_file():
+        raise UserError(
+            f"{path}: no {INDEX} in it, so not a model of this project; the authors' files are made into one by "
+            f"`python -m feedface.checkpoints convert`"
+        )
+    index = read_json(file)
+    if index.get("format") != FORMAT or index.get("version") != VERSION:
+        raise UserError(f'{file}: needs "format": "{FORMAT}" and "version": {VERSION}')
+    for key, kind in (("name", str), ("image_size", int), ("defaults", dict), ("components", dict)):
+        if not isinstance(index.get(key), kind):
+            raise UserError(f'{file}: "{key}" is missing or not of type {kind.__name__}')
+    _check_defaults(file, index["defaults"])
+    components = {}
+    for kind, folder in index["components"].items():
+        if kind not in (*NETWORKS, *FOLDERS) or not isinstance(folder, str):
+            raise UserError(
+                f'{file}: "components" has {kind!r}: {folder!r}; known are {", ".join((*NETWORKS, *FOLDERS))}'
+            )
+        components[kind] = path / folder  # an absolute folder stays as it is
+    return Bundle(path, index["name"], index["image_size"], {**DEFAULTS, **index["defaults"]}, components)
+
+
+def _check_defaults(file: Path, defaults: dict[str, Any]) -> None:
+    for key, value in defaults.items():
+        if key not in DEFAULTS:
+            raise UserError(f'{file}: "defaults" has an unknown key {key!r}; known are {", ".join(DEFAULTS)}')
+        if key == "uncond":
+            good = value in UNCOND_MODES
+        else:
+            good = isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0
+        if not good:
+            raise UserError(f'{file}: "defaults": {key!r} cannot be {value!r}')
+
+
+def load_bundle(
+    path: str | os.PathLike,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    components: Iterable[str] | None = None,
+) -> Bundle:
+    """Load a bundle's networks to `device` in `dtype`, whatever they are stored in, ready to infer.
+
+    `components` limits it to some of `NETWORKS`; by default all that the bundle has, which must then be enough to
+    generate (all but the image encoder). Weights are mapped from disk and cast one tensor at a time, so that memory
+    never holds them twice. Raises `UserError` naming the file, key or folder that is missing or does not fit.
+    """
+    bundle = read_index(path)
+    if components is None:
+        wanted = [kind for kind in NETWORKS if kind != "image_encoder" or kind in bundle.components]
+    else:
+        wanted = list(components)
+    for kind in wanted:
+        if kind not in NETWORKS:
+            raise ValueError(f"unknown component {kind!r}; known are {', '.join(NETWORKS)}")
+        if kind not in bundle.components:
+            raise UserError(f'{bundle.path / INDEX}: "components" has no "{kind}", which is needed here')
+        setattr(bundle, kind, _load_component(kind, bundle, device, dtype))
+    check_parts(bundle)
+    return bundle
+
+
+def check_parts(bundle: Bundle) -> None:
+    """`UserError` unless the loaded parts belong together."""
+    uvit = bundle.uvit
+    if uvit is None:
+        return
+    if bundle.face_controlnet is not None:
+        check_fit(uvit, bundle.face_controlnet, bundle.components["face_controlnet"])
+    sizes = []  # part, what of it, its size, the U-ViT's
+    if bundle.text_encoder is not None:
+        text = bundle.text_encoder
+        sizes += [("text_encoder", "tokens", text.num_tokens, uvit.num_text_tokens)]
+        sizes += [("text_encoder", "numbers a token", text.text_dim, uvit.text_dim)]
+    if bundle.image_encoder is not None:
+        numbers = bundle.image_encoder.clip.config.projection_dim
+        sizes += [("image_encoder", "numbers an image", numbers, uvit.clip_img_dim)]
+    if bundle.vae is not None:
+        sizes += [("vae", "latent channels", bundle.vae.vae.config.latent_channels, uvit.in_chans)]
+    for kind, what, size, needed in sizes:
+        if size != needed:
+            raise UserError(f"{bundle.components[kind]}: gives {size} {what}, but the U-ViT takes {needed}")
+
+
+def check_fit(uvit: UViT, net: FaceControlNet, source: Path) -> None:
+    """`UserError` unless the face-controlnet has the backbone's width and only sites that exist in it."""
+    unknown = [site for site in net.sites if site not in uvit.block_names]
+    if unknown or net.embed_dim != uvit.embed_dim:
+        problem = f"sites {unknown} do not exist" if unknown else f"width {net.embed_dim} is not {uvit.embed_dim}"
+        raise UserError(f"{source}: this face-controlnet belongs to another U-ViT: {problem}")
+
+
+def _load_component(kind: str, bundle: Bundle, device: str | torch.device, dtype: torch.dtype) -> nn.Module:
+    folder = bundle.components[kind]
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder, but {bundle.path / INDEX} names it as its {kind}")
+    if kind == "uvit":
+        module = load_network(UViT, folder, device, dtype)
+    elif kind == "face_controlnet":
+        module = load_network(FaceControlNet, folder, device, dtype)
+    elif kind == "vae":
+        from diffusers import AutoencoderKL
+
+        module = LatentCodec(from_pretrained(AutoencoderKL, folder, torch_dtype=dtype))
+    elif kind == "text_encoder":
+        from transformers import CLIPTextModel
+
+        clip = from_pretrained(CLIPTextModel, folder, dtype=dtype)
+        if "tokenizer" not in bundle.components:
+            raise UserError(f'{bundle.path / INDEX}: "components" has no "tokenizer", which the text encoder needs')
+        module = TextEncoder(clip, load_tokenizer(bundle.components["tokenizer"]), _load_prefix(folder, dtype))
+    else:
+        from transformers import CLIPVisionModelWithProjection
+
+        module = ImageEncoder(from_pretrained(CLIPVisionModelWithProjection, folder, dtype=dtype))
+    return module.to(device).eval().requires_grad_(False)
+
+
+def _load_prefix(folder: Path, dtype: torch.dtype) -> nn.Linear | None:
+    file = folder / "prefix.safetensors"
+    if not file.is_file():
+        return None
+    state = read_safetensors(file, "cpu", dtype)
+    if "weight" not in state or state["weight"].dim() != 2:
+        raise UserError(f'{file}: holds no matrix "weight"')
+    text_dim, width = state["weight"].shape
+    return fill(empty(nn.Linear, {"in_features": width, "out_features": text_dim}, file), state, file)
+
+
+# ---------------------------------------------------------------------------------------------------------- writing
+
+
+def save_component(
+    kind: str, module: Any, folder: str | os.PathLike, dtype: torch.dtype | None = torch.float16
+) -> None:
+    """Write one part into its own `folder`, whole or not at all; dtype None keeps the weights' own.
+
+    `kind` is one of `NETWORKS`, or "tokenizer" (a transformers tokenizer).
+    """
+    with atomic_folder(folder) as temporary:
+        if kind == "tokenizer":
+            module.save_pretrained(temporary)
+        elif kind in ("uvit", "face_controlnet"):
+            write_json(temporary / "config.json", module.config)
+            write_safetensors(temporary / "model.safetensors", module, dtype)
+        elif kind == "vae":
+            vae = module.vae if isinstance(module, LatentCodec) else module
+            vae.save_config(temporary)
+            write_safetensors(temporary / "diffusion_pytorch_model.safetensors", vae, dtype)
+        elif kind in ("text_encoder", "image_encoder"):
+            with quiet_transformers():
+                module.clip.save_pretrained(temporary, state_dict=cast_state(module.clip, dtype))
+            if getattr(module, "prefix", None) is not None:
+                write_safetensors(temporary / "prefix.safetensors", module.prefix, dtype)
+        else:
+            raise ValueError(f"unknown component {kind!r}")
+
+
+def write_index(
+    path: str | os.PathLike,
+    *,
+    name: str,
+    image_size: int,
+    components: dict[str, str],
+    defaults: dict[str, Any] | None = None,
+) -> None:
+    """Write `model_index.json` of the bundle `path`; `components` maps a part to its folder (relative or absolute)."""
+    file = Path(path) / INDEX
+    _check_defaults(file, defaults or {})
+    index = {
+        "format": FORMAT,
+        "version": VERSION,
+        "name": name,
+        "image_size": image_size,
+        "defaults": {**DEFAULTS, **(defaults or {})},
+        "components": dict(components),
+    }
+    with atomic_file(file) as temporary:
+        write_json(temporary, index)
+
+
+def write_derived_index(path: str | os.PathLike, base: str | os.PathLike, own: Iterable[str], name: str) -> None:
+    """Write an index for `path`, which holds the parts `own` (each in a folder of its name), the rest is `base`'s."""
+    bundle = read_index(base)
+    components = {kind: os.path.relpath(folder, path) for kind, folder in bundle.components.items()}
+    components.update({kind: kind for kind in own})
+    write_index(path, name=name, image_size=bundle.image_size, components=components, defaults=bundle.defaults)

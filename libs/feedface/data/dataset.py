@@ -1,0 +1,195 @@
+"""Records as training samples: which picture comes when, read from disk, with broken files passed over and counted.
+
+A dataset here is asked for `(sample number, faces)` pairs, see `draws`; `SampleOrder` hands them to a `DataLoader`.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from feedface.data.draws import Draw, Draws, DrawSettings, draw, faces_in_batch
+from feedface.data.records import Box, Record
+from feedface.data.transforms import centre_crop, face_masks
+from feedface.encoders import preprocess_face, to_tensor
+from feedface.errors import UserError
+from feedface.faces.crop import crop_square
+from feedface.images import read_image
+
+MAX_ATTEMPTS = 100
+T = TypeVar("T")
+
+
+class BrokenPicture(Exception):
+    """A picture or mask file cannot be used; it is in `PictureStore.broken` with the reason."""
+
+
+@dataclass(slots=True)
+class Pixels:
+    """A batch before the encoders. RGB in [-1,1]: `image` [B,3,S,S] and face crops `faces` [B,F,3,s,s].
+
+    `mask` [B,1,h,w] in 0…1 is the face's share of each latent cell. All mirrored where the draw says so.
+    """
+
+    image: Tensor
+    faces: Tensor
+    mask: Tensor
+    captions: list[str]
+
+
+@dataclass(slots=True)
+class Batch:
+    """What a dataset returns; `broken` are files passed over so far, with the reason."""
+
+    draws: Draws
+    content: object
+    broken: dict[str, str] = field(default_factory=dict)
+
+
+class PictureStore:
+    """Decodes the files of the records; `in_memory` keeps what it decoded, for sets that fit."""
+
+    def __init__(self, records: Sequence[Record], image_size: int, latent_size: int, face_size: int, in_memory: bool):
+        self.records = records
+        self.image_size, self.latent_size, self.face_size = image_size, latent_size, face_size
+        self.broken: dict[str, str] = {}
+        self._kept: dict[Path, np.ndarray] | None = {} if in_memory else None
+
+    def image(self, row: int) -> np.ndarray:
+        """The centre square of record `row`: uint8 RGB [S,S,3]."""
+        return centre_crop(self._picture(self.records[row]), self.image_size)
+
+    def masks(self, row: int) -> np.ndarray:
+        """Face masks on the latent grid without and with hair, float32 [2,h,w], see `transforms.face_masks`."""
+        record = self.records[row]
+        mask = self._read(record.mask_path)[..., 0]
+        if mask.shape != (record.height, record.width):
+            found = f"{mask.shape[1]} x {mask.shape[0]}"
+            self._give_up(record.mask_path, f"mask of {found} px for a picture of {record.width} x {record.height}")
+        return face_masks(mask, self.latent_size)
+
+    def crop_of(self, row: int, face: int) -> tuple[Path, Box]:
+        """Which picture and box reference `face` (0 own, i the i-th of `ref`) of record `row` is cut from."""
+        record = self.records[row]
+        source = record if face == 0 else record.ref[face - 1]
+        return source.path, source.square_bbox
+
+    def face(self, path: Path, box: Box, flip: bool) -> Tensor:
+        """Face crop ready for the face encoder: float32 RGB [3,s,s] in [-1,1]."""
+        crop = crop_square(self._read(path), box)
+        return preprocess_face(crop[:, ::-1] if flip else crop, self.face_size)
+
+    def _picture(self, record: Record) -> np.ndarray:
+        image = self._read(record.path)
+        if image.shape[:2] != (record.height, record.width):
+            found = f"{image.shape[1]} x {image.shape[0]}"
+            self._give_up(record.path, f"{found} px, but its record says {record.width} x {record.height}")
+        return image
+
+    def _read(self, path: Path) -> np.ndarray:
+        if self._kept is not None and path in self._kept:
+            return self._kept[path]
+        if str(path) in self.broken:
+            raise BrokenPicture(path)
+        try:
+            image = read_image(path)
+        except UserError as error:
+            self._give_up(path, str(error))
+        if self._kept is not None:
+            self._kept[path] = image
+        return image
+
+    def _give_up(self, path: Path, reason: str) -> None:
+        self.broken[str(path)] = reason
+        raise BrokenPicture(path)
+
+
+def draw_usable(
+    settings: DrawSettings, sample: int, faces: int, refs: Sequence[int], load: Callable[[Draw], T]
+) -> tuple[Draw, T]:
+    """Draw a sample and load it; while `load` raises `BrokenPicture`, another picture stands in."""
+    for attempt in range(MAX_ATTEMPTS):
+        drawn = draw(settings, sample, faces, refs, attempt)
+        try:
+            return drawn, load(drawn)
+        except BrokenPicture as error:
+            last = error
+    raise UserError(f"{MAX_ATTEMPTS} pictures in a row cannot be used, the last is {last}; check the data")
+
+
+def check_broken(broken: dict[str, str], most: int) -> None:
+    """`UserError` when more than `most` files cannot be used."""
+    if len(broken) > most:
+        path, reason = next(iter(broken.items()))
+        reason = reason if path in reason else f"{path}: {reason}"
+        raise UserError(
+            f"{len(broken)} files cannot be used, more than data.max_broken={most}; the first: {reason}"
+        ) from None
+
+
+class PictureDataset(Dataset):
+    """Samples read from the picture files, for training with the encoders in the loop."""
+
+    def __init__(self, store: PictureStore, settings: DrawSettings):
+        self.store, self.settings = store, settings
+        self.refs = [len(record.ref) for record in store.records]
+
+    def __getitems__(self, items: Sequence[tuple[int, int]]) -> Batch:
+        """`items`: (sample number, faces); `faces` is the same for all. Content: `Pixels`."""
+        drawn, loaded = zip(
+            *(draw_usable(self.settings, sample, faces, self.refs, self._load) for sample, faces in items),
+            strict=True,
+        )
+        image, faces, mask = (torch.stack(parts) for parts in zip(*loaded, strict=True))
+        captions = [self.store.records[d.row].caption for d in drawn]
+        return Batch(Draws.collate(drawn), Pixels(image, faces, mask, captions), dict(self.store.broken))
+
+    def _load(self, drawn: Draw) -> tuple[Tensor, Tensor, Tensor]:
+        image = to_tensor(self.store.image(drawn.row))
+        mask = torch.from_numpy(self.store.masks(drawn.row)[int(drawn.hair)])[None]
+        crops = [self.store.crop_of(drawn.row, face) for face in drawn.faces]
+        faces = torch.stack([self.store.face(path, box, drawn.flip) for path, box in crops])
+        return (image.flip(-1), faces, mask.flip(-1)) if drawn.flip else (image, faces, mask)
+
+
+class SampleOrder(Sampler[list[tuple[int, int]]]):
+    """Batch sampler of one process: which samples its micro-batches of steps `first_step`… hold.
+
+    A step takes `processes * accumulation * batch_size` samples in a row, from `first_sample` on; every process takes
+    its own part of each micro-batch, so together they see each sample once.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        first_sample: int,
+        steps: int,
+        batch_size: int,
+        accumulation: int = 1,
+        processes: int = 1,
+        rank: int = 0,
+        max_faces: int = 1,
+    ):
+        self.seed, self.first_sample, self.steps, self.batch_size = seed, first_sample, steps, batch_size
+        self.accumulation, self.processes, self.rank, self.max_faces = accumulation, processes, rank, max_faces
+
+    @property
+    def step_size(self) -> int:
+        """Samples in one step of all processes."""
+        return self.processes * self.accumulation * self.batch_size
+
+    def __len__(self) -> int:
+        return self.steps * self.accumulation
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for step in range(self.steps):
+            begin = self.first_sample + step * self.step_size
+            faces = faces_in_batch(self.seed, begin, self.max_faces)
+            for micro in range(self.accumulation):
+                start = begin + (micro * self.processes + self.rank) * self.batch_size
+                yield [(sample, faces) for sample in range(start, start + self.batch_size)]

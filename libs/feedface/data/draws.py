@@ -1,0 +1,120 @@
+"""Everything random about a training sample, drawn from (seed, sample number) alone.
+
+So a run does not depend on how many processes or workers share it, nor on where it was interrupted. Samples are
+numbered through the whole run; number `s` is picture `s % N` of the shuffled order of epoch `s // N`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from feedface.diffusion.schedule import NUM_TIMESTEPS
+
+# First entry of each generator's seed. All seeds have four entries: numpy takes [a] and [a, 0] for the same.
+_ORDER, _SAMPLE, _FACES = 1, 2, 3
+
+
+@dataclass(frozen=True)
+class DrawSettings:
+    """Probabilities are per sample. `latent_shape` is (C, h, w), `clip_img_dim` the CLIP-image embedding's length."""
+
+    seed: int
+    latent_shape: tuple[int, int, int]
+    clip_img_dim: int
+    flip: float = 0.5  # mirror the picture, its mask and its face crops
+    hair_in_mask: float = 0.5  # hair counts as face
+    other_picture: float = 0.5  # the reference is another picture of the person, where the record lists some
+    standard_loss: float = 0.1
+    face_dropout: float = 0.1
+    text_dropout: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """One sample. `faces` are the pictures that give its references: 0 the record's own, i the i-th of `ref`."""
+
+    row: int
+    flip: bool
+    hair: bool
+    standard: bool
+    drop_face: bool
+    drop_text: bool
+    t: int
+    faces: tuple[int, ...]
+    vae_noise: np.ndarray
+    noise: np.ndarray
+    clip_noise: np.ndarray
+
+
+@dataclass(slots=True)
+class Draws:
+    """A batch of them. Bool and int64 [B]; noises float32 [B,C,h,w] and `clip_noise` [B,1,Dc]."""
+
+    rows: Tensor
+    flip: Tensor
+    hair: Tensor
+    standard: Tensor
+    drop_face: Tensor
+    drop_text: Tensor
+    t: Tensor
+    vae_noise: Tensor
+    noise: Tensor
+    clip_noise: Tensor
+
+    @classmethod
+    def collate(cls, draws: Sequence[Draw]) -> "Draws":
+        """Stack samples."""
+        scalars = np.array([(d.row, d.flip, d.hair, d.standard, d.drop_face, d.drop_text, d.t) for d in draws])
+        rows, flip, hair, standard, drop_face, drop_text, t = torch.from_numpy(scalars.T.copy())
+        noises = (np.stack([getattr(d, name) for d in draws]) for name in ("vae_noise", "noise", "clip_noise"))
+        flags = (flag.bool() for flag in (flip, hair, standard, drop_face, drop_text))
+        return cls(rows, *flags, t, *map(torch.from_numpy, noises))
+
+
+@lru_cache(maxsize=2)
+def _order(seed: int, epoch: int, count: int) -> np.ndarray:
+    return np.random.default_rng([_ORDER, seed, epoch, 0]).permutation(count)
+
+
+def faces_in_batch(seed: int, first_sample: int, most: int) -> int:
+    """How many references the samples of a step get, 1…most: the same for all, since their tokens are joined."""
+    return int(np.random.default_rng([_FACES, seed, first_sample, 0]).integers(1, most + 1))
+
+
+def draw(settings: DrawSettings, sample: int, faces: int, refs: Sequence[int], attempt: int = 0) -> Draw:
+    """Draw sample number `sample`.
+
+    Args:
+        faces: how many references it gets.
+        refs: for each record, how many other pictures of the person it lists; its length is the number of records.
+        attempt: 0 takes the next picture of the epoch; 1, 2, … stand in another one for a picture that is broken.
+    """
+    rng = np.random.default_rng([_SAMPLE, settings.seed, sample, attempt])
+    chances = rng.random(6)
+    t = int(rng.integers(1, NUM_TIMESTEPS + 1))
+    vae_noise = rng.standard_normal(settings.latent_shape, dtype=np.float32)
+    noise = rng.standard_normal(settings.latent_shape, dtype=np.float32)
+    clip_noise = rng.standard_normal((1, settings.clip_img_dim), dtype=np.float32)
+    if attempt:
+        row = int(rng.integers(len(refs)))
+    else:
+        row = int(_order(settings.seed, sample // len(refs), len(refs))[sample % len(refs)])
+    others = list(rng.permutation(refs[row]) + 1) if refs[row] else []
+    pool = others if others and chances[2] < settings.other_picture else [0, *others]
+    return Draw(
+        row=row,
+        flip=bool(chances[0] < settings.flip),
+        hair=bool(chances[1] < settings.hair_in_mask),
+        standard=bool(chances[3] < settings.standard_loss),
+        drop_face=bool(chances[4] < settings.face_dropout),
+        drop_text=bool(chances[5] < settings.text_dropout),
+        t=t,
+        faces=tuple(int(pool[i % len(pool)]) for i in range(faces)),
+        vae_noise=vae_noise,
+        noise=noise,
+        clip_noise=clip_noise,
+    )

@@ -1,0 +1,1 @@
+"""Noise schedule, losses, guidance and sampling."""

@@ -1,0 +1,129 @@
+"""Sampling: diffusers' solvers over the joint vector [image latent, CLIP-image embedding] of U-ViT.
+
+`sample(uvit, text=…, seeds=[…], …) -> (latents, clip_img)`. `steps` counts evaluations of the model. Solvers, by name:
+- "dpmsolver++": order 2, multistep, on a grid uniform in log-SNR; the default;
+- "dpmsolver++singlestep": order 3, uniform in time from 1000 to 1, as the release samples;
+- "unipc": order 2, uniform in log-SNR;
+- "ddim": uniform in time from 1000 to 1.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from feedface.backbones.uvit import UViT
+from feedface.diffusion.guidance import GuidedNoise
+from feedface.diffusion.schedule import BETA_END, BETA_START, NUM_TIMESTEPS, timestep_of
+from feedface.methods.feedface import FaceControlNet
+
+SCHEDULERS = ("dpmsolver++", "dpmsolver++singlestep", "unipc", "ddim")
+MAX_STEPS = NUM_TIMESTEPS - 1
+
+
+def make_scheduler(name: str, steps: int) -> Any:
+    """A diffusers scheduler whose timesteps 999 … 0 stand for ours, 1000 … 1, set to `steps` evaluations."""
+    from diffusers import DPMSolverMultistepScheduler, DPMSolverSinglestepScheduler, UniPCMultistepScheduler
+
+    if not 1 <= steps <= MAX_STEPS:
+        raise ValueError(f"steps must be 1 to {MAX_STEPS}, not {steps}")
+    schedule = {
+        "num_train_timesteps": NUM_TIMESTEPS,
+        "beta_start": BETA_START,
+        "beta_end": BETA_END,
+        "beta_schedule": "scaled_linear",
+    }
+    # Uniform in time, the last step of 20 is three times as long in log-SNR as all before it, and a multistep solver's
+    # error there is larger than DDIM's (see test_sampling); uniform in log-SNR it is ten times smaller.
+    if name == "dpmsolver++":
+        scheduler = DPMSolverMultistepScheduler(**schedule, solver_order=2, use_lu_lambdas=True)
+    elif name == "unipc":
+        scheduler = UniPCMultistepScheduler(**schedule, solver_order=2, use_exponential_sigmas=True)
+    elif name == "dpmsolver++singlestep":
+        scheduler = DPMSolverSinglestepScheduler(
+            **schedule, solver_order=3, lower_order_final=True, final_sigmas_type="sigma_min"
+        )
+    elif name == "ddim":
+        # DDIM is DPM-Solver++ of order 1 (Lu et al. 2022, §4.1). diffusers' own DDIMScheduler assumes steps of
+        # 1000 // steps, which are not those of its grid unless that divides evenly.
+        scheduler = DPMSolverMultistepScheduler(**schedule, solver_order=1, final_sigmas_type="sigma_min")
+    else:
+        raise ValueError(f"scheduler must be one of {', '.join(SCHEDULERS)}, not {name!r}")
+    scheduler.set_timesteps(steps)
+    scheduler.set_begin_index(0)  # or a grid finer than the timesteps would start at the second of two equal ones
+    return scheduler
+
+
+def initial_noise(seeds: Sequence[int], *shapes: Sequence[int]) -> list[Tensor]:
+    """Standard normal tensors [B, *shape], one for each of `shapes`, row i from its own CPU generator of `seeds[i]`.
+
+    So a sample depends on its seed only: neither on the batch it is in nor on the device.
+    """
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    return [torch.stack([torch.randn(*shape, generator=generator) for generator in generators]) for shape in shapes]
+
+
+@torch.no_grad()
+def sample(
+    uvit: UViT,
+    *,
+    text: Tensor,
+    seeds: Sequence[int],
+    steps: int = 40,
+    guidance: float = 6.0,
+    uncond_mode: str = "true_uncond",
+    empty_text: Tensor | None = None,
+    face_controlnet: FaceControlNet | None = None,
+    face_tokens: Tensor | None = None,
+    face_scale: float = 1.0,
+    latent_size: tuple[int, int] | None = None,
+    scheduler: str = "dpmsolver++",
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Draw one sample for each seed: latents [B,C,h,w] and CLIP-image embeddings [B,1,Dc], float32 on text's device.
+
+    `text` [B,T,Dt] or, for one prompt, [1,T,Dt]. `guidance` is g of ε_u + g (ε_c − ε_u); at 1 there is no unconditional
+    pass. `empty_text` [1,T,Dt], the encoded empty prompt, is needed by the modes "empty_token" and "paper" (see
+    `guidance`). `face_tokens`: [B,n,D], or [1,n,D] for one person, as `FaceControlNet.join` gives them. `latent_size`
+    is (height, width), by default the U-ViT's own. `progress(done, total)` is called after each evaluation.
+    Raises `ValueError` for unknown names, steps outside 1 … 999 and sizes not divisible by the patch.
+    """
+    solver = make_scheduler(scheduler, steps)
+    latent_shape = (uvit.in_chans, *(latent_size or uvit.img_size))
+    clip_shape, text_shape = (1, uvit.clip_img_dim), (uvit.num_text_tokens, uvit.text_dim)
+    img, clip_img, text_noise = (
+        noise.to(text.device) for noise in initial_noise(seeds, latent_shape, clip_shape, text_shape)
+    )
+    if uncond_mode == "true_uncond":
+        uncond_text = text_noise
+    else:
+        uncond_text = None if empty_text is None else empty_text.expand(len(seeds), -1, -1)
+    model = GuidedNoise(
+        uvit,
+        text.expand(len(seeds), -1, -1),
+        uncond_text,
+        guidance=guidance,
+        uncond_mode=uncond_mode,
+        face_controlnet=face_controlnet,
+        face_tokens=face_tokens,
+        face_scale=face_scale,
+    )
+
+    def split(joint: Tensor) -> tuple[Tensor, Tensor]:
+        img, clip_img = joint.split([img_numbers, uvit.clip_img_dim], dim=1)
+        return img.unflatten(1, latent_shape), clip_img.unflatten(1, clip_shape)
+
+    def merge(img: Tensor, clip_img: Tensor) -> Tensor:
+        return torch.cat([img.flatten(1), clip_img.flatten(1)], dim=1)
+
+    joint = merge(img, clip_img)
+    img_numbers = joint.shape[1] - uvit.clip_img_dim
+    # diffusers rounds or cuts its timesteps to whole ones; the noise levels it steps between are exact
+    times = timestep_of(solver.sigmas[:steps]).tolist()
+    for done, (time, timestep) in enumerate(zip(times, solver.timesteps, strict=True), start=1):
+        noise = merge(*model(*split(joint), time))
+        joint = solver.step(noise, timestep, joint).prev_sample
+        if progress is not None:
+            progress(done, steps)
+    return split(joint)

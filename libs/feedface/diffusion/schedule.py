@@ -1,0 +1,36 @@
+"""The discrete noise schedule of Stable Diffusion, which UniDiffuser shares: timesteps 1 … 1000, 0 is clean."""
+
+import torch
+from torch import Tensor
+
+NUM_TIMESTEPS = 1000
+BETA_START, BETA_END = 0.00085, 0.012
+
+
+def alphas_cumprod() -> Tensor:
+    """ᾱ [1000] in float64; entry `t - 1` belongs to timestep `t`."""
+    betas = torch.linspace(BETA_START**0.5, BETA_END**0.5, NUM_TIMESTEPS, dtype=torch.float64) ** 2
+    return (1 - betas).cumprod(0)
+
+
+def add_noise(x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    """√ᾱ_t x0 + √(1 - ᾱ_t) noise, for `x0`, `noise` [B,…] and integer timesteps `t` [B] in 1 … 1000."""
+    alpha_bar = alphas_cumprod()
+    signal, spread = (
+        scale.to(x0.dtype).to(x0.device)[t - 1].reshape(-1, *[1] * (x0.dim() - 1))
+        for scale in (alpha_bar.sqrt(), (1 - alpha_bar).sqrt())
+    )
+    return signal * x0 + spread * noise
+
+
+def timestep_of(sigma: Tensor) -> Tensor:
+    """Fractional timesteps, 1 … 1000, at which the noise-to-signal ratio √((1 - ᾱ)/ᾱ) is `sigma` (any shape).
+
+    Interpolated in the ratio's logarithm, as the solvers of DPM-Solver's authors do.
+    """
+    alpha_bar = alphas_cumprod()
+    known = ((1 - alpha_bar) / alpha_bar).log() / 2
+    wanted = sigma.double().log()
+    after = torch.searchsorted(known, wanted).clamp(1, NUM_TIMESTEPS - 1)
+    share = (wanted - known[after - 1]) / (known[after] - known[after - 1])
+    return (after + share).clamp(1, NUM_TIMESTEPS)

@@ -1,0 +1,158 @@
+"""Text, image and latent encoders behind transformers and diffusers classes, and the picture preparation they need.
+
+Pictures are RGB. Shapes: B batch, T text tokens, C H W pixels or latent.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from feedface.errors import UserError
+
+if TYPE_CHECKING:  # heavy, and only named here
+    from diffusers import AutoencoderKL
+    from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
+
+# What CLIP was trained with (Radford et al. 2021); the face encoder takes 0.5 and 0.5 instead.
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def resize_and_crop(images: Tensor, size: int) -> Tensor:
+    """Images [B,3,H,W] in [-1,1] -> [B,3,size,size]: short side resized (bicubic, antialiased), centre cropped."""
+    height, width = images.shape[-2:]
+    scale = size / min(height, width)
+    new = (max(size, round(height * scale)), max(size, round(width * scale)))
+    if new != (height, width):
+        images = F.interpolate(images, new, mode="bicubic", antialias=True).clamp(-1, 1)
+    top, left = (new[0] - size) // 2, (new[1] - size) // 2
+    return images[..., top : top + size, left : left + size]
+
+
+def to_tensor(image: np.ndarray) -> Tensor:
+    """uint8 RGB [H,W,3] -> float32 [3,H,W] in [-1,1]."""
+    return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).float() / 127.5 - 1
+
+
+def preprocess_face(image: np.ndarray, size: int = 224) -> Tensor:
+    """A square face crop, uint8 RGB [H,W,3] -> [3,size,size] in [-1,1], as `FaceControlNet.encode` takes it."""
+    return resize_and_crop(to_tensor(image)[None], size)[0]
+
+
+def load_tokenizer(folder: str | os.PathLike) -> "CLIPTokenizer":
+    """A CLIP tokenizer from its files (`tokenizer.json`, or `vocab.json` and `merges.txt`)."""
+    from transformers import CLIPTokenizer
+
+    folder = Path(folder)
+    # transformers makes a tokenizer of two tokens out of an empty folder, without an error
+    if not (folder / "tokenizer.json").is_file() and not (folder / "vocab.json").is_file():
+        raise UserError(f"{folder}: holds no CLIP tokenizer (tokenizer.json, or vocab.json and merges.txt)")
+    return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+class TextEncoder(nn.Module):
+    """CLIP text tower (last hidden states), then the linear prefix of the caption decoder where there is one."""
+
+    def __init__(self, clip: "CLIPTextModel", tokenizer: "CLIPTokenizer", prefix: nn.Linear | None = None):
+        super().__init__()
+        if len(tokenizer) != clip.config.vocab_size:
+            raise UserError(
+                f"tokenizer of {len(tokenizer)} tokens does not belong to a text encoder of {clip.config.vocab_size}"
+            )
+        self.clip, self.tokenizer, self.prefix = clip, tokenizer, prefix
+        self.requires_grad_(False).eval()
+
+    @property
+    def num_tokens(self) -> int:
+        """T: every prompt is cut or padded to this many tokens."""
+        return self.clip.config.max_position_embeddings
+
+    @property
+    def text_dim(self) -> int:
+        """Size of one encoded token."""
+        return self.prefix.out_features if self.prefix is not None else self.clip.config.hidden_size
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Token ids [B,T]; what exceeds T tokens is cut."""
+        return self.tokenizer(
+            list(texts), padding="max_length", truncation=True, max_length=self.num_tokens, return_tensors="pt"
+        ).input_ids
+
+    @torch.no_grad()
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        """Prompts -> [B,T,text_dim] in the weights' dtype."""
+        ids = self.tokenize(texts).to(self.clip.device)
+        states = self.clip(input_ids=ids).last_hidden_state  # no padding mask: CLIP was trained without one
+        return self.prefix(states) if self.prefix is not None else states
+
+
+class ImageEncoder(nn.Module):
+    """CLIP image tower: the pooled, projected, unnormalised embedding that UniDiffuser noises beside the latent."""
+
+    def __init__(self, clip: "CLIPVisionModelWithProjection"):
+        super().__init__()
+        self.clip = clip
+        self.requires_grad_(False).eval()
+        self._mean_std: tuple[Tensor, Tensor] = (
+            torch.tensor(CLIP_MEAN).reshape(3, 1, 1),
+            torch.tensor(CLIP_STD).reshape(3, 1, 1),
+        )
+
+    @torch.no_grad()
+    def encode(self, images: Tensor | Sequence[np.ndarray]) -> Tensor:
+        """Images [B,3,H,W] in [-1,1], or uint8 RGB [H,W,3] each of any size -> [B,1,clip_img_dim]."""
+        size = self.clip.config.image_size
+        if isinstance(images, Tensor):
+            pixels = resize_and_crop(images.to(self.clip.device).float(), size)
+        else:
+            pixels = torch.cat([resize_and_crop(to_tensor(image)[None], size) for image in images])
+        mean, std = (value.to(self.clip.device) for value in self._mean_std)
+        pixels = ((pixels.to(self.clip.device) + 1) / 2 - mean) / std
+        return self.clip(pixel_values=pixels.to(self.clip.dtype)).image_embeds[:, None]
+
+
+class LatentCodec(nn.Module):
+    """diffusers' `AutoencoderKL` with its scaling factor: pixels in [-1,1] to latents of about unit variance.
+
+    An autoencoder of 3·f² input channels takes f×f pixels stacked into channels (space to depth): convolutions at full
+    resolution are what a small model on a CPU cannot afford.
+    """
+
+    def __init__(self, vae: "AutoencoderKL"):
+        super().__init__()
+        self.vae = vae
+        self._stack = round((vae.config.in_channels / 3) ** 0.5)  # f
+        if 3 * self._stack**2 != vae.config.in_channels or vae.config.out_channels != vae.config.in_channels:
+            raise ValueError(
+                f"autoencoder with {vae.config.in_channels} -> {vae.config.out_channels} channels, not 3·f²"
+            )
+
+    @property
+    def factor(self) -> int:
+        """Pixels along one side of a latent cell."""
+        return self._stack * 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    def encode(self, images: Tensor, sample: bool = True, generator: torch.Generator | None = None) -> Tensor:
+        """Images [B,3,H,W] in [-1,1] -> latents [B,C,H/factor,W/factor]: a sample of the posterior, or its mode."""
+        posterior = self._posterior(images)
+        return (posterior.sample(generator) if sample else posterior.mode()) * self.vae.config.scaling_factor
+
+    def moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the latents that `encode` samples: mean + std * noise is such a sample."""
+        posterior = self._posterior(images)
+        return posterior.mean * self.vae.config.scaling_factor, posterior.std * self.vae.config.scaling_factor
+
+    def _posterior(self, images: Tensor):
+        pixels = F.pixel_unshuffle(images.to(self.vae.device, self.vae.dtype), self._stack)
+        return self.vae.encode(pixels).latent_dist
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents [B,C,h,w] -> images [B,3,h*factor,w*factor], float32, clamped to [-1,1]."""
+        latents = latents.to(self.vae.device, self.vae.dtype) / self.vae.config.scaling_factor
+        return F.pixel_shuffle(self.vae.decode(latents).sample, self._stack).float().clamp(-1, 1)

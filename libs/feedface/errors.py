@@ -1,0 +1,32 @@
+"""One exception for everything a user can put right, and the wrapper that turns it into one line and exit code 2."""
+
+import sys
+from collections.abc import Callable
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+
+class UserError(Exception):
+    """A mistake in the input: the message is one line that names the file, line or value and what to do."""
+
+
+def run_cli(main: Callable[[], int | None]) -> None:
+    """Run a script's `main` and leave the process with its exit code.
+
+    `UserError` and a full or unwritable disk become one line on stderr and exit code 2; Ctrl-C becomes one line and
+    exit code 130. Anything else is a defect of ours and keeps its traceback.
+    """
+    try:
+        code = main() or 0
+    except UserError as error:
+        one_line = " ".join(str(error).split())
+        print(f"error: {one_line}", file=sys.stderr)
+        code = EXIT_USER_ERROR
+    except OSError as error:
+        print(f"error: {error.strerror or error}{f': {error.filename}' if error.filename else ''}", file=sys.stderr)
+        code = EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = EXIT_INTERRUPTED
+    sys.exit(code)

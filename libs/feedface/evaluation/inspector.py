@@ -1,0 +1,115 @@
+"""The judge of the mini world: who is in a picture, and what the picture shows.
+
+It is trained apart, on people that nothing else ever sees (`feedface.mini.inspector`), and it is never used in
+training, so that no model can learn to please it. Letters: B batch, E embedding width.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from feedface.checkpoints.bundle import load_network, write_json
+from feedface.files import atomic_folder
+
+
+@dataclass
+class InspectorOutput:
+    embedding: torch.Tensor  # [B, E], length 1
+    logits: dict[str, torch.Tensor]  # attribute -> [B, classes]
+
+
+@dataclass
+class Findings:
+    embedding: np.ndarray  # [B, E] float32, length 1
+    attributes: dict[str, np.ndarray]  # attribute -> [B] int64 class index
+
+
+class Residual(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.body = nn.Sequential(_conv(width, width), nn.ReLU(), _conv(width, width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.relu(x + self.body(x))
+
+
+def _conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False), nn.BatchNorm2d(outputs))
+
+
+class Inspector(nn.Module):
+    """A small conv net over whole pictures: an identity embedding and one classification head per attribute.
+
+    attributes: attribute -> number of classes. image_size: pictures of other sizes are resized to it.
+    """
+
+    def __init__(self, attributes: dict[str, int], image_size: int = 64, width: int = 32, embedding_dim: int = 128):
+        super().__init__()
+        self.config = {
+            "attributes": dict(attributes),
+            "image_size": image_size,
+            "width": width,
+            "embedding_dim": embedding_dim,
+        }
+        if image_size % 16:
+            raise ValueError(f"image_size {image_size} is not a multiple of 16")
+        # Full resolution is where convolutions cost most on a CPU, so the first step already halves it.
+        self.trunk = nn.Sequential(
+            _conv(3, width, 2), nn.ReLU(),
+            _conv(width, 2 * width, 2), nn.ReLU(), Residual(2 * width),
+            _conv(2 * width, 4 * width, 2), nn.ReLU(), Residual(4 * width),
+            _conv(4 * width, 4 * width, 2), nn.ReLU(),
+        )  # fmt: skip
+        # The grid is kept, not averaged away: where eyes and mouth stand tells people apart.
+        features = 4 * width * (image_size // 16) ** 2
+        self.embed = nn.Sequential(nn.Linear(features, embedding_dim, bias=False), nn.BatchNorm1d(embedding_dim))
+        self.heads = nn.ModuleDict({name: nn.Linear(features, classes) for name, classes in attributes.items()})
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, images: torch.Tensor) -> InspectorOutput:
+        """images: float [B, 3, H, W], RGB in 0..1."""
+        size = (self.config["image_size"],) * 2
+        if images.shape[-2:] != size:
+            images = F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
+        x = (images * 2 - 1).contiguous(memory_format=torch.channels_last)
+        x = self.trunk(x).flatten(1)
+        return InspectorOutput(
+            embedding=F.normalize(self.embed(x).float(), dim=-1),
+            logits={name: head(x).float() for name, head in self.heads.items()},
+        )
+
+    @torch.no_grad()
+    def inspect(self, images: np.ndarray, batch_size: int = 256) -> Findings:
+        """Judge pictures of any number: uint8 [B, H, W, 3], RGB."""
+        device = next(self.parameters()).device
+        embeddings, attributes = [], {name: [] for name in self.heads}
+        for start in range(0, len(images), batch_size):
+            chunk = torch.from_numpy(np.ascontiguousarray(images[start : start + batch_size])).to(device)
+            output = self(chunk.permute(0, 3, 1, 2).float() / 255)
+            embeddings.append(output.embedding.cpu().numpy())
+            for name, logits in output.logits.items():
+                attributes[name].append(logits.argmax(dim=-1).cpu().numpy())
+        return Findings(np.concatenate(embeddings), {name: np.concatenate(parts) for name, parts in attributes.items()})
+
+    def save_pretrained(self, folder: str | os.PathLike) -> None:
+        """Write `config.json` and `model.safetensors` (half precision; batch statistics stay in single)."""
+        from safetensors.torch import save_file
+
+        # A running variance can lie outside what half precision holds; it is a few kilobytes.
+        state = {
+            key: (tensor.half() if tensor.is_floating_point() and "running_" not in key else tensor).cpu().contiguous()
+            for key, tensor in self.state_dict().items()
+        }
+        with atomic_folder(folder) as temporary:
+            save_file(state, temporary / "model.safetensors", metadata={"format": "pt"})
+            write_json(temporary / "config.json", self.config)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike, device: str | torch.device = "cpu") -> "Inspector":
+        """Read what `save_pretrained` wrote; single precision, in evaluation mode. `UserError` if it cannot be."""
+        return load_network(cls, Path(folder), device, torch.float32).eval()

@@ -1,0 +1,60 @@
+"""Build models/mini from nothing, stage by stage.
+
+    python -m feedface.mini --stage all                          everything, on a CPU; run it again to go on
+    python -m feedface.mini --stage vae --config.vae.minutes=20  one stage, a setting changed
+    python -m feedface.mini --stage all --preset gpu             larger, for a GPU
+
+Settings are in configs/mini.py. Each stage keeps checkpoint, log and metrics in <workdir>/<stage>/; to train it again
+from the start, delete that folder, and those of the stages that build on it.
+"""
+
+import argparse
+import importlib
+import sys
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from feedface.errors import UserError, run_cli
+
+# In the order in which they need each other.
+STAGES = (
+    "world", "vae", "clip", "face_encoder", "uvit", "control", "detector", "recogniser", "inspector", "bundle",
+)  # fmt: skip
+PRESETS = ("cpu", "gpu")
+
+
+def read_config(preset: str, overrides: list[str]) -> ConfigDict:
+    """configs/mini.py for `preset`, changed by `overrides` such as "--config.vae.steps=100"."""
+    from feedface.mini.common import ROOT
+
+    values = flags.FlagValues()
+    holder = config_flags.DEFINE_config_file("config", flag_values=values)
+    try:
+        rest = values(["mini", f"--config={ROOT / 'configs' / 'mini.py'}:{preset}", *overrides])[1:]
+        config = holder.value
+    # ml_collections reports a wrong key or type in all of these.
+    except (flags.Error, KeyError, AttributeError, TypeError, ValueError) as error:
+        raise UserError(f"{error}; the settings are in configs/mini.py") from None
+    if rest:
+        raise UserError(f"{rest[0]}: unknown argument; see --help")
+    return config
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m feedface.mini", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--stage", required=True, choices=("all", *STAGES))
+    parser.add_argument("--preset", default="cpu", choices=PRESETS, help="sizes and budgets (default cpu)")
+    parser.add_argument("--workdir", type=Path, default=Path(".cache/mini"), help="default .cache/mini")
+    arguments, overrides = parser.parse_known_args()
+    config = read_config(arguments.preset, overrides)
+    workdir = arguments.workdir.resolve()
+    for stage in STAGES if arguments.stage == "all" else (arguments.stage,):
+        importlib.import_module(f"feedface.mini.{stage}").run(config, workdir)
+
+
+if __name__ == "__main__":
+    sys.exit(run_cli(main))

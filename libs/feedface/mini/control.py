@@ -1,0 +1,56 @@
+"""Stage `control`: the face-controlnet, trained by train.py itself with configs/mini_face.py."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import ml_collections
+
+from feedface.checkpoints.bundle import load_bundle, save_component
+from feedface.errors import UserError
+from feedface.files import atomic_file
+from feedface.mini.bundle import write_bundle_index
+from feedface.mini.common import ROOT, FitResult, write_metrics
+
+
+def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
+    """Train as `config.control` changes configs/mini_face.py, and leave `<workdir>/bundle/face_controlnet/`."""
+    config, folder, bundle = config.control, workdir / "control", workdir / "bundle"
+    write_bundle_index(bundle, config.image_size)
+    changes = {
+        "seed": config.seed,
+        "model": bundle,
+        "face_encoder": bundle / "face_encoder",
+        "data.records": f"('{workdir / 'world' / 'train' / 'records.jsonl'}',)",
+        "cache.dir": workdir / "features",
+        "train.steps": config.steps,
+        "train.batch_size": config.batch_size,
+        "train.lr": config.lr,
+        "train.precision": config.precision,
+    }
+    command = [sys.executable, str(ROOT / "train.py"), f"--config={ROOT / 'configs' / 'mini_face.py'}"]
+    command += [f"--workdir={folder}", *(f"--config.{key}={value}" for key, value in changes.items())]
+    started = time.monotonic()
+    code = subprocess.run(command, cwd=ROOT).returncode
+    seconds = _add_seconds(folder, time.monotonic() - started)
+    if code:
+        raise UserError(f"control: train.py ended with exit code {code}; running this stage again goes on from there")
+
+    net = load_bundle(folder / "checkpoints" / "last", components=["face_controlnet"]).face_controlnet
+    save_component("face_controlnet", net, bundle / "face_controlnet")
+    write_bundle_index(bundle, config.image_size)
+    parameters = sum(parameter.numel() for parameter in net.trainable_parameters())
+    # The loss stands in the run's own logs (tensorboard --logdir <workdir>/control/logs).
+    result = FitResult(config.steps, config.steps * config.batch_size, seconds, None, parameters)
+    write_metrics(folder, config, result)
+
+
+def _add_seconds(folder: Path, seconds: float) -> float:
+    """Time over all resumed parts, kept beside the checkpoints."""
+    path = folder / "seconds.json"
+    total = seconds + (json.loads(path.read_text()) if path.exists() else 0)
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(total))
+    return total

@@ -1,0 +1,143 @@
+"""Stage `uvit`: the base model, a small U-ViT that draws portraits from a prompt, without anybody's face."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import ml_collections
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from feedface.backbones.uvit import UViT
+from feedface.checkpoints.bundle import Bundle, load_bundle, save_component
+from feedface.device import pick_device
+from feedface.diffusion.sampling import sample
+from feedface.diffusion.schedule import NUM_TIMESTEPS, add_noise, alphas_cumprod
+from feedface.mini.bundle import write_bundle_index
+from feedface.mini.common import fit, in_batches, load_portraits, save_sheet, to_pixels, to_uint8, write_metrics
+
+ENCODERS = ("vae", "text_encoder", "image_encoder")
+
+
+@dataclass
+class Features:
+    """Encoded portraits. V is 2: as they are, and mirrored."""
+
+    latents: Tensor  # [N,V,C,h,w]
+    clip_img: Tensor  # [N,V,1,Dc]
+    weights: Tensor  # [N,V,1,h,w], mean 1: how much a cell counts
+    text: Tensor  # [N,T,Dt]
+    empty_text: Tensor  # [1,T,Dt], the empty prompt
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+
+def encode(portraits, encoders: Bundle, device: torch.device, face_weight: float) -> Features:
+    """Encode every portrait once; the encoders are frozen."""
+    views = []
+    for flip in (False, True):
+        images = portraits.images[:, :, ::-1] if flip else portraits.images
+        masks = portraits.masks[:, :, ::-1] if flip else portraits.masks
+        latents = in_batches(images, lambda x: encoders.vae.encode(to_pixels(x, device), sample=False))
+        clip_img = in_batches(images, lambda x: encoders.image_encoder.encode(to_pixels(x, device)))
+        face = torch.from_numpy(np.isin(masks, range(1, 10))).float()[:, None]
+        weights = 1 + (face_weight - 1) * F.adaptive_avg_pool2d(face, latents.shape[-2:])
+        views.append((latents, clip_img, weights / weights.mean()))
+    text = in_batches(portraits.captions, encoders.text_encoder.encode)
+    parts = (torch.stack(pair, dim=1) for pair in zip(*views, strict=True))
+    return Features(*parts, text=text, empty_text=encoders.text_encoder.encode([""]).cpu())
+
+
+def noise_loss(uvit: UViT, features: Features, config: ml_collections.ConfigDict, generator: torch.Generator):
+    """Weighted squared error of both noises on a random batch -> (loss, parts to log)."""
+    device = uvit.pos_embed.device
+    n = config.batch_size
+    row = torch.randint(len(features), (n,), generator=generator)
+    view = torch.randint(2, (n,), generator=generator)
+    latents, clip_img = features.latents[row, view], features.clip_img[row, view]
+    t = torch.randint(1, NUM_TIMESTEPS + 1, (n,), generator=generator)
+    noise = torch.randn(latents.shape, generator=generator)
+    clip_noise = torch.randn(clip_img.shape, generator=generator)
+
+    # What "unconditional" may mean at sampling time (see diffusion.guidance) has to be learned here.
+    text = features.text[row]
+    dropped = torch.rand(n, generator=generator)
+    is_noise = dropped < config.noise_text
+    is_empty = (dropped >= config.noise_text) & (dropped < config.noise_text + config.empty_text)
+    text = torch.where(is_noise[:, None, None], torch.randn(text.shape, generator=generator), text)
+    text = torch.where(is_empty[:, None, None], features.empty_text, text)
+    t_text = is_noise * NUM_TIMESTEPS
+    data_type = torch.randint(2, (n,), generator=generator)  # the authors train with 0 and sample with 1
+
+    inputs = (add_noise(latents, noise, t), add_noise(clip_img, clip_noise, t), text, t, t_text, data_type)
+    out = uvit(*(value.to(device) for value in inputs))
+    img_error = (out.img.float() - noise.to(device)).square() * features.weights[row, view].to(device)
+    clip_error = (out.clip_img.float() - clip_noise.to(device)).square()
+    weights = min_snr_weights(t, config.min_snr).to(device)
+    img_loss, clip_loss = ((weights * error.flatten(1).mean(1)).mean() for error in (img_error, clip_error))
+    return img_loss + config.clip_weight * clip_loss, {"img": img_loss.detach(), "clip_img": clip_loss.detach()}
+
+
+def min_snr_weights(t: Tensor, gamma: float) -> Tensor:
+    """min(SNR, gamma) / SNR for noise prediction (Hang et al. 2023, eq. 7) at timesteps [B]; 1 for gamma 0."""
+    if not gamma:
+        return torch.ones(len(t))
+    alpha_bar = alphas_cumprod()[t - 1]
+    return (gamma * (1 - alpha_bar) / alpha_bar).clamp(max=1).float()
+
+
+def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
+    """Train on `config.uvit` and leave `<workdir>/bundle/uvit/`; the bundle then makes portraits without a face."""
+    config, folder, bundle = config.uvit, workdir / "uvit", workdir / "bundle"
+    device = pick_device(config.device)
+    write_bundle_index(bundle, config.image_size)
+    encoders = load_bundle(bundle, device, components=ENCODERS)
+    portraits, held_out = load_portraits(workdir, "train"), load_portraits(workdir, "held_out")
+    features = encode(portraits, encoders, device, config.face_weight)
+    torch.manual_seed(config.seed)
+    uvit = UViT(
+        img_size=features.latents.shape[-2:],
+        in_chans=features.latents.shape[2],
+        patch_size=config.patch_size,
+        embed_dim=config.width,
+        depth=config.depth,
+        num_heads=config.num_heads,
+        text_dim=features.text.shape[2],
+        num_text_tokens=features.text.shape[1],
+        clip_img_dim=features.clip_img.shape[-1],
+    ).to(device)
+
+    result = fit("uvit", uvit, lambda generator: noise_loss(uvit, features, config, generator), config, folder)
+    save_component("uvit", uvit, bundle / "uvit")
+    write_bundle_index(bundle, config.image_size)
+    del features
+
+    unseen = encode(held_out, encoders, device, 1.0)
+    with torch.no_grad():
+        losses = [
+            [float(part) for part in noise_loss(uvit, unseen, config, torch.Generator().manual_seed(seed))[1].values()]
+            for seed in range(20)
+        ]
+    img_loss, clip_loss = np.mean(losses, axis=0)
+    write_metrics(
+        folder, config, result, held_out_img_loss=round(img_loss, 4), held_out_clip_img_loss=round(clip_loss, 4)
+    )
+    write_samples(folder / "samples.png", uvit, encoders, held_out.captions[:: max(1, len(held_out) // 32)][:32])
+
+
+def write_samples(path: Path, uvit: UViT, encoders: Bundle, prompts: list[str], steps: int = 20) -> None:
+    """A sheet of 8 columns: guidance 3, one picture a prompt; the prompts go into a text file beside it."""
+    device = uvit.pos_embed.device
+    latents, _ = sample(
+        uvit,
+        text=encoders.text_encoder.encode(prompts).to(device),
+        seeds=range(len(prompts)),
+        steps=steps,
+        guidance=3.0,
+    )
+    pictures = to_uint8(encoders.vae.decode(latents))
+    full_rows = range(0, len(pictures) - len(pictures) % 8, 8)
+    save_sheet(path, [pictures[i : i + 8] for i in full_rows] or [pictures])
+    path.with_suffix(".txt").write_text("\n".join(prompts) + "\n")

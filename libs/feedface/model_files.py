@@ -1,0 +1,101 @@
+"""Which files a model is made of, wherever the user keeps them.
+
+`model` is one of
+- a folder of this project, with model_index.json: models/mini, a converted bundle, a training checkpoint;
+- a folder with the authors' files: uvit_v1.pth, autoencoder_kl.pth, caption_decoder.pth and feed-4800000.pt. Their text
+  encoder, CLIP ViT-L/14, is taken from its clip-vit-large-patch14/ if there is one, else from the model hub.
+
+`ckpt_path` stands for another face-controlnet than the model's own: the authors' adapter file, a face_controlnet
+folder, or the one of another folder with model_index.json, such as a training checkpoint.
+"""
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from feedface.checkpoints.bundle import INDEX, Bundle, check_parts, load_bundle, read_index
+from feedface.checkpoints.official import load_face_controlnet
+from feedface.checkpoints.release import TEXT_ENCODER, is_release, load_release
+from feedface.checkpoints.storage import load_network
+from feedface.errors import UserError
+from feedface.methods.feedface import FaceControlNet
+
+# What decides how a picture comes out; a bundle's other parts (faces, inspector, image encoder) do not.
+DRAWING_NETWORKS = ("uvit", "face_controlnet", "vae", "text_encoder")
+SAMPLE_BYTES = 1 << 20
+
+
+def own_model(ckpt_path: str | os.PathLike | None) -> Path | None:
+    """The model that a `ckpt_path` belongs to: itself (a training checkpoint), or the authors' files beside it."""
+    if ckpt_path is None:
+        return None
+    path = Path(ckpt_path)
+    if (path / INDEX).is_file():
+        return path
+    return path.parent if path.is_file() and is_release(path.parent) else None
+
+
+def load_model(
+    model: str | os.PathLike,
+    ckpt_path: str | os.PathLike | None,
+    device: torch.device,
+    dtype: torch.dtype,
+    control: Mapping[str, Any] | None = None,
+) -> Bundle:
+    """Load what is needed to draw. `components` of the result name the files each part came from.
+
+    Args:
+        model, ckpt_path: see above.
+        control: how an adapter file in the authors' naming is built, where it differs from theirs: sites, num_heads,
+            control_input, mlp_ratio, as in the `control` section of a training config.
+
+    Raises:
+        UserError: names what is missing, broken, not to be trusted, or does not fit.
+    """
+    if ckpt_path is None:
+        return _load_parts(Path(model), DRAWING_NETWORKS, device, dtype)
+    ckpt = Path(ckpt_path)
+    if not ckpt.exists():
+        raise UserError(f"--ckpt_path {ckpt}: no such file or folder; models/README.md says where weights come from")
+    bundle = _load_parts(Path(model), [kind for kind in DRAWING_NETWORKS if kind != "face_controlnet"], device, dtype)
+    if ckpt.is_dir():
+        folder = read_index(ckpt).components.get("face_controlnet", ckpt) if (ckpt / INDEX).is_file() else ckpt
+        net = load_network(FaceControlNet, folder, device, dtype)
+    else:
+        net = load_face_controlnet(ckpt, **(control or {})).to(device, dtype)
+    bundle.face_controlnet = net.eval().requires_grad_(False)
+    bundle.components["face_controlnet"] = ckpt
+    check_parts(bundle)
+    return bundle
+
+
+def _load_parts(path: Path, parts: Sequence[str], device: torch.device, dtype: torch.dtype) -> Bundle:
+    if (path / INDEX).is_file() or not is_release(path):
+        return load_bundle(path, device, dtype, components=parts)
+    local = path / TEXT_ENCODER.rpartition("/")[2]
+    text_encoder = str(local) if local.is_dir() else TEXT_ENCODER
+    return load_release(path, text_encoder=text_encoder, components=parts, device=device, dtype=dtype)
+
+
+def model_digest(bundle: Bundle) -> str:
+    """Changes when the weights do: a hash of the size, the first and the last megabyte of each file.
+
+    Not of all bytes, which takes minutes at full size; a trained tensor anywhere changes those anyway.
+    """
+    digest = hashlib.sha256()
+    for kind in (*DRAWING_NETWORKS, "tokenizer"):
+        root = bundle.components.get(kind)
+        if root is None:  # the authors' files have no tokenizer of their own
+            continue
+        for path in sorted(path for path in root.rglob("*") if path.is_file()) if root.is_dir() else [root]:
+            size = path.stat().st_size
+            digest.update(f"{kind}/{path.name}:{size}".encode())
+            with open(path, "rb") as file:
+                digest.update(file.read(SAMPLE_BYTES))
+                file.seek(max(size - SAMPLE_BYTES, 0))
+                digest.update(file.read(SAMPLE_BYTES))
+    return digest.hexdigest()[:16]

@@ -1,0 +1,101 @@
+"""The training objective: what is noised, which prediction is wanted where, and what the loss is (paper, section 2).
+
+Shapes: B batch, C h w latent, F references, n tokens of a face.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from feedface.backbones.uvit import UViT
+from feedface.data.draws import Draws
+from feedface.data.features import Features
+from feedface.diffusion.losses import mask_loss, regularization_mask_loss, standard_loss
+from feedface.diffusion.schedule import add_noise, alphas_cumprod
+from feedface.methods.feedface import FaceControlNet
+
+LOSSES = ("regularization", "mask", "standard")
+
+
+class ControlledUViT(nn.Module):
+    """The frozen backbone with the face-controlnet beside it: what is trained, as one module for accelerate."""
+
+    def __init__(self, uvit: UViT, face_controlnet: FaceControlNet, data_type: int):
+        super().__init__()
+        self.uvit, self.face_controlnet, self.data_type = uvit, face_controlnet, data_type
+
+    def forward(self, latents: Tensor, clip_img: Tensor, text: Tensor, t: Tensor, faces: Tensor | None) -> Tensor:
+        """Noise [B,C,h,w] predicted in `latents`; `text` is clean. `faces` [B,F,n,Df]: None is the frozen model."""
+        control = None
+        if faces is not None:
+            net = self.face_controlnet
+            tokens = net.projector(faces.to(net.projector.weight.dtype))
+            control = net.bind(net.join(tokens))
+        clean = torch.zeros_like(t)
+        data_type = torch.full_like(t, self.data_type)
+        return self.uvit(latents, clip_img, text, t, clean, data_type, control=control).img
+
+
+@dataclass(slots=True)
+class LossParts:
+    """`loss` is the scalar to minimise. Sums for the log, without gradients: of the loss, of its part on the face and
+    off it, with how many samples each counts (the parts only where the loss has them)."""
+
+    loss: Tensor
+    sums: Tensor  # [3] loss, face, background
+    counts: Tensor  # [3]
+
+
+class Objective:
+    """Noises a batch, predicts, compares.
+
+    Args:
+        kind: "regularization" (the paper), "mask" or "standard"; samples drawn as `standard` use the last anyway.
+        dropped_face: [n,Df], what a dropped face's features are (the paper: zeros).
+        empty_text: [1,T,Dt], stands in for a dropped text.
+        min_snr: gamma of the min-SNR weighting min(SNR, gamma) / SNR (Hang et al. 2023); 0 weighs all timesteps alike.
+    """
+
+    def __init__(self, kind: str, dropped_face: Tensor, empty_text: Tensor, min_snr: float = 0.0):
+        self.kind, self.dropped_face, self.empty_text = kind, dropped_face, empty_text
+        alpha_bar = alphas_cumprod()
+        snr = alpha_bar / (1 - alpha_bar)
+        self.weights = (min_snr / snr).clamp(max=1).float() if min_snr else torch.ones_like(snr).float()
+
+    def __call__(self, model: nn.Module, frozen: ControlledUViT, draws: Draws, features: Features) -> LossParts:
+        """`model` is the (wrapped) trained module, `frozen` the same one bare, for the frozen prediction."""
+        device = self.dropped_face.device
+        t = draws.t.to(device)
+        noise = draws.noise.to(device)
+        mask = features.mask.to(device).float()
+        latents = features.mean.to(device).float() + features.std.to(device).float() * draws.vae_noise.to(device)
+        latents = add_noise(latents, noise, t)
+        clip_img = add_noise(features.clip_img.to(device).float(), draws.clip_noise.to(device), t)
+        text, faces = features.text.to(device), features.faces.to(device)
+        if draws.drop_text.any():
+            text = torch.where(draws.drop_text.to(device)[:, None, None], self.empty_text.to(text.dtype), text)
+        if draws.drop_face.any():
+            faces = torch.where(
+                draws.drop_face.to(device)[:, None, None, None], self.dropped_face.to(faces.dtype), faces
+            )
+
+        pred = model(latents, clip_img, text, t, faces).float()
+        masked = torch.zeros_like(draws.standard) if self.kind == "standard" else ~draws.standard
+        loss = standard_loss(noise, pred)
+        face = background = loss.new_zeros(0)
+        rows = masked.nonzero()[:, 0].to(device)
+        if len(rows):
+            face = mask_loss(noise[rows], pred[rows].detach(), mask[rows])
+            if self.kind == "mask":
+                masked_loss = mask_loss(noise[rows], pred[rows], mask[rows])
+            else:
+                # Only these samples need the frozen prediction, and no gradient passes through it.
+                with torch.no_grad():
+                    frozen_pred = frozen(latents[rows], clip_img[rows], text[rows], t[rows], None).float()
+                masked_loss = regularization_mask_loss(noise[rows], pred[rows], frozen_pred, mask[rows])
+                background = masked_loss.detach() - face
+            loss = loss.index_copy(0, rows, masked_loss)
+        sums = torch.stack([loss.detach().sum(), face.sum(), background.sum()])
+        counts = torch.tensor([len(loss), len(face), len(background)], device=device)
+        return LossParts((loss * self.weights.to(device)[t - 1]).mean(), sums, counts)

@@ -1,0 +1,231 @@
+"""Bundles: written and read back, in other formats and from other folders; what is wrong with one is said in a line."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tests.toy import make_toy_bundle, toy_face_controlnet
+
+from feedface.checkpoints.bundle import (
+    NETWORKS,
+    load_bundle,
+    read_index,
+    save_component,
+    write_derived_index,
+    write_index,
+)
+from feedface.encoders import LatentCodec, load_tokenizer, preprocess_face, resize_and_crop, to_tensor
+from feedface.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory) -> Path:
+    return make_toy_bundle(tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    return make_toy_bundle(tmp_path / "toy")
+
+
+def test_all_parts_load_frozen_in_the_wanted_dtype(shared: Path):
+    for dtype in (torch.float32, torch.bfloat16):
+        bundle = load_bundle(shared, dtype=dtype)
+        for kind in NETWORKS:
+            module = getattr(bundle, kind)
+            assert not module.training
+            assert {parameter.dtype for parameter in module.parameters()} == {dtype}
+            assert not any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers()))
+            assert not any(parameter.requires_grad for parameter in module.parameters())
+    assert (bundle.name, bundle.image_size, bundle.faces_root) == ("toy", 64, None)
+    assert bundle.defaults == {"steps": 3, "guidance": 2.0, "face_scale": 1.0, "uncond": "true_uncond"}
+
+
+def test_weights_come_back(shared: Path, tmp_path):
+    net = toy_face_controlnet()
+    save_component("face_controlnet", net, tmp_path / "face_controlnet", dtype=None)
+    write_derived_index(tmp_path, shared, own=["face_controlnet"], name="trained")
+    bundle = load_bundle(tmp_path)
+    assert bundle.name == "trained"
+    for name, value in net.state_dict().items():
+        assert torch.equal(bundle.face_controlnet.state_dict()[name], value)
+    base = load_bundle(shared, components=["uvit"])
+    assert base.vae is None
+    for name, value in base.uvit.state_dict().items():
+        assert torch.equal(bundle.uvit.state_dict()[name], value)
+        assert torch.equal(value, value.half().float())  # stored in half
+
+
+def test_only_what_was_asked_for_is_needed(folder: Path):
+    (folder / "face_controlnet" / "model.safetensors").unlink()
+    assert load_bundle(folder, components=["uvit", "text_encoder"]).face_controlnet is None
+    with pytest.raises(UserError, match=r"face_controlnet/model.safetensors: no such file"):
+        load_bundle(folder)
+
+
+def edit(file: Path, **changes) -> None:
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps({key: value for key, value in {**content, **changes}.items() if value is not None}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format": "diffusers"}, '"format": "feedface"'),
+        ({"version": 2}, '"version": 1'),
+        ({"image_size": "64"}, '"image_size"'),
+        ({"components": None}, '"components"'),
+        ({"components": {"unet": "unet"}}, "'unet'"),
+        ({"components": {"uvit": "uvit"}}, '"face_controlnet", which is needed'),
+        ({"components": {"uvit": "nowhere"}}, "nowhere: no such folder"),
+        ({"defaults": {"stpes": 3}}, "'stpes'"),
+        ({"defaults": {"steps": "many"}}, "'many'"),
+        ({"defaults": {"uncond": "none"}}, "'none'"),
+    ],
+)
+def test_a_wrong_index_is_named(folder: Path, changes: dict, message: str):
+    edit(folder / "model_index.json", **changes)
+    with pytest.raises(UserError, match=message) as error:
+        load_bundle(folder)
+    assert str(folder) in str(error.value)
+
+
+def test_an_index_that_is_no_json(folder: Path, tmp_path):
+    (folder / "model_index.json").write_text('{"format": "feedface",\n oops}')
+    with pytest.raises(UserError, match=r"model_index.json: not JSON: .*line 2"):
+        read_index(folder)
+    with pytest.raises(UserError, match=r"no model_index.json in it"):
+        read_index(tmp_path)
+    with pytest.raises(UserError, match=r"no such model folder"):
+        read_index(tmp_path / "none")
+
+
+def test_wrong_parts_are_named(folder: Path):
+    weights = folder / "uvit" / "model.safetensors"
+    good = weights.read_bytes()
+    for broken in (b"", good[:1000], b"x" * 100):
+        weights.write_bytes(broken)
+        with pytest.raises(UserError, match=r"uvit/model.safetensors: not a safetensors file"):
+            load_bundle(folder, components=["uvit"])
+    weights.write_bytes(good)
+    edit(folder / "uvit" / "config.json", depth=4)
+    with pytest.raises(
+        UserError, match=r"uvit/model.safetensors: \d+ missing weights for UViT, the first is in_blocks.1"
+    ):
+        load_bundle(folder, components=["uvit"])
+    edit(folder / "uvit" / "config.json", depth=2, embed_dim=64)
+    with pytest.raises(UserError, match=r"pos_embed has shape \[1, 35, 32\], needed is \[1, 35, 64\]"):
+        load_bundle(folder, components=["uvit"])
+    edit(folder / "uvit" / "config.json", layers=2)
+    with pytest.raises(UserError, match=r"uvit/config.json: does not describe a UViT: .*layers"):
+        load_bundle(folder, components=["uvit"])
+
+
+def test_broken_library_parts_are_named(folder: Path):
+    from safetensors.torch import load_file, save_file
+
+    for part, file in (("vae", "diffusion_pytorch_model.safetensors"), ("text_encoder", "model.safetensors")):
+        state = load_file(folder / part / file)
+        lost = sorted(state)[0]
+        save_file({key: value for key, value in state.items() if key != lost}, folder / part / file, {"format": "pt"})
+        with pytest.raises(UserError, match=rf"{part}: 1 weights missing"):
+            load_bundle(folder, components=[part])
+        (folder / part / file).unlink()
+        with pytest.raises(UserError, match=rf"{part}: cannot be read"):
+            load_bundle(folder, components=[part])
+        # a pickle in its place is not even looked at
+        torch.save(state, folder / part / file.replace("safetensors", "bin"))
+        with pytest.raises(UserError, match=rf"{part}: cannot be read"):
+            load_bundle(folder, components=[part])
+
+
+def test_parts_that_do_not_belong_together_are_named(folder: Path, tmp_path):
+    net = toy_face_controlnet()
+    net.config["sites"] = ["in_blocks.0", "out_blocks.7"]
+    save_component("face_controlnet", net, folder / "face_controlnet")
+    with pytest.raises(UserError, match=r"another U-ViT: sites \['out_blocks.7'\]"):
+        load_bundle(folder)
+    tokenizer = json.loads((folder / "tokenizer" / "tokenizer.json").read_text())
+    tokenizer["model"]["vocab"].pop("A")
+    (folder / "tokenizer" / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match="no CLIP tokenizer"):
+        load_bundle(folder, components=["text_encoder"])
+    (folder / "tokenizer" / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(UserError, match="does not belong to a text encoder"):
+        load_bundle(folder, components=["text_encoder"])
+    with pytest.raises(UserError, match="'layers'"):
+        write_index(tmp_path, name="x", image_size=64, components={}, defaults={"layers": 2})
+
+
+# ------------------------------------------------------------------------------------------------------- encoders
+
+
+def test_text(shared: Path):
+    encoder = load_bundle(shared, components=["text_encoder"]).text_encoder
+    assert encoder.encode(["a man", "a man with a hat" * 1000, "", "😀\n/.."]).shape == (4, 16, 8)
+    assert (encoder.num_tokens, encoder.text_dim) == (16, 8)
+    ids = encoder.tokenize(["A  man"])[0].tolist()
+    assert ids == encoder.tokenize(["a man"])[0].tolist()
+    assert ids[0] == encoder.tokenizer.bos_token_id
+    assert ids[-1] == encoder.tokenizer.eos_token_id
+    together = encoder.encode(["a man", "a hat"])
+    torch.testing.assert_close(together[1:], encoder.encode(["a hat"]), atol=1e-5, rtol=1e-5)
+
+
+def test_image_encoder_takes_pictures_and_tensors(shared: Path):
+    encoder = load_bundle(shared, components=["image_encoder"]).image_encoder
+    picture = np.random.default_rng(0).integers(0, 256, (48, 40, 3), dtype=np.uint8)
+    embedding = encoder.encode([picture])
+    assert embedding.shape == (1, 1, 16)
+    assert torch.equal(embedding, encoder.encode(to_tensor(picture)[None]))
+    grey = torch.full((1, 3, 32, 32), 0.2)  # CLIP's own mean and deviation, of values in [0,1]
+    mean, deviation = (torch.tensor(x)[:, None, None] for x in ([0.481, 0.458, 0.408], [0.269, 0.261, 0.276]))
+    expected = encoder.clip(pixel_values=((0.6 - mean) / deviation).expand(1, 3, 32, 32)).image_embeds[:, None]
+    torch.testing.assert_close(encoder.encode(grey), expected, atol=1e-2, rtol=1e-2)
+
+
+def test_resize_and_crop():
+    picture = np.zeros((40, 80, 3), dtype=np.uint8)
+    picture[:, 20:60] = (255, 0, 51)  # the centre square
+    face = preprocess_face(picture, 20)
+    assert face.shape == (3, 20, 20)
+    centre = face[:, 5:15, 5:15]
+    torch.testing.assert_close(centre, torch.tensor([1.0, -1.0, -0.6])[:, None, None].expand_as(centre))
+    same = torch.rand(1, 3, 20, 20)
+    assert torch.equal(resize_and_crop(same, 20), same)
+
+
+def test_latent_codec(shared: Path):
+    codec = load_bundle(shared, components=["vae"]).vae
+    images = torch.rand(2, 3, 64, 32) * 2 - 1
+    mode = codec.encode(images, sample=False)
+    assert mode.shape == (2, 4, 8, 4)
+    assert codec.factor == 8
+    samples = [codec.encode(images, generator=torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
+    assert torch.equal(samples[0], samples[1])
+    assert not torch.equal(samples[0], samples[2])
+    decoded = codec.decode(100 * mode)
+    assert decoded.shape == images.shape
+    assert decoded.abs().max() <= 1
+    codec.vae.register_to_config(scaling_factor=0.5)
+    torch.testing.assert_close(codec.encode(images, sample=False), mode / 2)
+
+
+def test_latent_codec_with_stacked_pixels():
+    from diffusers import AutoencoderKL
+
+    blocks = {"block_out_channels": [8], "norm_num_groups": 4}
+    codec = LatentCodec(AutoencoderKL(in_channels=48, out_channels=48, **blocks))
+    assert codec.factor == 4
+    latents = codec.encode(torch.rand(1, 3, 32, 16))
+    assert latents.shape == (1, 4, 8, 4)
+    assert codec.decode(latents).shape == (1, 3, 32, 16)
+    with pytest.raises(ValueError, match="3·f²"):
+        LatentCodec(AutoencoderKL(in_channels=4, out_channels=4, **blocks))
+
+
+def test_tokenizer_of_an_empty_folder(tmp_path):
+    with pytest.raises(UserError, match="no CLIP tokenizer"):
+        load_tokenizer(tmp_path)

@@ -1,0 +1,219 @@
+"""Training samples: what is drawn, in which order, how pictures become tensors, and that the cache changes nothing."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tests.toy import make_toy_bundle
+from tests.toy_records import make_records
+from torch.utils.data import DataLoader
+
+from feedface.checkpoints.bundle import load_bundle
+from feedface.data.cache import CachedDataset, FeatureCache
+from feedface.data.dataset import PictureDataset, PictureStore, SampleOrder, check_broken
+from feedface.data.draws import DrawSettings, draw
+from feedface.data.features import FrozenEncoders
+from feedface.data.records import read_records
+from feedface.data.transforms import HAIR_VALUE, centre_crop, face_masks
+from feedface.errors import UserError
+
+SETTINGS = DrawSettings(seed=5, latent_shape=(4, 8, 8), clip_img_dim=16)
+NOISES = ("vae_noise", "noise", "clip_noise")
+
+
+@pytest.fixture(scope="module")
+def records_file(tmp_path_factory):
+    return make_records(tmp_path_factory.mktemp("records"))
+
+
+@pytest.fixture(scope="module")
+def encoders(tmp_path_factory):
+    bundle = load_bundle(make_toy_bundle(tmp_path_factory.mktemp("bundle")))
+    return FrozenEncoders(bundle.vae, bundle.image_encoder, bundle.text_encoder, bundle.face_controlnet)
+
+
+def make_store(records_file, in_memory=False):
+    return PictureStore(read_records(records_file), image_size=64, latent_size=8, face_size=32, in_memory=in_memory)
+
+
+# ---------------------------------------------------------------------------------------------------------- pictures
+
+
+def test_centre_crop_takes_the_middle_and_keeps_the_aspect():
+    image = np.zeros((40, 100, 3), np.uint8)
+    image[:, 30:70] = 200
+    middle = centre_crop(image, 20)
+    assert middle.shape == (20, 20, 3) and (middle[:, 2:-2] == 200).all() and (middle > 150).all()
+    square = np.random.default_rng(0).integers(0, 256, (20, 20, 3), dtype=np.uint8)
+    assert (centre_crop(square, 20) == square).all()
+
+
+def test_face_masks_are_area_shares_with_and_without_hair():
+    mask = np.zeros((16, 32), np.uint8)  # the centre square is columns 8…23
+    mask[0:4, 8:12] = HAIR_VALUE
+    mask[4:8, 8:16] = 23
+    mask[15, 23] = 231 - 23
+    mask[:, :8] = 23  # outside the square
+    without, with_hair = face_masks(mask, 4)
+    expected = np.zeros((4, 4), np.float32)
+    expected[1, 0:2] = 1
+    expected[3, 3] = 1 / 16
+    assert np.allclose(without, expected, atol=1e-6)
+    expected[0, 0] = 1
+    assert np.allclose(with_hair, expected, atol=1e-6)
+
+
+# ------------------------------------------------------------------------------------------------------------- draws
+
+
+def test_draws_depend_on_seed_and_sample_alone():
+    refs = [2] * 10
+    first = [draw(SETTINGS, s, 1, refs) for s in (3, 4, 25)]
+    again = [draw(SETTINGS, s, 1, refs) for s in (25, 4, 3)][::-1]
+    for a, b in zip(first, again, strict=True):
+        assert (a.row, a.flip, a.t, a.faces) == (b.row, b.flip, b.t, b.faces)
+        assert all((getattr(a, n) == getattr(b, n)).all() for n in NOISES)
+    other = draw(replace(SETTINGS, seed=6), 3, 1, refs)
+    assert not (other.noise == first[0].noise).all() and not (first[0].noise == first[0].vae_noise).all()
+
+
+def test_probabilities_and_timesteps():
+    draws = [draw(replace(SETTINGS, text_dropout=0.2), s, 1, [3] * 50) for s in range(4000)]
+
+    def share(name):
+        return np.mean([getattr(d, name) for d in draws])
+
+    for name, wanted in [("flip", 0.5), ("hair", 0.5), ("standard", 0.1), ("drop_face", 0.1), ("drop_text", 0.2)]:
+        assert abs(share(name) - wanted) < 0.03, name
+    both = np.mean([d.standard and d.drop_face for d in draws])
+    assert abs(both - 0.01) < 0.006  # drawn apart from each other, per sample
+    t = np.array([d.t for d in draws])
+    assert t.min() >= 1 and t.max() <= 1000 and abs(t.mean() - 500.5) < 15 and t.min() < 10 and t.max() > 990
+    assert abs(np.mean([d.faces == (0,) for d in draws]) - 0.5) < 0.03
+    noise = np.concatenate([d.noise.ravel() for d in draws[:200]])
+    assert abs(noise.mean()) < 0.02 and abs(noise.std() - 1) < 0.02
+
+
+def test_references():
+    no_others = draw(SETTINGS, 0, 3, [0] * 5)
+    assert no_others.faces == (0, 0, 0)
+    for sample in range(50):
+        faces = draw(SETTINGS, sample, 3, [3] * 5).faces
+        assert len(set(faces)) == 3 and max(faces) <= 3  # three different pictures of the person
+        assert 0 not in faces or faces[0] == 0
+        alone = draw(replace(SETTINGS, other_picture=1.0), sample, 5, [2] * 5).faces
+        assert 0 not in alone and len(alone) == 5
+
+
+def test_every_epoch_sees_every_picture_once_in_another_order():
+    epochs = [[draw(SETTINGS, s, 1, [0] * 17).row for s in range(17 * e, 17 * (e + 1))] for e in range(3)]
+    assert all(sorted(epoch) == list(range(17)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+@pytest.mark.parametrize(("processes", "accumulation", "batch"), [(1, 1, 8), (2, 1, 4), (2, 2, 2), (1, 4, 2)])
+def test_processes_share_the_same_steps(processes, accumulation, batch):
+    def samples(first, steps):
+        orders = [
+            list(SampleOrder(5, first, steps, batch, accumulation, processes, rank, max_faces=3))
+            for rank in range(processes)
+        ]
+        by_step = [
+            sorted(s for order in orders for micro in order[i * accumulation : (i + 1) * accumulation] for s in micro)
+            for i in range(steps)
+        ]
+        assert all(len({faces for _, faces in step}) == 1 for step in by_step)
+        return by_step
+
+    whole = samples(0, 6)
+    assert [[s for s, _ in step] for step in whole] == [list(range(8 * i, 8 * i + 8)) for i in range(6)]
+    assert whole == list(SampleOrder(5, 0, 6, 8, max_faces=3))
+    assert samples(16, 4) == whole[2:]
+    assert {faces for step in whole for _, faces in step} > {1}
+
+
+# ----------------------------------------------------------------------------------------------------------- datasets
+
+
+def items(count, faces=2, start=0):
+    return [(sample, faces) for sample in range(start, start + count)]
+
+
+def test_flip_mirrors_picture_mask_and_faces(records_file):
+    store = make_store(records_file)
+    straight = PictureDataset(store, replace(SETTINGS, flip=0.0)).__getitems__(items(4)).content
+    mirrored = PictureDataset(store, replace(SETTINGS, flip=1.0)).__getitems__(items(4)).content
+    assert (mirrored.image == straight.image.flip(-1)).all() and (mirrored.mask == straight.mask.flip(-1)).all()
+    assert torch.allclose(mirrored.faces, straight.faces.flip(-1), atol=1e-5)
+    assert not (mirrored.mask == straight.mask).all()
+    assert straight.image.shape == (4, 3, 64, 64) and straight.faces.shape == (4, 2, 3, 32, 32)
+    assert straight.mask.shape == (4, 1, 8, 8)
+
+
+@pytest.mark.parametrize("flip", [0.0, 0.5])
+def test_cache_gives_the_same_features(records_file, encoders, tmp_path, flip):
+    settings = replace(SETTINGS, flip=flip)
+    store = make_store(records_file, in_memory=True)
+    pictures = PictureDataset(store, settings)
+    for folder in ("", str(tmp_path), str(tmp_path)):  # in memory; written; read back
+        cache = FeatureCache.open(store, encoders, mirrored=flip > 0, folder=folder, batch_size=5)
+        cached = CachedDataset(cache, pictures.refs, settings).__getitems__(items(20)).content
+        plain = encoders(pictures.__getitems__(items(20)).content)
+        for name in ("mean", "std", "clip_img", "text", "faces", "mask"):
+            a, b = getattr(cached, name), getattr(plain, name)
+            assert a.shape == b.shape and torch.allclose(a, b, atol=2e-5), name
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_cache_of_other_weights_is_another_file(records_file, encoders, tmp_path):
+    store = make_store(records_file)
+    FeatureCache.open(store, encoders, mirrored=False, folder=str(tmp_path))
+    weight = encoders.vae.vae.quant_conv.weight
+    weight.data += 1
+    try:
+        FeatureCache.open(store, encoders, mirrored=False, folder=str(tmp_path))
+    finally:
+        weight.data -= 1
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_workers_give_the_same_batches(records_file):
+    dataset = PictureDataset(make_store(records_file), SETTINGS)
+    order = SampleOrder(SETTINGS.seed, 0, 3, 4)
+    plain = [dataset.__getitems__(batch) for batch in order]
+    worked = list(DataLoader(dataset, batch_sampler=order, num_workers=2, collate_fn=lambda batch: batch))
+    for a, b in zip(plain, worked, strict=True):
+        assert (a.content.image == b.content.image).all() and (a.draws.noise == b.draws.noise).all()
+
+
+def test_broken_files_are_passed_over_counted_and_capped(tmp_path, encoders):
+    records_file = make_records(tmp_path)
+    (tmp_path / "images" / "0_0.png").write_bytes(b"not a picture")
+    (tmp_path / "masks" / "1_1.png").unlink()
+    Image.new("L", (32, 32)).save(tmp_path / "masks" / "2_2.png")
+    store = make_store(records_file)
+    dataset = PictureDataset(store, SETTINGS)
+    batch = dataset.__getitems__(items(60))
+    bad = {str(tmp_path / name) for name in ("images/0_0.png", "masks/1_1.png", "masks/2_2.png")}
+    assert set(batch.broken) == bad
+    assert "32 x 32" in batch.broken[str(tmp_path / "masks/2_2.png")]
+    assert not {0, 4, 8} & set(batch.draws.rows.tolist())
+
+    cache = FeatureCache.open(make_store(records_file), encoders, mirrored=True)
+    assert set(cache.broken) == bad
+    cached = CachedDataset(cache, dataset.refs, SETTINGS).__getitems__(items(60))
+    assert (cached.draws.rows == batch.draws.rows).all() and (cached.draws.t == batch.draws.t).all()
+
+    check_broken(batch.broken, most=3)
+    with pytest.raises(UserError, match=r"3 files cannot be used.*max_broken=2.*0_0\.png"):
+        check_broken(batch.broken, most=2)
+
+
+def test_nothing_usable(tmp_path):
+    records_file = make_records(tmp_path, people=1, per_person=2)
+    for file in (tmp_path / "images").iterdir():
+        file.write_bytes(b"")
+    with pytest.raises(UserError, match="pictures in a row"):
+        PictureDataset(make_store(records_file), SETTINGS).__getitems__(items(1))

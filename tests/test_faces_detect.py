@@ -1,0 +1,241 @@
+"""Detectors behind one interface: coordinates, order, colours, missing and broken packs, devices.
+
+The insightface packs here are ONNX files with made-up networks: they answer what a test tells them to.
+"""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from feedface.errors import UserError
+from feedface.faces import detect
+from feedface.faces.detect import Face, InsightFaceDetector, OpenCVDetector, make_detector
+from feedface.faces.identity import FaceRecogniser, cosine_similarity
+from feedface.mini.detector import STRIDES, DetectorFile, anchors
+from feedface.mini.export import export_onnx
+
+INPUT_PX = 64
+SMALL, LARGE = (8.0, 8.0, 24.0, 28.0), (20.0, 16.0, 60.0, 56.0)  # boxes in the detector's 64 x 64 input
+
+
+class TwoFaces(nn.Module):
+    """Answers with the boxes SMALL and LARGE; `score(image [1, 3, 64, 64]) -> scalar` decides how surely."""
+
+    def __init__(self, score):
+        super().__init__()
+        self.score = score
+        places, _, strides = anchors(INPUT_PX)
+        self.register_buffer("certain", torch.zeros(len(places), 1))
+        distances, points = torch.zeros(len(places), 4), torch.zeros(len(places), 5, 2)
+        for anchor, box in ((3, SMALL), (20, LARGE)):
+            box = torch.tensor(box)
+            self.certain[anchor] = 1
+            distances[anchor] = torch.cat([places[anchor] - box[:2], box[2:] - places[anchor]]) / strides[anchor]
+            wanted = box[:2] + (box[2:] - box[:2]) * torch.linspace(0.3, 0.7, 5)[:, None]
+            points[anchor] = (wanted - places[anchor]) / strides[anchor]
+        self.register_buffer("distances", distances)
+        self.register_buffer("points", points.flatten(1))
+
+    def forward(self, image):
+        counts = [2 * (INPUT_PX // stride) ** 2 for stride in STRIDES]
+        answers = (self.certain * self.score(image), self.distances, self.points)
+        return tuple(part for answer in answers for part in answer.split(counts))
+
+
+class Means(nn.Module):
+    """A recogniser whose embedding is the crop's mean colour."""
+
+    def forward(self, crop):
+        return crop.mean((2, 3)) + 2
+
+
+def write_pack(root, name, score, recogniser=True):
+    folder = root / "models" / name
+    export_onnx(TwoFaces(score), torch.zeros(1, 3, INPUT_PX, INPUT_PX), folder / "det.onnx", list(DetectorFile.OUTPUTS))
+    if recogniser:
+        export_onnx(Means(), torch.zeros(1, 3, 112, 112), folder / "rec.onnx", ["embedding"])
+
+
+def redness(image):
+    return image[:, 0].amax() - image[:, 2].amax()
+
+
+def grey_corner(image):
+    return 0.9 - 20 * image[:, :, 0, 0].abs().mean()
+
+
+@pytest.fixture(scope="module")
+def packs(tmp_path_factory):
+    root = tmp_path_factory.mktemp("packs")
+    write_pack(root, "red", redness)
+    write_pack(root, "framed", grey_corner, recogniser=False)
+    return root
+
+
+def picture(height, width, colour):
+    return np.full((height, width, 3), colour, np.uint8)
+
+
+def test_faces_are_in_picture_pixels_and_the_largest_comes_first(packs):
+    faces = InsightFaceDetector("red", packs).detect(picture(64, 128, (255, 0, 0)))  # fitted in at half its size
+    assert len(faces) == 2
+    np.testing.assert_allclose(faces[0].box, np.array(LARGE) * 2, atol=1e-3)
+    np.testing.assert_allclose(faces[1].box, np.array(SMALL) * 2, atol=1e-3)
+    np.testing.assert_allclose(faces[0].landmarks[[0, 4]], [[64, 56], [96, 88]], atol=1e-3)
+    assert faces[0].embedding.dtype == np.float32
+    assert np.linalg.norm(faces[0].embedding) == pytest.approx(1, abs=1e-5)
+
+
+def test_pictures_are_rgb(packs):
+    detector = InsightFaceDetector("red", packs)
+    assert len(detector.detect(picture(64, 64, (255, 0, 0)))) == 2
+    assert detector.detect(picture(64, 64, (0, 0, 255))) == []
+    red, orange = (detector.detect(picture(64, 64, colour))[0].embedding for colour in ((255, 0, 0), (255, 127, 0)))
+    assert red[0] > red[1] == pytest.approx(red[2])
+    assert orange[1] > orange[2]
+
+
+def test_a_second_look_at_half_the_size_reports_boxes_in_the_original_picture(packs):
+    faces = InsightFaceDetector("framed", packs).detect(picture(64, 64, (255, 0, 0)))
+    assert len(faces) == 2
+    # The frame is as wide as half the picture: detector pixels count double, from -32 on.
+    np.testing.assert_allclose(faces[0].box, np.array(LARGE) * 2 - 32, atol=1e-3)
+    np.testing.assert_allclose(faces[0].landmarks[0], [32, 24], atol=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 900), (900, 1), (2, 3)])
+@pytest.mark.parametrize("name", ["red", "opencv"])
+def test_pictures_too_thin_for_a_face_have_none(packs, name, shape):
+    assert make_detector(name, packs).detect(picture(*shape, (0, 0, 255))) == []
+
+
+@pytest.mark.parametrize(
+    "image", [np.zeros((8, 8), np.uint8), np.zeros((8, 8, 3), np.float32), np.zeros((0, 8, 3), "u1")]
+)
+def test_anything_but_a_colour_picture_is_refused(packs, image):
+    for detector in (InsightFaceDetector("red", packs), OpenCVDetector()):
+        with pytest.raises(ValueError, match="uint8"):
+            detector.detect(image)
+
+
+def test_loading_and_detecting_print_nothing(packs, capfd):
+    InsightFaceDetector("red", packs).detect(picture(64, 64, (255, 0, 0)))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_folder_of_the_packs_name_in_the_working_directory_does_not_win(packs, tmp_path, monkeypatch):
+    (tmp_path / "red").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert InsightFaceDetector("red", packs).detect(picture(64, 64, (255, 0, 0)))
+
+
+def test_auto_takes_the_models_pack_then_buffalo_then_opencv(tmp_path, monkeypatch):
+    home, bundle = tmp_path / "home", tmp_path / "faces"
+    monkeypatch.setattr(detect, "INSIGHTFACE_ROOT", home)
+    assert make_detector("auto", bundle).name == "opencv"
+    write_pack(home, "buffalo_l", redness)
+    assert make_detector("auto", bundle).name == "buffalo_l"
+    write_pack(bundle, "mini", redness)
+    assert make_detector("auto", bundle).name == "mini"
+    assert make_detector("auto").name == "buffalo_l"
+    assert make_detector("opencv", bundle).name == "opencv"
+    assert make_detector("buffalo_l", bundle).name == "buffalo_l"
+
+
+def test_a_missing_pack_is_named_with_its_place_source_and_licence(tmp_path, monkeypatch):
+    monkeypatch.setattr(detect, "INSIGHTFACE_ROOT", tmp_path / "home")
+    (tmp_path / "home/models/buffalo_l").mkdir(parents=True)  # empty: as good as missing
+    with pytest.raises(UserError) as error:
+        make_detector("buffalo_l")
+    for part in (str(tmp_path / "home/models/buffalo_l"), "buffalo_l.zip", "github.com", "non-commercial", "opencv"):
+        assert part in str(error.value)
+    with pytest.raises(UserError, match="models/mini"):
+        make_detector("mini", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../../etc", "a/b", ""])
+def test_a_pack_name_is_a_plain_name(tmp_path, name):
+    with pytest.raises(UserError, match="not the name of a"):
+        make_detector(name, tmp_path)
+
+
+def test_a_broken_pack_is_a_user_error(packs, tmp_path):
+    broken = tmp_path / "models/broken/det.onnx"
+    broken.parent.mkdir(parents=True)
+    broken.write_bytes(b"not an onnx file")
+    with pytest.raises(UserError, match="broken"):
+        make_detector("broken", tmp_path)
+    headless = tmp_path / "models/headless"
+    headless.mkdir()
+    (headless / "rec.onnx").write_bytes((packs / "models/red/rec.onnx").read_bytes())
+    with pytest.raises(UserError, match="is a face detector"):
+        make_detector("headless", tmp_path)
+
+
+def test_a_gpu_that_onnxruntime_does_not_have_is_an_error(packs, monkeypatch):
+    import onnxruntime
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(UserError, match="onnxruntime-gpu"):
+        InsightFaceDetector("red", packs, device="cuda")
+
+
+def test_a_gpu_that_is_asked_for_and_not_used_is_an_error(packs, monkeypatch):
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this onnxruntime has a GPU")
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    with pytest.raises(UserError, match="runs it with CPUExecutionProvider"):
+        InsightFaceDetector("red", packs, device="cuda:0")
+
+
+@pytest.mark.parametrize("name", ["Tom_Hanks_54745", "t1"])
+def test_opencv_finds_faces_in_real_pictures(name):
+    from insightface.data import get_image
+
+    image = np.ascontiguousarray(get_image(name)[..., ::-1])
+    faces = OpenCVDetector().detect(image)
+    assert faces
+    assert [face.area for face in faces] == sorted((face.area for face in faces), reverse=True)
+    if name == "Tom_Hanks_54745":  # an aligned crop of 112 x 112: the face lies in its middle
+        assert len(faces) == 1
+        np.testing.assert_allclose((faces[0].box[:2] + faces[0].box[2:]) / 2, 56, atol=10)
+        assert 80 < faces[0].box[2] - faces[0].box[0] < 112
+
+
+def test_opencv_finds_nothing_where_nothing_is():
+    noise = np.random.default_rng(0).integers(0, 255, (300, 200, 3), dtype=np.uint8)
+    assert OpenCVDetector().detect(noise) == []
+
+
+def test_recogniser_embeds_the_largest_face(packs):
+    recogniser = FaceRecogniser(InsightFaceDetector("red", packs))
+    embedding = recogniser.embed(picture(64, 64, (255, 0, 0)))
+    assert cosine_similarity(embedding, embedding) == pytest.approx(1)
+    assert recogniser.embed(picture(64, 64, (0, 0, 255))) is None
+    with pytest.raises(UserError, match="has no face recogniser"):
+        FaceRecogniser(InsightFaceDetector("framed", packs))
+    with pytest.raises(UserError, match="has no face recogniser"):
+        FaceRecogniser(OpenCVDetector())
+
+
+def test_cosine_similarity():
+    a, b = np.array([[1.0, 0], [0, 2], [0, 0]]), np.array([3.0, 3])
+    np.testing.assert_allclose(cosine_similarity(a, b), [0.5**0.5, 0.5**0.5, 0])
+
+
+def test_face_area():
+    assert Face(np.array([1, 2, 4, 8], np.float32), 1.0).area == 18
+
+
+def test_importing_the_interface_loads_no_heavy_library():
+    code = (
+        "import sys, feedface.faces.detect, feedface.faces.identity\n"
+        "assert not {'cv2', 'insightface', 'onnxruntime', 'torch'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": "libs"})

@@ -1,0 +1,313 @@
+"""inference.py end to end on the toy model: what it writes, what it does not make again, batches, detectors."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import inference
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from toy import make_toy_bundle, toy_face_controlnet
+
+from feedface.checkpoints.bundle import save_component, write_derived_index
+from feedface.faces.detect import Face
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    return make_toy_bundle(tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A working directory with two face crops."""
+    monkeypatch.chdir(tmp_path)
+    for index, name in enumerate(("face.png", "other.png")):
+        pixels = np.random.default_rng(index).integers(0, 255, (48, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / name)
+    return tmp_path
+
+
+@pytest.fixture
+def run(toy, here):
+    def run(*options, model=toy, detect=False):
+        options = ["--model", str(model), "--device", "cpu", *options] + ([] if detect else ["--no_detect"])
+        return inference.main([*map(str, options)])
+
+    return run
+
+
+def single(*options):
+    return ["--prompt", "a man", "--image", "face.png", *options]
+
+
+def results(folder="outputs"):
+    return json.loads(Path(folder, "results.json").read_text())
+
+
+def pictures(folder="outputs"):
+    return {path.name: path.read_bytes() for path in sorted(Path(folder).glob("[0-9]*.png"))}
+
+
+def times(folder="outputs"):
+    return {path.name: path.stat().st_mtime_ns for path in sorted(Path(folder).glob("[0-9]*.png"))}
+
+
+def test_what_a_run_leaves(run, here):
+    assert run(*single("--n_samples", 2, "--n_iter", 2, "--seed", 5, "--steps", 2, "--guidance", 3)) == 0
+    names = {path.name for path in Path("outputs").iterdir()}
+    numbered = ["0000.png", "0001.png", "0002.png", "0003.png"]
+    assert names == {*numbered, "reference_00.png", "sheet.png", "results.json"}
+    found = results()
+    assert [row["file"] for row in found["pictures"]] == numbered
+    assert [row["seed"] for row in found["pictures"]] == [5, 6, 7, 8]
+    assert found["settings"]["steps"] == 2 and found["settings"]["guidance"] == 3
+    assert found["references"][0]["path"] == "face.png"
+    assert found["model"]["name"] == "toy"
+    with Image.open("outputs/0002.png") as image:
+        assert image.size == (64, 64)
+        assert image.text["prompt"] == "a man" and image.text["seed"] == "7" and image.text["model"] == "toy"
+        assert json.loads(image.text["settings"])["guidance"] == 3
+    np.testing.assert_array_equal(
+        np.asarray(Image.open("outputs/reference_00.png")), np.asarray(Image.open("face.png"))
+    )
+
+
+def test_same_seed_same_picture_whatever_the_batch(run):
+    run(*single("--n_samples", 3, "--output", "a"))
+    run(*single("--n_samples", 1, "--n_iter", 3, "--output", "b"))
+    for name in pictures("a"):
+        a, b = (np.asarray(Image.open(Path(folder, name))).astype(int) for folder in "ab")
+        np.testing.assert_allclose(a, b, atol=1)
+
+
+def test_finished_pictures_are_not_made_again(run, capsys):
+    run(*single("--n_samples", 2))
+    before = times()
+    run(*single("--n_samples", 1, "--n_iter", 3))
+    after = times()
+    assert {name: after[name] for name in before} == before and sorted(after) == ["0000.png", "0001.png", "0002.png"]
+    assert "1 made now, 2 were finished before" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ["--steps", "2"],
+        ["--guidance", "4"],
+        ["--face_scale", "0.5"],
+        ["--seed", "9"],
+        ["--size", "96x64"],
+        ["--dtype", "bf16"],
+        ["--prompt", "a woman"],
+        ["--image", "other.png"],
+        ["--image", "face.png", "other.png"],
+    ],
+)
+def test_changed_settings_are_made_anew_and_nothing_is_lost(run, change):
+    run(*single())
+    before = pictures()
+    run(*single(*change))
+    after = pictures()
+    assert sorted(after) == ["0000.png", "0001.png"]
+    assert after["0000.png"] == before["0000.png"] != after["0001.png"]
+    assert [row["file"] for row in results()["pictures"]] == ["0001.png"]
+
+
+def test_another_model_makes_anew(run, here):
+    run(*single())
+    run(*single(), model=make_toy_bundle(here / "other", seed=1))
+    assert sorted(pictures()) == ["0000.png", "0001.png"]
+
+
+@pytest.mark.parametrize("prompt", ["a/b", "../../x", "two\nlines", "a 😀 man", "--x", ".", "x" * 2000])
+def test_any_prompt_is_safe_and_kept_in_the_metadata(run, here, prompt):
+    assert run(f"--prompt={prompt}", "--image", "face.png", "--output", "below/outputs") == 0
+    assert {path.name for path in here.iterdir()} == {"face.png", "other.png", "below"}
+    with Image.open("below/outputs/0000.png") as image:
+        assert image.text["prompt"] == prompt
+    assert results("below/outputs")["pictures"][0]["prompt"] == prompt
+
+
+def test_a_prompt_longer_than_the_encoder_reads_is_said(run, capsys):
+    run("--prompt", "a very long description of a man", "--image", "face.png")
+    assert "reads the first 16" in capsys.readouterr().out
+
+
+def write_job(path, **changes):
+    job = {"id": path.stem, "caption_list": ["a man", "a woman"], "source_group": [{"path": "face.png"}]} | changes
+    path.write_text(json.dumps(job))
+
+
+def test_a_batch(run, here, capsys):
+    (here / "jobs").mkdir()
+    shutil.copy(here / "face.png", here / "jobs" / "face.png")
+    write_job(here / "jobs" / "a.json", id=1433, class_word="man")
+    write_job(here / "jobs" / "b.json", id="x/../y", source_group=[{"path": "face.png"}, {"path": "other.png"}])
+    assert run("-j", "jobs", "--n_samples", 2) == 0
+    folders = sorted(path.name for path in Path("outputs").iterdir())
+    assert folders[0] == "1433" and folders[1].startswith("x____y-")
+    found = results("outputs/1433")
+    assert found["class_word"] == "man"
+    assert [(row["prompt"], row["seed"]) for row in found["pictures"]] == [
+        *(("a man", 0), ("a man", 1), ("a woman", 0), ("a woman", 1))
+    ]
+    assert len(results(f"outputs/{folders[1]}")["references"]) == 2
+
+    before = times("outputs/1433")
+    assert run("-j", "jobs/a.json", "jobs/b.json", "--n_samples", 2) == 0
+    assert times("outputs/1433") == before
+
+
+def test_in_a_batch_the_others_go_on(run, here, capsys):
+    (here / "broken.png").write_text("no picture")
+    write_job(here / "a.json", source_group=[{"path": "broken.png"}])
+    write_job(here / "b.json")
+    write_job(here / "c.json", caption_list=[])
+    write_job(here / "d.json")
+    assert run("-j", "a.json", "b.json", "c.json", "d.json") == 2
+    assert sorted(path.name for path in Path("outputs").iterdir()) == ["b", "d"]
+    errors = capsys.readouterr().err
+    assert "c.json:1: caption_list: empty" in errors
+    assert "job a (a.json:1): broken.png: not a picture" in errors
+
+
+def test_a_full_disk_ends_a_batch(run, here, monkeypatch):
+    from feedface.output import OutputError
+
+    write_job(here / "a.json")
+    write_job(here / "b.json")
+    drawn = []
+
+    def full(image, path, **options):
+        drawn.append(path)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(OutputError, match=r"outputs/a/reference_00\.png: cannot be written \(No space left"):
+        run("-j", "a.json", "b.json")
+    assert len(drawn) == 1
+    assert not list(Path("outputs").rglob("*.*"))
+
+
+def test_an_interrupted_run_leaves_whole_pictures_and_goes_on_later(run, monkeypatch):
+    from feedface.pipeline import FeedFacePipeline
+
+    draw = FeedFacePipeline.generate
+    calls = []
+
+    def interrupted(self, *args, **options):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return draw(self, *args, **options)
+
+    monkeypatch.setattr(FeedFacePipeline, "generate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(*single("--n_iter", 4))
+    assert sorted(path.name for path in Path("outputs").iterdir()) == ["0000.png", "0001.png", "reference_00.png"]
+    assert run(*single("--n_iter", 4)) == 0
+    assert len(calls) == 5 and len(pictures()) == 4
+
+
+class FakeDetector:
+    """A detector with a recogniser: sees a face in pictures whose mean is above a limit."""
+
+    name = "fake"
+    has_recogniser = True
+
+    def __init__(self, faces=1):
+        self.faces = faces
+
+    def detect(self, image):
+        embedding = np.array([0.6, 0.8], np.float32)
+        return [Face(np.array([5, 5, 35, 40], np.float32), 0.9, None, embedding)] * self.faces
+
+
+@pytest.fixture
+def detector(monkeypatch):
+    fake = FakeDetector()
+    monkeypatch.setattr("feedface.faces.detect.make_detector", lambda *args, **options: fake)
+    return fake
+
+
+def test_similarity_is_measured_printed_and_kept(run, detector, capsys):
+    assert run(*single("--n_samples", 2), detect=True) == 0
+    found = results()
+    assert [row["similarity"] for row in found["pictures"]] == [1.0, 1.0]
+    assert found["similarity"] == {"measured_with": "fake", "measured": 2, "mean": 1.0, "reason": None}
+    assert found["references"][0]["box"] == [5, 5, 35, 40] and found["detector"] == "fake"
+    assert "mean 1.00" in capsys.readouterr().out
+
+
+def test_the_crop_that_is_shown_to_the_model_is_saved(run, detector):
+    run(*single(), detect=True)
+    assert Image.open("outputs/reference_00.png").size == (38, 38)  # the longer side, 35 px, x 1.1
+
+
+def test_several_faces_are_said(run, detector, capsys):
+    detector.faces = 3
+    run(*single(), detect=True)
+    assert "note: face.png: 3 faces found, the largest is taken" in capsys.readouterr().out
+
+
+def test_not_measured_without_a_recogniser(run, capsys):
+    run(*single("--detector", "opencv"))
+    assert results()["similarity"]["mean"] is None
+    assert "face similarity: not measured" in capsys.readouterr().out
+
+
+def test_another_face_controlnet(run, here, toy):
+    """--ckpt_path: a face_controlnet folder, or a training checkpoint that points to its base."""
+    torch.manual_seed(3)
+    save_component("face_controlnet", toy_face_controlnet(), here / "checkpoint" / "face_controlnet")
+    write_derived_index(here / "checkpoint", toy, ["face_controlnet"], name="trained")
+    run(*single("--output", "base"))
+    run(*single("--output", "folder", "--ckpt_path", "checkpoint/face_controlnet"))
+    options = ["--device", "cpu", "--no_detect", *single("--output", "checkpointed", "--ckpt_path", "checkpoint")]
+    assert inference.main(options) == 0  # without --model
+    first = {name: pictures(name)["0000.png"] for name in ("base", "folder", "checkpointed")}
+    assert first["base"] != first["folder"]
+    np.testing.assert_array_equal(*(np.asarray(Image.open(f"{name}/0000.png")) for name in ("folder", "checkpointed")))
+    assert results("checkpointed")["model"]["name"] == "trained"
+
+
+def test_config_gives_settings_and_options_come_first(run, here, toy):
+    (here / "config.py").write_text(
+        "from ml_collections import ConfigDict\n"
+        "def get_config():\n"
+        f"    return ConfigDict({{'model': {str(toy)!r}, 'sample': {{'steps': 2, 'guidance': 5.0}}}})\n"
+    )
+    options = single("--config", "config.py", "--guidance", "4", "--device", "cpu", "--no_detect")
+    assert inference.main(options) == 0
+    settings = results()["settings"]
+    assert settings["steps"] == 2 and settings["guidance"] == 4
+    assert results()["model"]["path"] == str(toy)
+
+
+def test_the_training_config_is_understood():
+    from feedface.config_file import read_config
+
+    config = read_config(ROOT / "configs" / "train_config.py")
+    assert config.model and {"sites", "num_heads", "control_input"} <= set(config.control)
+
+
+def test_as_a_program(toy, here):
+    """Own process: exit code 2 and one line on stderr, no traceback; importing and parsing bring in no torch."""
+    code = (
+        "import sys; sys.argv = ['inference.py', '--prompt', ' ', '--image', 'face.png']; import runpy\n"
+        "try: runpy.run_path(sys.path[0] + '/inference.py', run_name='__main__')\n"
+        "finally: assert 'torch' not in sys.modules"
+    )
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'libs'}"}
+    code = code.replace("sys.path[0]", repr(str(ROOT)))
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: --prompt: the prompt is empty") and done.stderr.count("\n") == 1

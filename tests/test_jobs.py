@@ -1,0 +1,149 @@
+"""The authors' JSON job schema: what is right is read, what is wrong is named with file, line and key."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from feedface.errors import UserError
+from feedface.jobs import read_jobs
+
+JSON_EXAMPLES = Path(__file__).parents[1] / "json_examples"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs" / "face.png").touch()
+    return tmp_path / "jobs"
+
+
+def sound(**changes):
+    return {"id": 7, "caption_list": ["a", "b"], "source_group": [{"path": "face.png"}], "class_word": "man"} | changes
+
+
+def test_the_authors_schema(folder):
+    (folder / "a.json").write_text(json.dumps(sound(extra="ignored")))
+    [job], problems = read_jobs([folder / "a.json"])
+    assert not problems
+    assert (job.id, job.prompts, job.class_word) == ("7", ("a", "b"), "man")
+    assert job.images == (folder / "face.png",)
+
+
+def test_paths_relative_to_the_working_directory(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    (folder / "deep").mkdir()
+    (folder / "deep" / "a.json").write_text(json.dumps(sound()))
+    [job], problems = read_jobs(["deep/a.json"])
+    assert not problems and job.images[0].resolve() == folder / "face.png"
+
+
+def test_files_folders_and_lists_of_jobs(folder):
+    (folder / "b.json").write_text(json.dumps([sound(id="b1"), sound(id="b2")]))
+    (folder / "a.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(sound(id="a")).encode())  # with a byte order mark
+    jobs, problems = read_jobs([folder, folder / "a.json"])
+    assert not problems
+    assert [job.id for job in jobs] == ["a", "b1", "b2"]
+
+
+def test_folder_without_jobs(tmp_path):
+    with pytest.raises(UserError, match=r"no \.json files"):
+        read_jobs([tmp_path])
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "words"),
+    [
+        ("", 1, "empty file"),
+        (" \n\n", 1, "empty file"),
+        ('{\n"id": 1,\n}', 3, "not valid JSON"),
+        ('{"id": 1', 1, "not valid JSON"),
+        ('{"id": 1}\nx', 2, "not valid JSON"),
+        ("[]", 1, "empty list"),
+        ("3", 1, "a job is an object"),
+        ("null", 1, "a job is an object"),
+        ('[{"id": 1},\n\n"x"]', 3, "[1]: a job is an object"),
+    ],
+)
+def test_malformed(folder, text, line, words):
+    (folder / "a.json").write_text(text)
+    jobs, problems = read_jobs([folder / "a.json"])
+    assert not jobs
+    assert any(problem.startswith(f"{folder / 'a.json'}:{line}: ") and words in problem for problem in problems)
+
+
+def test_not_utf8(folder):
+    (folder / "a.json").write_bytes(b'{"id":\n "\xff"}')
+    assert read_jobs([folder / "a.json"])[1] == [f"{folder / 'a.json'}:2: not UTF-8 text"]
+
+
+def test_nested_too_deeply(folder):
+    (folder / "a.json").write_text("[" * 100_000)
+    [problem] = read_jobs([folder / "a.json"])[1]
+    assert "nested too deeply" in problem
+
+
+# The value of each key stands on the line of its own: id 2, caption_list 3, source_group 4, class_word 5.
+@pytest.mark.parametrize(
+    ("change", "line", "key"),
+    [
+        ({"id": None}, 2, "id"),
+        ({"id": True}, 2, "id"),
+        ({"id": ""}, 2, "id"),
+        ({"id": [1]}, 2, "id"),
+        ({"id": 1.5}, 2, "id"),
+        ({"caption_list": "a prompt"}, 3, "caption_list"),
+        ({"caption_list": []}, 3, "caption_list"),
+        ({"caption_list": ["a", 3]}, 3, "caption_list[1]"),
+        ({"caption_list": ["a", " "]}, 3, "caption_list[1]"),
+        ({"caption_list": ["a" * 10_000]}, 3, "caption_list[0]"),
+        ({"caption_list": ["\ud83d"]}, 3, "caption_list[0]"),
+        ({"source_group": []}, 4, "source_group"),
+        ({"source_group": {"path": "face.png"}}, 4, "source_group"),
+        ({"source_group": ["face.png"]}, 4, "source_group[0]"),
+        ({"source_group": [{}]}, 4, "source_group[0].path"),
+        ({"source_group": [{"path": "face.png"}, {"path": 3}]}, 4, "source_group[1].path"),
+        ({"source_group": [{"path": ""}]}, 4, "source_group[0].path"),
+        ({"source_group": [{"path": "none.png"}]}, 4, "source_group[0].path"),
+        ({"source_group": [{"path": "\u0000"}]}, 4, "source_group[0].path"),
+        ({"source_group": [{"path": "x" * 5000}]}, 4, "source_group[0].path"),
+        ({"class_word": 3}, 5, "class_word"),
+    ],
+)
+def test_wrong_values(folder, change, line, key):
+    rows = [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in sound(**change).items()]
+    (folder / "a.json").write_text("{\n" + ",\n".join(rows) + "\n}")
+    jobs, problems = read_jobs([folder / "a.json"])
+    assert not jobs
+    [problem] = problems
+    assert problem.startswith(f"{folder / 'a.json'}:{line}: {key}: ")
+
+
+@pytest.mark.parametrize("key", ["id", "caption_list", "source_group"])
+def test_missing_key(folder, key):
+    job = sound()
+    del job[key]
+    (folder / "a.json").write_text("\n" + json.dumps(job))
+    jobs, [problem] = read_jobs([folder / "a.json"])
+    assert not jobs and problem.startswith(f"{folder / 'a.json'}:2: {key}: missing")
+
+
+def test_every_problem_is_named_and_sound_jobs_remain(folder):
+    (folder / "a.json").write_text(json.dumps([{"id": 1}, sound(id="good"), sound(id=[], caption_list=[])]))
+    (folder / "b.json").write_text("{")
+    jobs, problems = read_jobs([folder, folder / "none.json"])
+    assert [job.id for job in jobs] == ["good"]
+    assert len(problems) == 6  # two keys missing, two wrong, one malformed file, one missing file
+    assert all("\n" not in problem for problem in problems)
+
+
+def test_an_id_may_be_used_once(folder):
+    (folder / "a.json").write_text(json.dumps([sound(id="Ann"), sound(id="ann")]))
+    jobs, [problem] = read_jobs([folder / "a.json"])
+    assert [job.id for job in jobs] == ["Ann"]
+    assert "[1].id" in problem and "already used" in problem
+
+
+def test_the_committed_examples_are_sound():
+    jobs, problems = read_jobs([JSON_EXAMPLES])
+    assert not problems and len(jobs) >= 2

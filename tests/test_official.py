@@ -1,0 +1,192 @@
+"""The authors' files: every name and shape of the release at full size, clear refusals, and conversion."""
+
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+from tests import golden
+from tests.toy import CLIP_CONFIG, save_toy_clips, toy_uvit
+
+from feedface.checkpoints import official
+from feedface.checkpoints.bundle import NETWORKS, load_bundle, read_index
+from feedface.checkpoints.release import FILES, Architecture, convert, load_release
+from feedface.errors import UserError
+
+LOADERS = {
+    "uvit": official.load_uvit,
+    "face_controlnet": official.load_face_controlnet,
+    "vae": official.load_vae,
+    "text_encoder": official.load_text_prefix,
+}
+
+
+def full_size(kind: str) -> dict[str, torch.Tensor]:
+    """The released file's names and shapes, without memory."""
+    return {name: torch.empty(shape, device="meta") for name, shape in golden.shapes()[FILES[kind]].items()}
+
+
+@pytest.mark.parametrize(
+    ("kind", "millions"), [("uvit", 952.5), ("face_controlnet", 782.6), ("vae", 83.7), ("text_encoder", 0.05)]
+)
+def test_released_names_and_shapes_at_full_size(kind: str, millions: float):
+    module = LOADERS[kind](full_size(kind))
+    assert sum(value.numel() for value in module.parameters()) / 1e6 == pytest.approx(millions, abs=0.06)
+    if kind == "uvit":
+        assert set(module.state_dict()) == set(full_size("uvit"))
+        assert set(official.OFFICIAL_SITES) < set(module.block_names)
+
+
+@pytest.mark.parametrize(
+    ("kind", "key"),
+    [
+        ("uvit", "out_blocks.3.skip_linear.weight"),
+        ("face_controlnet", "blocks.13.blocks.0.attn2.to_out.0.bias"),
+        ("face_controlnet", "preprocess_module.clip_model.vision_model.pre_layrnorm.weight"),
+        ("vae", "decoder.conv_in.weight"),
+        ("vae", "encoder.mid.attn_1.q.weight"),
+        ("text_encoder", "module.encode_prefix.weight"),
+    ],
+)
+def test_missing_extra_and_misshapen_keys_are_named(kind: str, key: str):
+    load, state = LOADERS[kind], full_size(kind)
+    their_key = key.removeprefix("module.")
+    misshapen = {**state, key: torch.empty(*[3] * state[key].dim(), device="meta")}
+    with pytest.raises(UserError, match=f"{their_key} has shape .*needed is"):
+        load(misshapen)
+    with pytest.raises(UserError, match="unknown 1 weights, the first is stray.weight"):
+        load({**state, "stray.weight": torch.empty(1, device="meta")})
+    del state[key]
+    with pytest.raises(UserError, match="lacks 1 weights, the first is .*" + ("" if kind == "vae" else their_key)):
+        load(state)
+
+
+def test_a_state_dict_saved_from_data_parallel():
+    state = {f"module.{key}": value for key, value in full_size("uvit").items()}
+    assert official.load_uvit(state).embed_dim == 1536
+
+
+class Payload:
+    def __reduce__(self):
+        return (sys.stdout.write, ("this must not run",))
+
+
+def test_broken_files_are_refused(tmp_path, capsys):
+    path = tmp_path / "uvit_v1.pth"
+    with pytest.raises(UserError, match=r"uvit_v1.pth: no such file.*huggingface"):
+        official.load_uvit(path)
+    for content in (b"", b"not a checkpoint", b"PK\x03\x04 a cut archive"):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"uvit_v1.pth: "):
+            official.load_uvit(path)
+    torch.save({"pos_embed": torch.zeros(1), "payload": Payload()}, path)
+    with pytest.raises(UserError, match="more than tensors"):
+        official.load_uvit(path)
+    path.write_bytes(pickle.dumps({"payload": Payload()}, protocol=2))
+    with pytest.raises(UserError, match=r"uvit_v1.pth: "):
+        official.load_uvit(path)
+    assert "must not run" not in capsys.readouterr().out
+    torch.save([torch.zeros(1)], path)
+    with pytest.raises(UserError, match="not a state dict"):
+        official.load_uvit(path)
+    torch.save({"epoch": torch.zeros(1)}, path, _use_new_zipfile_serialization=False)  # the old format is read
+    with pytest.raises(UserError, match="lacks"):
+        official.load_uvit(path)
+
+
+# --------------------------------------------------------------------------------------------------- conversion
+
+VAE = {"block_out_channels": [8] * 4, "norm_num_groups": 4, "layers_per_block": 2}
+SMALL = Architecture(
+    image_size=64,
+    uvit={key: value for key, value in toy_uvit().config.items()},
+    face_controlnet={"sites": ["in_blocks.0"], "num_heads": 4, "clip_config": CLIP_CONFIG, "mlp_ratio": 2},
+    vae=VAE,
+    text_prefix={"out_features": 8},
+)
+
+
+@pytest.fixture
+def release(tmp_path):
+    """A folder with the four files at small size, in the authors' naming, and two small CLIP models."""
+    folder = tmp_path / "models"
+    folder.mkdir()
+    uvit = {name: [*value.shape] for name, value in toy_uvit().state_dict().items()}
+    adapter = {}
+    from feedface.methods.feedface import FaceControlNet
+
+    for name, value in FaceControlNet(32, **SMALL.face_controlnet).state_dict().items():
+        adapter[official._their_face_key(name)] = [*value.shape]
+    vae = {}
+    for name, shape in golden.shapes()["autoencoder_kl.pth"].items():
+        # the widths of the autoencoder are all 8 here, which also removes its two shortcut convolutions a half
+        narrow = [{128: 8, 256: 8, 512: 8}.get(size, size) for size in shape]
+        if "nin_shortcut" not in name:
+            vae[name] = narrow
+    text = {"module.encode_prefix.weight": [8, 16], "module.encode_prefix.bias": [8], "module.gpt.lm_head.weight": [2]}
+    for file, shapes in zip(FILES.values(), (uvit, vae, text, adapter), strict=True):
+        torch.save(golden.weights(shapes), folder / file)
+    position_ids = "preprocess_module.clip_model.vision_model.embeddings.position_ids"
+    state = torch.load(folder / FILES["face_controlnet"])
+    torch.save({**state, position_ids: torch.arange(5)[None]}, folder / FILES["face_controlnet"])
+    save_toy_clips(tmp_path / "text", tmp_path / "image")
+    return folder
+
+
+def clips(release) -> dict[str, str]:
+    return {"text_encoder": str(release.parent / "text"), "image_encoder": str(release.parent / "image")}
+
+
+def test_conversion_reads_back_equal(release, tmp_path):
+    direct = load_release(release, components=NETWORKS, architecture=SMALL, **clips(release))
+    target = tmp_path / "models" / "feedface-v1"
+    convert(release, target, architecture=SMALL, **clips(release))
+    converted = load_bundle(target)
+    assert converted.name == "feedface-v1"
+    assert converted.defaults == direct.defaults
+    for kind in NETWORKS:
+        ours, theirs = (getattr(bundle, kind).state_dict() for bundle in (converted, direct))
+        assert set(ours) == set(theirs)
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours), kind
+    prompts = ["a man with a hat", ""]
+    assert torch.equal(converted.text_encoder.encode(prompts), direct.text_encoder.encode(prompts))
+    pixels = torch.rand(1, 3, 32, 32)
+    assert torch.equal(converted.face_controlnet.encode(pixels), direct.face_controlnet.encode(pixels))
+    # again, over the old one, in half the size
+    convert(release, target, architecture=SMALL, dtype=torch.float16, **clips(release))
+    assert (target / "uvit" / "model.safetensors").stat().st_size < 0.6 * (release / "uvit_v1.pth").stat().st_size
+
+
+def test_conversion_refuses_and_leaves_nothing_half_written(release, tmp_path):
+    target = tmp_path / "converted"
+    (release / "uvit_v1.pth").rename(tmp_path / "kept")
+    with pytest.raises(UserError, match=r"lacks uvit_v1.pth .*huggingface"):
+        convert(release, target, architecture=SMALL, **clips(release))
+    (tmp_path / "kept").rename(release / "uvit_v1.pth")
+    with pytest.raises(UserError, match=r"exists and is not a converted model"):
+        convert(release, release, architecture=SMALL, **clips(release))
+    with pytest.raises(UserError, match=r"--text_encoder"):
+        convert(release, target, architecture=SMALL, **{**clips(release), "text_encoder": str(tmp_path / "none")})
+    with pytest.raises(UserError, match=r"16 tokens, but the U-ViT takes 12"):
+        other = {**SMALL.uvit, "num_text_tokens": 12}
+        state = torch.load(release / "uvit_v1.pth")
+        state["pos_embed"] = state["pos_embed"][:, 4:].contiguous()
+        torch.save(state, release / "uvit_v1.pth")
+        convert(release, target, architecture=Architecture(**{**vars(SMALL), "uvit": other}), **clips(release))
+    assert not target.exists()
+    assert read_error(release, target).startswith("error: ")
+
+
+def read_error(source, target) -> str:
+    """What the command line says on files of another size than the release's."""
+    command = [sys.executable, "-m", "feedface.checkpoints", "convert", "--from", str(source), "--to", str(target)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    return done.stderr
+
+
+def test_read_index_of_authors_files_says_what_to_do(release):
+    with pytest.raises(UserError, match="feedface.checkpoints convert"):
+        read_index(release)

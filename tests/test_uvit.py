@@ -1,0 +1,139 @@
+"""The backbone: its sites, sizes, control seam, checkpointing and attention maps."""
+
+import pytest
+import torch
+from tests.toy import toy_uvit
+
+from feedface.backbones.uvit import UViT, timestep_embedding
+
+SITES = ["in_blocks.0", "mid_block", "out_blocks.0"]
+
+
+@pytest.fixture
+def uvit() -> UViT:
+    torch.manual_seed(0)
+    return toy_uvit()
+
+
+def inputs(uvit: UViT, batch: int = 2, size: tuple[int, int] = (8, 8)) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(1)
+    return (
+        torch.randn(batch, uvit.in_chans, *size, generator=generator),
+        torch.randn(batch, 1, uvit.clip_img_dim, generator=generator),
+        torch.randn(batch, uvit.num_text_tokens, uvit.text_dim, generator=generator),
+        torch.linspace(3.5, 900, batch),
+        torch.zeros(batch),
+        torch.ones(batch, dtype=torch.long),
+    )
+
+
+def test_block_names(uvit: UViT):
+    assert uvit.block_names == SITES
+    assert UViT(8, embed_dim=8, num_heads=1, depth=5).block_names == [
+        *("in_blocks.0", "in_blocks.1", "mid_block", "out_blocks.0", "out_blocks.1")
+    ]
+
+
+def test_config_makes_the_same_network(uvit: UViT):
+    again = UViT(**uvit.config)
+    again.load_state_dict(uvit.state_dict())
+    assert torch.equal(again(*inputs(uvit)).img, uvit(*inputs(uvit)).img)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (6, 12), (16, 4)])
+def test_any_size_divisible_by_the_patch(uvit: UViT, size: tuple[int, int]):
+    given = inputs(uvit, size=size)
+    out = uvit(*given)
+    assert out.img.shape == given[0].shape
+    assert out.clip_img.shape == given[1].shape
+    assert out.text.shape == given[2].shape
+
+
+def test_sizes_that_do_not_fit_are_refused(uvit: UViT):
+    with pytest.raises(ValueError, match="7x8"):
+        uvit(*inputs(uvit, size=(7, 8)))
+    with pytest.raises(ValueError, match="9x9"):
+        UViT(img_size=9)
+
+
+def test_rows_and_columns_are_not_mixed_up(uvit: UViT):
+    # a change in one corner of a wide latent changes the output most in that corner
+    given = inputs(uvit, batch=1, size=(4, 12))
+    changed = (given[0].clone(), *given[1:])
+    changed[0][..., :2, 10:] += 3
+    difference = (uvit(*changed).img - uvit(*given).img).abs().sum(dim=(0, 1))
+    patches = difference.unflatten(0, (2, 2)).unflatten(2, (6, 2)).sum(dim=(1, 3))
+    assert patches.argmax() == 5  # first row of patches, last column
+
+
+def test_control_gets_and_changes_image_tokens_only(uvit: UViT):
+    seen = {}
+
+    def control(site, tokens_in, tokens_out):
+        seen[site] = (tokens_in, tokens_out)
+        return torch.ones_like(tokens_out) if site == "out_blocks.0" else None
+
+    given = inputs(uvit)
+    with torch.no_grad():
+        base, out = uvit(*given), uvit(*given, control=control)
+    assert list(seen) == SITES
+    assert all(part.shape == (2, 16, 32) for tokens in seen.values() for part in tokens)
+    assert not torch.equal(out.img, base.img)
+    # after the last block, what was added to image tokens cannot reach the others
+    assert torch.equal(out.text, base.text)
+    assert torch.equal(out.clip_img, base.clip_img)
+
+
+def test_control_of_some_rows(uvit: UViT):
+    class Control:
+        rows = slice(0, 1)
+
+        def __call__(self, site, tokens_in, tokens_out):
+            assert len(tokens_in) == len(tokens_out) == 1
+            return torch.ones_like(tokens_out)
+
+    given = inputs(uvit)
+    with torch.no_grad():
+        base, out = uvit(*given), uvit(*given, control=Control())
+    assert not torch.equal(out.img[0], base.img[0])
+    assert torch.equal(out.img[1], base.img[1])
+
+
+def test_gradient_checkpointing_gives_the_same_gradients(uvit: UViT):
+    gradients = []
+    for checkpointing in (False, True):
+        uvit.gradient_checkpointing = checkpointing
+        uvit.zero_grad()
+        uvit(*inputs(uvit), control=lambda site, x_in, x_out: x_in * x_out).img.square().sum().backward()
+        gradients.append([parameter.grad.clone() for parameter in uvit.in_blocks.parameters()])
+    for plain, recomputed in zip(*gradients, strict=True):
+        torch.testing.assert_close(recomputed, plain)
+
+
+def test_attention_maps(uvit: UViT):
+    given = inputs(uvit)
+    out = uvit(*given, attention_maps=["mid_block"])
+    (weights,) = out.attention.values()
+    tokens = uvit.image_start + 16
+    assert weights.shape == (2, 4, tokens, tokens)
+    torch.testing.assert_close(weights.sum(dim=-1), torch.ones(2, 4, tokens))
+    assert torch.equal(out.img, uvit(*given).img)
+    # they are the weights that the block used: with these the fused attention's output comes out
+    attention = uvit.mid_block.attn
+    x = torch.randn(1, 5, 32)
+    maps = []
+    out = attention(x, maps)
+    value = attention.qkv(x)[..., 64:].unflatten(-1, (4, 8)).transpose(1, 2)
+    torch.testing.assert_close(out, attention.proj((maps[0] @ value).transpose(1, 2).flatten(2)))
+
+
+def test_timestep_embedding():
+    embedding = timestep_embedding(torch.tensor([0.0, 2.5]), 6)
+    assert embedding[0].tolist() == [1, 1, 1, 0, 0, 0]
+    angle = torch.tensor(2.5 * 10_000 ** (-1 / 3))
+    torch.testing.assert_close(embedding[1, [1, 4]], torch.stack([angle.cos(), angle.sin()]))
+
+
+def test_half_precision_stays_half(uvit: UViT):
+    out = uvit.bfloat16()(*inputs(uvit), control=lambda site, x_in, x_out: x_out)
+    assert out.img.dtype == out.clip_img.dtype == out.text.dtype == torch.bfloat16

@@ -1,0 +1,113 @@
+"""A tiny model with random weights: all of a bundle's parts, in milliseconds, for tests of what is built on them."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from feedface.backbones.uvit import UViT
+from feedface.checkpoints.bundle import save_component, write_index
+from feedface.encoders import ImageEncoder, LatentCodec, TextEncoder, load_tokenizer
+from feedface.methods.feedface import FaceControlNet
+
+IMAGE_SIZE = 64
+CLIP_CONFIG = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "projection_dim": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 32,
+    "patch_size": 16,
+}
+
+
+def toy_tokenizer(folder: Path):
+    """A CLIP tokenizer of single letters (byte-level, without merges), written to `folder` and read back."""
+    from transformers import CLIPTokenizer
+
+    letters = [chr(i) for i in (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100), *range(0x100, 0x144))]
+    vocabulary = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    vocab = {token: i for i, token in enumerate(vocabulary)}
+    CLIPTokenizer(vocab=vocab, merges=[]).save_pretrained(folder)
+    return load_tokenizer(folder)
+
+
+def toy_uvit() -> UViT:
+    """Width 32, 1 + 1 + 1 blocks, latents 4x8x8, 16 text tokens of 8 numbers, CLIP image of 16."""
+    return UViT((8, 8), 4, 2, 32, 2, 4, 2, text_dim=8, num_text_tokens=16, clip_img_dim=16)
+
+
+def toy_face_controlnet(uvit: UViT | None = None, control_input: str = "output") -> FaceControlNet:
+    """Not freshly initialised: its last linears are random, so that a face changes something."""
+    uvit = uvit or toy_uvit()
+    net = FaceControlNet(uvit.embed_dim, 4, ["in_blocks.0", "out_blocks.0"], CLIP_CONFIG, control_input, mlp_ratio=2)
+    for block in net.blocks:
+        nn.init.normal_(block.zero_linear.weight, std=0.1)
+    return net
+
+
+def toy_clips(tokenizer):
+    """A CLIP text tower (16 tokens of 16 numbers) and an image tower (32 px to 16 numbers)."""
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    text = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        projection_dim=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=16,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return CLIPTextModel(text), CLIPVisionModelWithProjection(CLIPVisionConfig(**CLIP_CONFIG))
+
+
+def save_toy_clips(text_folder: Path, image_folder: Path) -> None:
+    """Both as a download from the hub has them, the tokenizer beside the text tower."""
+    text, image = toy_clips(toy_tokenizer(text_folder))
+    text.save_pretrained(text_folder)
+    image.save_pretrained(image_folder)
+
+
+def make_toy_bundle(folder: str | Path, seed: int = 0) -> Path:
+    """Write the tiny bundle into `folder` and return it. Images of 64 px; no detector, so pass faces as crops."""
+    from diffusers import AutoencoderKL
+
+    folder = Path(folder)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        uvit = toy_uvit()
+        vae = AutoencoderKL(
+            down_block_types=["DownEncoderBlock2D"] * 4,
+            up_block_types=["UpDecoderBlock2D"] * 4,
+            block_out_channels=[8] * 4,
+            latent_channels=4,
+            norm_num_groups=4,
+            sample_size=IMAGE_SIZE,
+            scaling_factor=1.0,
+        )
+        tokenizer = toy_tokenizer(folder / "tokenizer")
+        text, image = toy_clips(tokenizer)
+        parts = {
+            "uvit": uvit,
+            "face_controlnet": toy_face_controlnet(uvit),
+            "vae": LatentCodec(vae),
+            "text_encoder": TextEncoder(text, tokenizer, nn.Linear(16, uvit.text_dim)),
+            "image_encoder": ImageEncoder(image),
+        }
+    for kind, module in parts.items():
+        save_component(kind, module, folder / kind)
+    write_index(
+        folder,
+        name="toy",
+        image_size=IMAGE_SIZE,
+        components={kind: kind for kind in (*parts, "tokenizer")},
+        defaults={"steps": 3, "guidance": 2.0, "face_scale": 1.0},
+    )
+    return folder

@@ -1,0 +1,62 @@
+"""Train the face-controlnet beside a frozen backbone.
+
+The paper's training, on 8 GPUs (another number works too; resuming on another number as well):
+    accelerate launch --num_processes 8 --mixed_precision fp16 --multi_gpu train.py \
+        --config=configs/train_config.py --workdir=workdir/feedface
+The miniature, on a CPU:
+    accelerate launch train.py --config=configs/mini_face.py --workdir=workdir/mini
+Check config, weights, records and disk first:
+    python train.py --config=configs/train_config.py --workdir=workdir/feedface --dry_run
+
+Any config value can be given by flag: --config.train.batch_size=8. The same command goes on from the last checkpoint;
+`inference.py --model WORKDIR/checkpoints/last` uses it at once. SIGTERM and Ctrl-C save and leave.
+Exit codes: 0 done, 2 wrong input (one line says what), 130 after Ctrl-C, 143 after SIGTERM. `accelerate launch` turns
+every code but 0 into 1.
+"""
+
+import sys
+from pathlib import Path
+
+# The package is used as it lies here, also where it is not installed.
+sys.path.insert(0, str(Path(__file__).resolve().parent / "libs"))
+
+from absl import flags
+from ml_collections import config_flags
+
+from feedface.errors import UserError, run_cli
+
+FLAGS = flags.FLAGS
+config_flags.DEFINE_config_file("config", None, "Config file, such as configs/train_config.py.", lock_config=True)
+flags.DEFINE_string("workdir", None, "Folder of this run: checkpoints, logs, the resolved config.")
+flags.DEFINE_bool("dry_run", False, "Check config, weights, records and disk, and stop before the first step.")
+
+
+def main() -> int:
+    parse(sys.argv)
+    from feedface.training.run_record import dry_run
+    from feedface.training.trainer import train
+
+    return (dry_run if FLAGS.dry_run else train)(FLAGS.config, Path(FLAGS.workdir))
+
+
+def parse(arguments: list[str]) -> None:
+    """Fill `FLAGS`; `UserError` for an unknown or ill-typed flag or config key."""
+    if {"-h", "--help", "-help", "--helpfull"} & set(arguments[1:]):
+        print(__doc__)
+        raise SystemExit(0)
+    try:
+        extra = FLAGS(arguments)[1:]
+        missing = [name for name in ("config", "workdir") if FLAGS[name].value is None]
+        if not missing:
+            FLAGS.config.keys()  # a config file that cannot be loaded is reported at its first use
+    # ml_collections reports a wrong key or type of the config in all of these.
+    except (flags.Error, KeyError, AttributeError, TypeError, ValueError, OSError) as error:
+        raise UserError(f"{error}; see --help, and the keys in configs/train_config.py") from None
+    if extra:
+        raise UserError(f"{extra[0]}: unknown argument; see --help")
+    if missing:
+        raise UserError(f"--{missing[0]} is missing; see --help")
+
+
+if __name__ == "__main__":
+    run_cli(main)
