@@ -1,7 +1,9 @@
 # make demo   set everything up, then put the person of assets/demo_face.png into new pictures (models/mini, CPU)
 # make test   set everything up, then run the tests (make test-all: the slow ones too)
 # make mini   rebuild models/mini from nothing (hours on a CPU, minutes on a GPU); resumable
-PYTHON ?= python3
+# The first Python that is new enough (diffusers and transformers, as pinned, need 3.11).
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
@@ -33,7 +35,7 @@ evaluate: $(STAMP)
 # torch goes first: the other packages then find their requirement met and do not pull another build.
 # --no-deps for the package itself: its requirements are the pinned ones above.
 $(STAMP): requirements.txt requirements-dev.txt pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=python3.11 ...")'
+	@test -n "$(PYTHON)" || { echo "error: Python 3.11 or newer is needed; name one with make PYTHON=/path/to/python3.11" >&2; exit 2; }
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check $$(grep '^torch==' requirements.txt)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt

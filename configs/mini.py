@@ -28,8 +28,8 @@ def cpu() -> ConfigDict:
             },
             # 8x8 latents: with patches of 2 the U-ViT sees 16 image tokens.
             "vae": fit_config(
-                image_size=size, stack=2, channels=(32, 64, 128), layers_per_block=1, latent_channels=8,
-                kl_weight=1e-4, minutes=14.0, batch_size=32, lr=2e-3, amp=True,
+                image_size=size, stack=4, channels=(96, 128), layers_per_block=1, latent_channels=12,
+                kl_weight=5e-4, minutes=15.0, batch_size=16, lr=2e-3, ema_decay=0.999, amp=True,
             ),
             "clip": fit_config(
                 image_size=size, patch_size=8, vision_width=128, vision_layers=3, text_width=128, text_layers=3,
@@ -47,13 +47,15 @@ def cpu() -> ConfigDict:
             "control": {
                 "image_size": size, "seed": 0, "steps": 5000, "batch_size": 64, "lr": 1e-3, "precision": "bf16",
             },
-            "detector": fit_config(image_px=128, width=16, minutes=4.0, batch_size=16),
+            "detector": fit_config(image_px=128, width=32, minutes=4.0, batch_size=32, lr=2e-3),
             "recogniser": fit_config(
-                width=32, embedding_dim=128, scale=30.0, margin=0.2, landmark_noise=0.03, minutes=6.0, batch_size=128,
+                width=32, embedding_dim=128, scale=24.0, margin=0.2, landmark_noise=0.02, minutes=5.0, batch_size=64,
+                lr=2e-3, weight_decay=0.05,
             ),
             "inspector": fit_config(
-                image_size=size, world_seed=0, first_identity=10000, identities=1500, held_out=100, per_identity=10,
-                width=32, embedding_dim=128, scale=24.0, margin=0.2, attribute_weight=1.0, minutes=8.0, batch_size=128,
+                image_size=size, world_seed=0, first_identity=10_000, identities=1500, held_out=100, per_identity=10,
+                width=32, embedding_dim=128, scale=20.0, margin=0.2, attribute_weight=2.0,
+                steps=3000, batch_size=96, lr=3e-3, weight_decay=0.05, amp=True,
             ),
             "bundle": {
                 "preset": "cpu", "hardware": "2 CPU cores", "image_size": size, "out": "models/mini", "max_mb": 30.0,
@@ -78,6 +80,6 @@ def gpu() -> ConfigDict:
         config.control.update(steps=20_000, batch_size=256, lr=3e-4)
         config.detector.update(minutes=3.0, batch_size=64)
         config.recogniser.update(minutes=3.0, batch_size=512)
-        config.inspector.update(minutes=4.0, batch_size=512)
+        config.inspector.update(per_identity=20, steps=12_000)
         config.bundle.update(preset="gpu", hardware="one GPU", out="models/mini-gpu", max_mb=300.0)
     return config

@@ -11,7 +11,7 @@ def get_config() -> ConfigDict:
     """What differs from the paper: size, speed, and that all features are encoded once."""
     config = train_config.get_config()
     config.model = ".cache/mini/bundle"
-    config.face_encoder = ".cache/mini/face_encoder/encoder"
+    config.face_encoder = ".cache/mini/bundle/face_encoder"
     config.control.sites = ("in_blocks.0", "in_blocks.2", "out_blocks.0", "out_blocks.2")
     config.control.num_heads = 4
     config.data_type = 1

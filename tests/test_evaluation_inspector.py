@@ -124,10 +124,10 @@ def test_blocks_stay_near_the_picture():
 
 def test_stage_trains_and_leaves_a_judge(tmp_path):
     """Minutes cut to seconds: too few people to learn faces from, but it knows backgrounds on pictures never seen."""
-    config = ml_collections.ConfigDict({"seed": 0, "image_size": 64})
+    config = ml_collections.ConfigDict()
     config.inspector = fit_config(
-        batch_size=32, steps=80, lr=4e-3, warmup_steps=5, ema_decay=0.9, device="cpu", width=8,
-        embedding_dim=32, first_identity=30_000, identities=20, per_identity=4, held_out=4,
+        batch_size=32, steps=80, lr=4e-3, warmup_steps=5, ema_decay=0.9, device="cpu", image_size=64,
+        world_seed=0, width=8, embedding_dim=32, first_identity=30_000, identities=20, per_identity=4, held_out=4,
         scale=16.0, margin=0.1, attribute_weight=1.0,
     )  # fmt: skip
     run(config, tmp_path)

@@ -24,7 +24,7 @@ def command(*arguments, launcher=(sys.executable,)):
 
 def call(*arguments, **options):
     done = subprocess.run(
-        command(*arguments, **options), cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=120
+        command(*arguments, **options), cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300
     )
     return done.returncode, done.stdout, done.stderr
 
@@ -78,12 +78,12 @@ def test_sigterm_saves_and_the_same_command_goes_on(arguments, tmp_path):
         cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while not (tmp_path / "checkpoints" / "last").exists() and time.monotonic() < deadline:
             time.sleep(0.1)
             assert process.poll() is None, process.stderr.read()
         process.send_signal(signal.SIGTERM)
-        out, errors = process.communicate(timeout=60)
+        out, errors = process.communicate(timeout=240)
     finally:
         process.kill()
     assert process.returncode == 128 + signal.SIGTERM, errors

@@ -287,6 +287,14 @@ def test_run_reports_and_its_checkpoint_is_a_model(world, tmp_path):
     assert train(config, tmp_path) == 0  # done already
 
 
+def test_bfloat16_keeps_trained_weights_in_float32(world, tmp_path):
+    assert train(make_config(world, **{"train.precision": "bf16", "train.steps": 3}), tmp_path) == 0
+    trained, _ = weights(tmp_path)
+    assert {value.dtype for value in trained.values()} == {torch.float32}
+    # Values that bfloat16 could not hold: the weights were not rounded on their way.
+    assert any((value != value.bfloat16().float()).any() for value in trained.values())
+
+
 def test_going_on_from_a_bundles_own_controlnet(world, tmp_path):
     config = make_config(world, **{"model": str(world.full), "face_encoder": "", "train.steps": 1, "train.lr": 0.0})
     assert train(config, tmp_path) == 0

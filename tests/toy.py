@@ -7,6 +7,7 @@ from torch import nn
 
 from feedface.backbones.uvit import UViT
 from feedface.checkpoints.bundle import save_component, write_index
+from feedface.checkpoints.storage import quiet_transformers
 from feedface.encoders import ImageEncoder, LatentCodec, TextEncoder, load_tokenizer
 from feedface.methods.feedface import FaceControlNet
 
@@ -71,8 +72,9 @@ def toy_clips(tokenizer):
 def save_toy_clips(text_folder: Path, image_folder: Path) -> None:
     """Both as a download from the hub has them, the tokenizer beside the text tower."""
     text, image = toy_clips(toy_tokenizer(text_folder))
-    text.save_pretrained(text_folder)
-    image.save_pretrained(image_folder)
+    with quiet_transformers():
+        text.save_pretrained(text_folder)
+        image.save_pretrained(image_folder)
 
 
 def make_toy_bundle(folder: str | Path, seed: int = 0) -> Path:

@@ -22,6 +22,7 @@ from feedface.data.dataset import Batch, BrokenPicture, PictureStore, draw_usabl
 from feedface.data.draws import Draw, Draws, DrawSettings
 from feedface.data.features import Features, FrozenEncoders
 from feedface.encoders import to_tensor
+from feedface.errors import UserError
 from feedface.files import atomic_file
 
 FORMAT = 1
@@ -148,12 +149,12 @@ def _over(items: Sequence, load: Callable, encode: Callable, batch_size: int, wh
         for whole_set, part in zip(out, parts, strict=True):
             whole_set[rows] = part.cpu()
     if out is None:
-        raise BrokenPicture(f"none of the {len(items)} {what} can be used")
+        raise UserError(f"none of the {len(items)} {what} of the records can be used; check the data")
     return out, whole
 
 
 def _fingerprint(store: PictureStore, encoders: FrozenEncoders, mirrored: bool) -> str:
-    digest = hashlib.sha256(f"{FORMAT} {store.image_size} {store.face_size} {mirrored}".encode())
+    digest = hashlib.sha256(f"{FORMAT} {store.image_size} {store.latent_size} {store.face_size} {mirrored}".encode())
     digest.update(encoders.fingerprint().encode())
     stamps: dict[Path, list] = {}  # the same pictures are references again and again
     for record in store.records:

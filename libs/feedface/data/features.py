@@ -60,8 +60,11 @@ class FrozenEncoders:
         return Features(mean, std, clip_img, self.text(pixels.captions), faces, mask)
 
     def fingerprint(self) -> str:
-        """SHA-256 over all encoder weights: changes when any of them does."""
-        digest = hashlib.sha256()
+        """SHA-256 over all encoder weights, and over what else decides their answers: changes when any of it does."""
+        clips = [self.image.clip.config, self._text.clip.config, self._face.face_encoder.config]
+        settings = [self.vae.vae.config.scaling_factor]
+        settings += [(clip.num_attention_heads, clip.hidden_act, clip.layer_norm_eps) for clip in clips]
+        digest = hashlib.sha256(repr(settings).encode())
         modules: list[nn.Module] = [self.vae, self.image, self._text, self._face.face_encoder]
         for module in modules:
             for name, value in sorted(module.state_dict().items()):

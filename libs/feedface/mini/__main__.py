@@ -29,10 +29,11 @@ def read_config(preset: str, overrides: list[str]) -> ConfigDict:
     """configs/mini.py for `preset`, changed by `overrides` such as "--config.vae.steps=100"."""
     from feedface.mini.common import ROOT
 
+    arguments = ["mini", f"--config={ROOT / 'configs' / 'mini.py'}:{preset}", *overrides]
     values = flags.FlagValues()
-    holder = config_flags.DEFINE_config_file("config", flag_values=values)
+    holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
     try:
-        rest = values(["mini", f"--config={ROOT / 'configs' / 'mini.py'}:{preset}", *overrides])[1:]
+        rest = values(arguments)[1:]
         config = holder.value
     # ml_collections reports a wrong key or type in all of these.
     except (flags.Error, KeyError, AttributeError, TypeError, ValueError) as error:

@@ -94,7 +94,9 @@ def fit(
     folder.mkdir(parents=True, exist_ok=True)
     device = next(model.parameters()).device
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(_decay_groups(trained, config.weight_decay), lr=config.lr, betas=config.betas)
+    optimizer = torch.optim.AdamW(
+        _decay_groups(trained, config.weight_decay), lr=config.lr, betas=config.betas, fused=True
+    )
     ema = AveragedModel(model, multi_avg_fn=_ema_update(config.ema_decay))
     checkpoint = folder / "checkpoint.pt"
     step, elapsed_s, mean_loss = 0, 0.0, math.nan

@@ -126,13 +126,12 @@ def held_out_metrics(findings: Findings, truth: dict[str, np.ndarray], each: int
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
     """Train on `config.inspector` and leave `<workdir>/bundle/inspector/`; the people lie in `inspector_world`."""
-    size, world_seed = config.image_size, config.seed
     config, workdir = config.inspector, Path(workdir)
     folder = workdir / "inspector"
     device = pick_device(config.device)
     each, train_people = config.per_identity, config.identities - config.held_out
     world_folder = workdir / "inspector_world"
-    write_world(world_folder, config.identities, each, world_seed, size, config.first_identity)
+    write_world(world_folder, config.identities, each, config.world_seed, config.image_size, config.first_identity)
     world = read_world(world_folder)
     train_rows = train_people * each  # the pictures of a person stand in a row
     images = torch.from_numpy(world.images)
@@ -141,7 +140,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
     torch.manual_seed(config.seed)
     inspector = Inspector(
         {name: len(classes) for name, classes in ATTRIBUTES.items()},
-        size,
+        config.image_size,
         config.width,
         config.embedding_dim,
     )

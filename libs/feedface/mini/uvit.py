@@ -109,21 +109,18 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
         clip_img_dim=features.clip_img.shape[-1],
     ).to(device)
 
-    result = fit("uvit", uvit, lambda generator: noise_loss(uvit, features, config, generator), config, folder)
+    def step(generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        return noise_loss(uvit, features, config, generator)
+
+    result = fit("uvit", uvit, step, config, folder)
     save_component("uvit", uvit, bundle / "uvit")
     write_bundle_index(bundle, config.image_size)
-    del features
 
     unseen = encode(held_out, encoders, device, 1.0)
     with torch.no_grad():
-        losses = [
-            [float(part) for part in noise_loss(uvit, unseen, config, torch.Generator().manual_seed(seed))[1].values()]
-            for seed in range(20)
-        ]
-    img_loss, clip_loss = np.mean(losses, axis=0)
-    write_metrics(
-        folder, config, result, held_out_img_loss=round(img_loss, 4), held_out_clip_img_loss=round(clip_loss, 4)
-    )
+        parts = [noise_loss(uvit, unseen, config, torch.Generator().manual_seed(seed))[1] for seed in range(20)]
+    metrics = {f"held_out_{name}_loss": round(float(np.mean([part[name] for part in parts])), 4) for name in parts[0]}
+    write_metrics(folder, config, result, **metrics)
     write_samples(folder / "samples.png", uvit, encoders, held_out.captions[:: max(1, len(held_out) // 32)][:32])
 
 

@@ -9,7 +9,7 @@ import ml_collections
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from feedface.checkpoints.bundle import save_component
 from feedface.device import pick_device
@@ -26,7 +26,7 @@ def build(config: ml_collections.ConfigDict):
     from diffusers import AutoencoderKL
 
     levels = len(config.channels)
-    return AutoencoderKL(
+    vae = AutoencoderKL(
         in_channels=3 * config.stack**2,
         out_channels=3 * config.stack**2,
         down_block_types=("DownEncoderBlock2D",) * levels,
@@ -38,6 +38,9 @@ def build(config: ml_collections.ConfigDict):
         sample_size=config.image_size // config.stack,
         mid_block_add_attention=False,
     )
+    # A standard deviation of 0.05 to begin with: at 1, as drawn, the first latents drown in noise for many steps.
+    nn.init.constant_(vae.quant_conv.bias[config.latent_channels :], -6.0)
+    return vae
 
 
 def reconstruction_loss(pixels: Tensor, output: Tensor, masks: Tensor) -> Tensor:

@@ -1,0 +1,1 @@
+"""Training of a method beside a frozen backbone: objective, loop, checkpoints, tracking."""

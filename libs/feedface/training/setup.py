@@ -104,8 +104,10 @@ def build_models(config: ml_collections.ConfigDict, device: torch.device, precis
     `config.control` says; without, training goes on from the bundle's own.
     """
     dtype = DTYPES[PRECISIONS[precision]]
-    kinds = ("uvit", "vae", "text_encoder", "image_encoder")
-    bundle = load_bundle(config.model, device, dtype, kinds)
+    bundle = load_bundle(config.model, device, dtype, ("uvit", "text_encoder", "image_encoder"))
+    # Latents with bfloat16's three digits would be visibly coarse.
+    vae_dtype = torch.float32 if dtype == torch.bfloat16 else dtype
+    bundle.vae = load_bundle(config.model, device, vae_dtype, ["vae"]).vae
     if config.face_encoder:
         net = _fresh_control(config, bundle.uvit.embed_dim).to(device)
         source = f"config.control with {config.model}"

@@ -1,0 +1,282 @@
+"""The stages that build the mini model: each learns, resumes, leaves its component, and all fit together."""
+
+import json
+import types
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from feedface.checkpoints.bundle import load_bundle, read_index
+from feedface.diffusion.schedule import alphas_cumprod
+from feedface.encoders import to_tensor
+from feedface.errors import UserError
+from feedface.mini import bundle, clip, common, face_encoder, uvit, vae, world
+from feedface.mini.__main__ import STAGES, read_config
+from feedface.mini.common import fit, fit_config
+
+TOY = [
+    "--config.world.train.identities=8",
+    "--config.world.train.per_identity=2",
+    "--config.world.held_out.identities=3",
+    "--config.world.held_out.per_identity=2",
+    "--config.vae.channels=(16,16,16)",
+    "--config.vae.stack=2",
+    "--config.clip.text_width=32",
+    "--config.clip.text_layers=1",
+    "--config.clip.vision_width=32",
+    "--config.clip.vision_layers=1",
+    "--config.clip.patch_size=16",
+    "--config.face_encoder.width=32",
+    "--config.face_encoder.layers=2",
+    "--config.face_encoder.patch_size=16",
+    "--config.uvit.width=32",
+    "--config.uvit.depth=3",
+    "--config.uvit.num_heads=2",
+]
+
+
+@pytest.fixture(scope="module")
+def config():
+    budgets = [f"--config.{stage}.{key}" for stage in ("vae", "clip", "face_encoder", "uvit") for key in
+               ("steps=2", "batch_size=4", "amp=false", "device=cpu")]  # fmt: skip
+    return read_config("cpu", TOY + budgets)
+
+
+@pytest.fixture(scope="module")
+def built(config, tmp_path_factory):
+    """A work folder after the stages up to the base model."""
+    workdir = tmp_path_factory.mktemp("mini")
+    for stage in (world, vae, clip, face_encoder, uvit):
+        stage.run(config, workdir)
+    return workdir
+
+
+# -------------------------------------------------------------------------------------------------------------- fit
+
+
+def line_fit(folder, **changes):
+    """Fit y = 3x - 1 with a linear layer; returns it and the result."""
+    torch.manual_seed(0)
+    model = nn.Linear(1, 1)
+
+    def step(generator):
+        x = torch.randn(16, 1, generator=generator)
+        return (model(x) - (3 * x - 1)).square().mean()
+
+    settings = {"batch_size": 16, "steps": 200, "lr": 0.1, "warmup_steps": 5, "ema_decay": 0.9, **changes}
+    return model, fit("line", model, step, fit_config(**settings), folder)
+
+
+def test_fit_learns_and_counts(tmp_path):
+    model, result = line_fit(tmp_path)
+    assert model.weight.item() == pytest.approx(3, abs=0.05)
+    assert model.bias.item() == pytest.approx(-1, abs=0.05)
+    assert (result.steps, result.samples, result.parameters) == (200, 3200, 2)
+    assert not model.training
+
+
+def test_an_interrupted_fit_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch):
+    whole, _ = line_fit(tmp_path / "whole", steps=20)
+    update, calls = common.AveragedModel.update_parameters, []
+
+    def interrupted(self, model):
+        calls.append(1)
+        if len(calls) == 11:
+            raise KeyboardInterrupt
+        update(self, model)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(common.AveragedModel, "update_parameters", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            line_fit(tmp_path / "parts", steps=20, save_every_s=0.0)
+    parts, result = line_fit(tmp_path / "parts", steps=20)
+    assert result.steps == 20
+    assert torch.equal(parts.weight, whole.weight) and torch.equal(parts.bias, whole.bias)
+
+
+def test_a_finished_fit_returns_its_weights_without_a_step(tmp_path):
+    first, _ = line_fit(tmp_path, steps=20)
+    again, result = line_fit(tmp_path, steps=20)
+    assert result.steps == 20
+    assert torch.equal(first.weight, again.weight)
+
+
+def test_other_settings_do_not_resume(tmp_path):
+    line_fit(tmp_path, steps=5)
+    with pytest.raises(UserError, match=r"other settings \(lr\).*delete"):
+        line_fit(tmp_path, steps=5, lr=0.2)
+
+
+def test_a_minute_budget_ends_the_run(tmp_path):
+    _, result = line_fit(tmp_path, steps=0, minutes=0.005)
+    assert 0.2 < result.seconds < 5
+
+
+def test_a_fit_without_a_budget_is_refused(tmp_path):
+    with pytest.raises(UserError, match="budget"):
+        line_fit(tmp_path, steps=0)
+
+
+def test_a_loss_that_is_not_finite_stops_before_it_is_saved(tmp_path):
+    model = nn.Linear(1, 1)
+    with pytest.raises(FloatingPointError, match="step 1"):
+        fit("bad", model, lambda generator: model(torch.ones(1, 1)).sum() * torch.nan, fit_config(steps=3), tmp_path)
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
+# ----------------------------------------------------------------------------------------------------------- config
+
+
+def test_both_presets_name_every_stage():
+    for preset in ("cpu", "gpu"):
+        config = read_config(preset, [])
+        assert set(config) == set(STAGES)
+
+
+@pytest.mark.parametrize("override", ["--config.vae.colour=1", "--config.vae.lr=fast", "--nonsense=1"])
+def test_a_wrong_setting_is_one_line(override):
+    with pytest.raises(UserError):
+        read_config("cpu", [override])
+
+
+# ----------------------------------------------------------------------------------------------------------- stages
+
+
+def test_stages_leave_a_bundle_that_loads(built, config):
+    loaded = load_bundle(built / "bundle", components=("vae", "uvit", "text_encoder", "image_encoder"))
+    assert loaded.image_size == 64
+    assert loaded.vae.factor == 8
+    assert loaded.uvit.num_text_tokens == loaded.text_encoder.num_tokens == config.clip.num_text_tokens
+    assert loaded.uvit.text_dim == loaded.text_encoder.text_dim
+    assert set(read_index(built / "bundle").components) == {"vae", "uvit", "text_encoder", "tokenizer", "image_encoder"}
+    for stage in ("vae", "clip", "face_encoder", "uvit"):
+        record = json.loads((built / stage / "metrics.json").read_text())
+        assert record["training"]["steps"] == 2 and record["metrics"]
+
+
+def test_latents_and_image_embeddings_have_unit_variance(built):
+    loaded = load_bundle(built / "bundle", components=("vae", "image_encoder"))
+    images = common.load_portraits(built).images
+    latents = loaded.vae.encode(common.to_pixels(images), sample=False)
+    assert latents.std().item() == pytest.approx(1, rel=0.02)
+    assert loaded.image_encoder.encode(common.to_pixels(images)).std().item() == pytest.approx(1, rel=0.05)
+
+
+def test_every_caption_word_is_one_token_and_other_text_is_spelled_out(built):
+    text_encoder = load_bundle(built / "bundle", components=["text_encoder"]).text_encoder
+    tokenizer = text_encoder.tokenizer
+    caption = common.load_portraits(built).captions[0]
+    words = caption.replace("-", " - ").replace(",", " ,").split()
+    assert tokenizer.tokenize(caption) == [word + "</w>" for word in words]
+    assert tokenizer.unk_token_id not in tokenizer("Zürich 😀 xylophone", add_special_tokens=False).input_ids
+    encoded = text_encoder.encode(["", "Zürich 😀 xylophone", "a man " * 50])
+    assert encoded.shape == (3, text_encoder.num_tokens, text_encoder.text_dim)
+    assert torch.isfinite(encoded).all()
+
+
+def test_penultimate_states_are_those_that_were_trained(built):
+    from transformers import CLIPVisionModel
+
+    encoder = CLIPVisionModel.from_pretrained(built / "bundle" / "face_encoder")
+    states = encoder(torch.rand(1, 3, 48, 48), output_hidden_states=True).hidden_states
+    assert torch.equal(states[-1], states[-2])  # the last layer adds nothing
+    assert not torch.allclose(states[-2], states[-3])
+
+
+def test_jitter_cuts_within_the_crop():
+    crops = torch.arange(54 * 54).reshape(1, 1, 54, 54).expand(32, 3, 54, 54) / 54**2 * 2 - 1
+    cut = face_encoder.jitter(crops.float(), 48, torch.Generator().manual_seed(0))
+    assert cut.shape == (32, 3, 48, 48)
+    steps = cut[:, 0, 0, 1] > cut[:, 0, 0, 0]
+    assert 4 < int(steps.sum()) < 28  # about half are mirrored
+
+
+def test_reconstruction_loss_weighs_eyes_more_than_background():
+    pixels, masks = torch.zeros(1, 3, 16, 16), torch.zeros(1, 16, 16, dtype=torch.uint8)
+    masks[:, 2:6, 2:6] = 4  # an eye
+    eye, background = pixels.clone(), pixels.clone()
+    eye[..., 3:5, 3:5], background[..., 11:13, 11:13] = 0.5, 0.5
+    assert vae.reconstruction_loss(pixels, pixels, masks) == 0
+    assert vae.reconstruction_loss(pixels, eye, masks) > 5 * vae.reconstruction_loss(pixels, background, masks)
+
+
+def test_min_snr_weights():
+    t = torch.tensor([1, 500, 1000])
+    alpha_bar = alphas_cumprod()[t - 1]
+    snr = alpha_bar / (1 - alpha_bar)
+    assert torch.allclose(uvit.min_snr_weights(t, 5.0).double(), snr.clamp(max=5) / snr, rtol=1e-5)
+    assert torch.equal(uvit.min_snr_weights(t, 0), torch.ones(3))
+
+
+def test_contrastive_loss_is_least_for_matching_pairs():
+    embeddings = torch.eye(4)
+    scale = torch.tensor(3.0)
+    matched = clip.contrastive_loss(embeddings, embeddings, scale)
+    assert matched < 1e-3 < clip.contrastive_loss(embeddings, embeddings.flip(0), scale)
+
+
+# ----------------------------------------------------------------------------------------------------------- bundle
+
+
+def fake_stages(workdir):
+    """Metrics of all stages and a file for each component."""
+    cost = {"steps": 7, "samples": 70, "seconds": 90.0, "loss": 0.5, "parameters": 1_500_000}
+    for stage in bundle.TRAINED_STAGES:
+        (workdir / stage).mkdir(parents=True)
+        record = {"settings": {"seed": 3}, "training": cost, "metrics": {"score": 0.25}}
+        (workdir / stage / "metrics.json").write_text(json.dumps(record))
+    people = {"first_identity": 5, "identities": 10, "per_identity": 2}
+    settings = {"seed": 0, "train": people, "held_out": people}
+    (workdir / "world").mkdir()
+    (workdir / "world" / "metrics.json").write_text(json.dumps({"settings": settings, "training": None, "metrics": {}}))
+    for name in bundle.COMPONENTS:
+        (workdir / "bundle" / name).mkdir(parents=True)
+        (workdir / "bundle" / name / "weights").write_bytes(bytes(1000))
+
+
+def test_bundle_is_complete_with_a_card_of_the_measured_numbers(tmp_path):
+    fake_stages(tmp_path)
+    config = read_config("cpu", [f"--config.bundle.out={tmp_path / 'out'}"])
+    bundle.run(config, tmp_path)
+    assert set(read_index(tmp_path / "out").components) == set(bundle.COMPONENTS)
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "| uvit | 1.50 M | 7 | 70 | 1.5 | 3 | score 0.25 |" in text
+    assert "10 people (numbers 5 to 14) x 2 scenes" in text
+
+
+def test_a_bundle_that_is_too_large_leaves_the_old_one(tmp_path):
+    fake_stages(tmp_path)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "old").touch()
+    config = read_config("cpu", [f"--config.bundle.out={out}", "--config.bundle.max_mb=0.001"])
+    with pytest.raises(UserError, match="max_mb"):
+        bundle.run(config, tmp_path)
+    assert (out / "old").exists()
+
+
+def test_a_missing_component_is_named(tmp_path):
+    fake_stages(tmp_path)
+    (tmp_path / "bundle" / "uvit" / "weights").unlink()
+    (tmp_path / "bundle" / "uvit").rmdir()
+    with pytest.raises(UserError, match="uvit missing"):
+        bundle.run(read_config("cpu", []), tmp_path)
+
+
+def test_a_stage_before_its_world_says_so(tmp_path):
+    with pytest.raises(UserError, match="--stage world"):
+        vae.run(read_config("cpu", []), tmp_path)
+
+
+@pytest.mark.slow
+def test_control_stage_trains_the_face_controlnet(built, config):
+    from feedface.mini import control
+
+    config = read_config("cpu", [*TOY, "--config.control.steps=2", "--config.control.batch_size=2"])
+    control.run(config, built)
+    net = load_bundle(built / "bundle", components=["face_controlnet"]).face_controlnet
+    face = to_tensor(np.zeros((48, 48, 3), np.uint8))[None]
+    assert torch.isfinite(net.encode(face)).all()
+    assert isinstance(net.config, dict | types.MappingProxyType)
