@@ -42,10 +42,10 @@ def cpu() -> ConfigDict:
             "uvit": fit_config(
                 image_size=size, patch_size=2, width=256, depth=7, num_heads=4, noise_text=0.08, empty_text=0.07,
                 clip_weight=0.1, face_weight=2.0, min_snr=5.0,
-                minutes=45.0, batch_size=128, lr=1e-3, ema_decay=0.9995, amp=True,
+                minutes=28.0, batch_size=64, lr=1e-3, warmup_steps=300, ema_decay=0.999, amp=True,
             ),
             "control": {
-                "image_size": size, "seed": 0, "steps": 5000, "batch_size": 64, "lr": 1e-3, "precision": "bf16",
+                "image_size": size, "seed": 0, "steps": 2400, "batch_size": 64, "lr": 1e-3, "precision": "bf16",
             },
             "detector": fit_config(image_px=128, width=32, minutes=4.0, batch_size=32, lr=2e-3),
             "recogniser": fit_config(

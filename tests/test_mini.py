@@ -32,7 +32,7 @@ TOY = [
     "--config.face_encoder.layers=2",
     "--config.face_encoder.patch_size=16",
     "--config.uvit.width=32",
-    "--config.uvit.depth=3",
+    "--config.uvit.depth=7",
     "--config.uvit.num_heads=2",
 ]
 

@@ -208,11 +208,12 @@ def say(line: str, log=None) -> None:
 
 
 def write_metrics(folder: Path, config: ml_collections.ConfigDict, result: FitResult | None, **metrics) -> dict:
-    """Write `folder/metrics.json` (settings, cost, what was measured) and print what was measured."""
+    """Write `folder/metrics.json` (settings, cost, what was measured) and print the latter."""
     record = {"settings": config.to_dict(), "training": asdict(result) if result else None, "metrics": metrics}
     with atomic_file(folder / "metrics.json") as path:
         path.write_text(json.dumps(record, indent=1) + "\n")
-    say(f"{folder.name}: " + ", ".join(f"{name} {value}" for name, value in metrics.items()))
+    if metrics:
+        say(f"{folder.name}: " + ", ".join(f"{name} {value}" for name, value in metrics.items()))
     return record
 
 

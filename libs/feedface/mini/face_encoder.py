@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from feedface.checkpoints.storage import quiet_transformers
 from feedface.device import pick_device
 from feedface.files import atomic_folder
 from feedface.mini.common import fit, in_batches, load_portraits, to_pixels, write_metrics
@@ -126,7 +127,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
         "held_out_people": len(np.unique(held_out.identity)),
     }
     write_metrics(folder, config, result, **metrics)
-    with atomic_folder(workdir / "bundle" / "face_encoder") as temporary:
+    with quiet_transformers(), atomic_folder(workdir / "bundle" / "face_encoder") as temporary:
         encoder.save_pretrained(temporary)
 
 
