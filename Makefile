@@ -7,7 +7,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
-DEMO_PROMPT ?= a photo of a smiling person in a red hoodie on a beach
+DEMO_PROMPT ?= a photo of a smiling woman in a green hoodie on a beach
 PRESET ?= cpu
 
 .PHONY: demo test test-all lint mini evaluate clean

@@ -37,19 +37,20 @@ def cpu() -> ConfigDict:
             ),
             "face_encoder": fit_config(
                 face_size=48, patch_size=8, width=192, layers=5, embedding_dim=128, number_weight=4.0,
-                minutes=6.0, batch_size=128, lr=1e-3, weight_decay=0.05, amp=True,
+                minutes=9.0, batch_size=128, lr=1e-3, weight_decay=0.05, amp=True,
             ),
             "uvit": fit_config(
                 image_size=size, patch_size=2, width=256, depth=7, num_heads=4, noise_text=0.08, empty_text=0.07,
                 clip_weight=0.1, face_weight=2.0, min_snr=5.0,
-                minutes=28.0, batch_size=64, lr=1e-3, warmup_steps=300, ema_decay=0.999, amp=True,
+                minutes=40.0, batch_size=64, lr=1e-3, warmup_steps=300, ema_decay=0.999, amp=True,
             ),
             "control": {
                 "image_size": size, "seed": 0, "steps": 2400, "batch_size": 64, "lr": 1e-3, "precision": "bf16",
             },
-            "detector": fit_config(image_px=128, width=32, minutes=4.0, batch_size=32, lr=2e-3),
+            "decoder": fit_config(latent_noise=0.05, minutes=8.0, batch_size=16, lr=1e-3, amp=True),
+            "detector": fit_config(image_px=128, width=32, minutes=5.0, batch_size=32, lr=2e-3),
             "recogniser": fit_config(
-                width=32, embedding_dim=128, scale=24.0, margin=0.2, landmark_noise=0.02, minutes=5.0, batch_size=64,
+                width=32, embedding_dim=128, scale=24.0, margin=0.2, landmark_noise=0.02, minutes=7.0, batch_size=64,
                 lr=2e-3, weight_decay=0.05,
             ),
             "inspector": fit_config(
@@ -78,6 +79,7 @@ def gpu() -> ConfigDict:
         config.face_encoder.update(face_size=96, patch_size=12, width=256, layers=7, minutes=4.0, batch_size=512)
         config.uvit.update(width=512, depth=13, num_heads=8, minutes=15.0, batch_size=512, lr=5e-4)
         config.control.update(steps=20_000, batch_size=256, lr=3e-4)
+        config.decoder.update(minutes=5.0, batch_size=128, lr=5e-4)
         config.detector.update(minutes=3.0, batch_size=64)
         config.recogniser.update(minutes=3.0, batch_size=512)
         config.inspector.update(per_identity=20, steps=12_000)

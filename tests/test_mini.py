@@ -1,6 +1,7 @@
 """The stages that build the mini model: each learns, resumes, leaves its component, and all fit together."""
 
 import json
+import shutil
 import types
 
 import numpy as np
@@ -12,7 +13,7 @@ from feedface.checkpoints.bundle import load_bundle, read_index
 from feedface.diffusion.schedule import alphas_cumprod
 from feedface.encoders import to_tensor
 from feedface.errors import UserError
-from feedface.mini import bundle, clip, common, face_encoder, uvit, vae, world
+from feedface.mini import bundle, clip, common, decoder, face_encoder, uvit, vae, world
 from feedface.mini.__main__ import STAGES, read_config
 from feedface.mini.common import fit, fit_config
 
@@ -39,7 +40,7 @@ TOY = [
 
 @pytest.fixture(scope="module")
 def config():
-    budgets = [f"--config.{stage}.{key}" for stage in ("vae", "clip", "face_encoder", "uvit") for key in
+    budgets = [f"--config.{stage}.{key}" for stage in ("vae", "clip", "face_encoder", "uvit", "decoder") for key in
                ("steps=2", "batch_size=4", "amp=false", "device=cpu")]  # fmt: skip
     return read_config("cpu", TOY + budgets)
 
@@ -162,6 +163,20 @@ def test_latents_and_image_embeddings_have_unit_variance(built):
     latents = loaded.vae.encode(common.to_pixels(images), sample=False)
     assert latents.std().item() == pytest.approx(1, rel=0.02)
     assert loaded.image_encoder.encode(common.to_pixels(images)).std().item() == pytest.approx(1, rel=0.05)
+
+
+def test_the_decoder_learns_on_and_the_latents_stay(built, config, tmp_path):
+    for folder in ("world", "bundle"):
+        shutil.copytree(built / folder, tmp_path / folder)
+    before = load_bundle(built / "bundle", components=["vae"]).vae
+    decoder.run(config, tmp_path)
+    after = load_bundle(tmp_path / "bundle", components=["vae"]).vae
+    picture = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        latents = before.encode(picture, sample=False)
+        assert torch.equal(after.encode(picture, sample=False), latents)
+        assert not torch.equal(after.decode(latents), before.decode(latents))
+    assert after.vae.config.scaling_factor == before.vae.config.scaling_factor
 
 
 def test_every_caption_word_is_one_token_and_other_text_is_spelled_out(built):

@@ -54,9 +54,9 @@ def test_a_person_keeps_their_vector_across_scenes_and_pictures_differ():
 def test_shapes_and_ranges(rendered):
     who, scene, portraits = rendered
     assert portraits.image.shape == (24, 3, 64, 64) and portraits.image.dtype == torch.float32
-    assert 0 <= portraits.image.min() and portraits.image.max() <= 1
+    assert portraits.image.min() >= 0 and portraits.image.max() <= 1
     assert portraits.mask.dtype == torch.uint8 and portraits.mask.max() <= HAIR
-    assert portraits.depth.shape == (24, 64, 64) and 0 <= portraits.depth.min() and portraits.depth.max() <= 1
+    assert portraits.depth.shape == (24, 64, 64) and portraits.depth.min() >= 0 and portraits.depth.max() <= 1
     assert torch.equal(portraits.pose, scene.pose())
     assert who.vector().abs().max() <= 1.5  # gender shifts move a field slightly past its range
 

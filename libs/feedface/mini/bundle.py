@@ -17,7 +17,7 @@ NAME = "mini"
 COMPONENTS = (
     "vae", "text_encoder", "tokenizer", "image_encoder", "uvit", "face_controlnet", "faces", "inspector",
 )  # fmt: skip
-TRAINED_STAGES = ("vae", "clip", "face_encoder", "uvit", "control", "detector", "recogniser", "inspector")
+TRAINED_STAGES = ("vae", "clip", "face_encoder", "uvit", "control", "decoder", "detector", "recogniser", "inspector")
 BYTES_PER_MB = 1_000_000
 
 

@@ -71,12 +71,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
     vae = build(config).to(device)
 
     def step(generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        rows = torch.randint(len(portraits), (config.batch_size,), generator=generator).numpy()
-        pixels = to_pixels(portraits.images[rows], device)
-        masks = torch.from_numpy(portraits.masks[rows]).to(device)
-        flip = torch.rand(len(rows), generator=generator).to(device) < 0.5
-        pixels = torch.where(flip[:, None, None, None], pixels.flip(-1), pixels)
-        masks = torch.where(flip[:, None, None], masks.flip(-1), masks)
+        pixels, masks = draw_batch(portraits, config.batch_size, device, generator)
         posterior = vae.encode(F.pixel_unshuffle(pixels, config.stack)).latent_dist
         mean, spread = posterior.mean.float(), posterior.std.float()
         noise = torch.randn(mean.shape, generator=generator).to(device)
@@ -91,22 +86,36 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
     latents = in_batches(sample, lambda x: codec.encode(x, sample=False))
     vae.register_to_config(scaling_factor=float(vae.config.scaling_factor / latents.std()))
 
+    metrics = measure(codec, held_out, folder / "samples.png", device)
+    write_metrics(folder, config, result, **metrics, scaling_factor=round(vae.config.scaling_factor, 4))
+    save_component("vae", vae, workdir / "bundle" / "vae")
+
+
+def draw_batch(portraits, batch_size: int, device: torch.device, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Random portraits, half of them mirrored: pixels [B,3,H,W] in [-1, 1] and their masks [B,H,W]."""
+    rows = torch.randint(len(portraits), (batch_size,), generator=generator).numpy()
+    pixels = to_pixels(portraits.images[rows], device)
+    masks = torch.from_numpy(portraits.masks[rows]).to(device)
+    flip = torch.rand(batch_size, generator=generator).to(device) < 0.5
+    pixels = torch.where(flip[:, None, None, None], pixels.flip(-1), pixels)
+    return pixels, torch.where(flip[:, None, None], masks.flip(-1), masks)
+
+
+def measure(codec: LatentCodec, held_out, sheet: Path, device: torch.device) -> dict:
+    """PSNR of round trips of people not trained on, in all and where the face is; a sheet of examples."""
     pixels = to_pixels(held_out.images, device)
     decoded = to_uint8(in_batches(pixels, lambda x: codec.decode(codec.encode(x, sample=False))))
     square = (held_out.images.astype(np.float32) - decoded) ** 2
     face = np.isin(held_out.masks, range(1, 10))
     features = np.isin(held_out.masks, (2, 3, 4, 5, 6, 7, 8, 9))
-    metrics = {
+    rows = slice(0, len(held_out), max(1, len(held_out) // 12))
+    save_sheet(sheet, [held_out.images[rows][:12], decoded[rows][:12]])
+    return {
         "psnr_db": _psnr(square.mean()),
         "psnr_face_db": _psnr(square[face].mean()),
         "psnr_eyes_brows_nose_mouth_db": _psnr(square[features].mean()),
-        "scaling_factor": round(vae.config.scaling_factor, 4),
         "held_out_pictures": len(held_out),
     }
-    write_metrics(folder, config, result, **metrics)
-    rows = slice(0, len(held_out), max(1, len(held_out) // 12))
-    save_sheet(folder / "samples.png", [held_out.images[rows][:12], decoded[rows][:12]])
-    save_component("vae", vae, workdir / "bundle" / "vae")
 
 
 def _psnr(mean_square: float) -> float:
