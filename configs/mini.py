@@ -36,8 +36,8 @@ def cpu() -> ConfigDict:
                 embedding_dim=64, num_text_tokens=28, minutes=4.5, batch_size=128, lr=1e-3, weight_decay=0.05, amp=True,
             ),
             "face_encoder": fit_config(
-                face_size=48, patch_size=8, width=192, layers=5, embedding_dim=128, number_weight=4.0,
-                minutes=9.0, batch_size=128, lr=1e-3, weight_decay=0.05, amp=True,
+                face_size=48, patch_size=8, width=128, layers=5, embedding_dim=128, number_weight=4.0,
+                minutes=7.0, batch_size=128, lr=1.5e-3, weight_decay=0.05, amp=True,
             ),
             "uvit": fit_config(
                 image_size=size, patch_size=2, width=256, depth=7, num_heads=4, noise_text=0.08, empty_text=0.07,
@@ -46,11 +46,12 @@ def cpu() -> ConfigDict:
             ),
             "control": {
                 "image_size": size, "seed": 0, "steps": 2400, "batch_size": 64, "lr": 1e-3, "precision": "bf16",
+                "sites": ("in_blocks.0", "in_blocks.2", "out_blocks.1"), "mlp_ratio": 0.25,
             },
             "decoder": fit_config(latent_noise=0.05, minutes=8.0, batch_size=16, lr=1e-3, amp=True),
-            "detector": fit_config(image_px=128, width=32, minutes=5.0, batch_size=32, lr=2e-3),
+            "detector": fit_config(image_px=128, width=24, minutes=4.5, batch_size=32, lr=2e-3),
             "recogniser": fit_config(
-                width=32, embedding_dim=128, scale=24.0, margin=0.2, landmark_noise=0.02, minutes=7.0, batch_size=64,
+                width=32, embedding_dim=128, scale=24.0, margin=0.2, landmark_noise=0.02, minutes=6.0, batch_size=64,
                 lr=2e-3, weight_decay=0.05,
             ),
             "inspector": fit_config(

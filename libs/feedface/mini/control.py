@@ -24,6 +24,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
         "model": bundle,
         "face_encoder": bundle / "face_encoder",
         "data.records": f"('{workdir / 'world' / 'train' / 'records.jsonl'}',)",
+        "control.sites": tuple(config.sites),
+        "control.mlp_ratio": config.mlp_ratio,
         "cache.dir": workdir / "features",
         "train.steps": config.steps,
         "train.batch_size": config.batch_size,
