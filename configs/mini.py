@@ -45,7 +45,7 @@ def cpu() -> ConfigDict:
                 minutes=40.0, batch_size=64, lr=1e-3, warmup_steps=300, ema_decay=0.999, amp=True,
             ),
             "control": {
-                "image_size": size, "seed": 0, "steps": 2400, "batch_size": 64, "lr": 1e-3, "precision": "bf16",
+                "image_size": size, "seed": 0, "steps": 1700, "batch_size": 64, "lr": 1e-3, "precision": "bf16",
                 "sites": ("in_blocks.0", "in_blocks.2", "out_blocks.1"), "mlp_ratio": 0.25,
             },
             "decoder": fit_config(latent_noise=0.05, minutes=8.0, batch_size=16, lr=1e-3, amp=True),
@@ -57,7 +57,7 @@ def cpu() -> ConfigDict:
             "inspector": fit_config(
                 image_size=size, world_seed=0, first_identity=10_000, identities=1500, held_out=100, per_identity=10,
                 width=32, embedding_dim=128, scale=20.0, margin=0.2, attribute_weight=2.0,
-                steps=3000, batch_size=96, lr=3e-3, weight_decay=0.05, amp=True,
+                steps=5000, batch_size=96, lr=3e-3, weight_decay=0.05, amp=True,
             ),
             "bundle": {
                 "preset": "cpu", "hardware": "2 CPU cores", "image_size": size, "out": "models/mini", "max_mb": 30.0,
