@@ -45,7 +45,7 @@ def cpu() -> ConfigDict:
                 minutes=40.0, batch_size=64, lr=1e-3, warmup_steps=300, ema_decay=0.999, amp=True,
             ),
             "control": {
-                "image_size": size, "seed": 0, "steps": 1700, "batch_size": 64, "lr": 1e-3, "precision": "bf16",
+                "image_size": size, "seed": 0, "steps": 2700, "batch_size": 64, "lr": 1e-3, "precision": "bf16",
                 "sites": ("in_blocks.0", "in_blocks.2", "out_blocks.1"), "mlp_ratio": 0.25,
             },
             "decoder": fit_config(latent_noise=0.05, minutes=8.0, batch_size=16, lr=1e-3, amp=True),
@@ -61,7 +61,7 @@ def cpu() -> ConfigDict:
             ),
             "bundle": {
                 "preset": "cpu", "hardware": "2 CPU cores", "image_size": size, "out": "models/mini", "max_mb": 30.0,
-                "defaults": {"steps": 20, "guidance": 3.0, "face_scale": 1.0, "uncond": "true_uncond"},
+                "defaults": {"steps": 20, "guidance": 4.0, "face_scale": 1.0, "uncond": "true_uncond"},
             },
         }
     )  # fmt: skip
