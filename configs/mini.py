@@ -60,7 +60,7 @@ def cpu() -> ConfigDict:
                 steps=5000, batch_size=96, lr=3e-3, weight_decay=0.05, amp=True,
             ),
             "bundle": {
-                "preset": "cpu", "hardware": "2 CPU cores", "image_size": size, "out": "models/mini", "max_mb": 30.0,
+                "preset": "cpu", "hardware": "2 CPU cores", "image_size": size, "out": "models/mini", "max_mib": 30.0,
                 "defaults": {"steps": 20, "guidance": 4.0, "face_scale": 1.0, "uncond": "true_uncond"},
             },
         }
@@ -84,5 +84,5 @@ def gpu() -> ConfigDict:
         config.detector.update(minutes=3.0, batch_size=64)
         config.recogniser.update(minutes=3.0, batch_size=512)
         config.inspector.update(per_identity=20, steps=12_000)
-        config.bundle.update(preset="gpu", hardware="one GPU", out="models/mini-gpu", max_mb=300.0)
+        config.bundle.update(preset="gpu", hardware="one GPU", out="models/mini-gpu", max_mib=300.0)
     return config

@@ -1,6 +1,9 @@
-"""The miniature's face-controlnet, on two CPU cores: the paper's recipe on the bundle that `make mini` builds.
+"""The miniature's face-controlnet, on two CPU cores: the paper's recipe, going on from models/mini.
 
-accelerate launch train.py --config=configs/mini_face.py --workdir=.cache/mini/control
+    python -m feedface.portraits --out data/portraits --identities 200 --per-identity 10
+    accelerate launch train.py --config=configs/mini_face.py --workdir=workdir/mini
+
+To start from nothing instead, `make mini` trains every network; its stage `control` uses this config.
 """
 
 from configs import train_config
@@ -10,19 +13,19 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     """What differs from the paper: size, speed, and that all features are encoded once."""
     config = train_config.get_config()
-    config.model = ".cache/mini/bundle"
-    config.face_encoder = ".cache/mini/bundle/face_encoder"
-    config.control.sites = ("in_blocks.0", "in_blocks.2", "out_blocks.0", "out_blocks.2")
+    config.model = "models/mini"
+    config.face_encoder = ""  # go on from the model's own face-controlnet
+    config.control.sites = ("in_blocks.0", "in_blocks.2", "out_blocks.1")
+    config.control.mlp_ratio = 0.25
     config.control.num_heads = 4
     config.data_type = 1
-    config.data.records = (".cache/mini/world/train/records.jsonl",)
+    config.data.records = ("data/portraits/records.jsonl",)
     config.data.hair_in_mask = 0.75  # hair tells people of this world apart
     config.data.max_faces = 2
     config.data.workers = 0
     config.data.max_broken = 0
     config.cache.enabled = True
-    config.cache.dir = ".cache/mini/features"
-    config.train.steps = 20_000
+    config.train.steps = 2_700
     config.train.batch_size = 64
     config.train.lr = 3e-4
     config.train.schedule = "cosine"

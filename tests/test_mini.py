@@ -266,8 +266,8 @@ def test_a_bundle_that_is_too_large_leaves_the_old_one(tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     (out / "old").touch()
-    config = read_config("cpu", [f"--config.bundle.out={out}", "--config.bundle.max_mb=0.001"])
-    with pytest.raises(UserError, match="max_mb"):
+    config = read_config("cpu", [f"--config.bundle.out={out}", "--config.bundle.max_mib=0.001"])
+    with pytest.raises(UserError, match="max_mib"):
         bundle.run(config, tmp_path)
     assert (out / "old").exists()
 

@@ -18,7 +18,7 @@ COMPONENTS = (
     "vae", "text_encoder", "tokenizer", "image_encoder", "uvit", "face_controlnet", "faces", "inspector",
 )  # fmt: skip
 TRAINED_STAGES = ("vae", "clip", "face_encoder", "uvit", "control", "decoder", "detector", "recogniser", "inspector")
-BYTES_PER_MB = 1_000_000
+BYTES_PER_MIB = 1 << 20
 
 
 def write_bundle_index(folder: Path, image_size: int, defaults: dict[str, Any] | None = None) -> None:
@@ -30,7 +30,7 @@ def write_bundle_index(folder: Path, image_size: int, defaults: dict[str, Any] |
 def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
     """Copy the finished components from `<workdir>/bundle` to `config.bundle.out`, with index and card.
 
-    Raises `UserError` when a component is missing or the whole is larger than `config.bundle.max_mb`.
+    Raises `UserError` when a component is missing or the whole is larger than `config.bundle.max_mib`.
     """
     config, source = config.bundle, workdir / "bundle"
     missing = [name for name in COMPONENTS if not (source / name).is_dir()]
@@ -43,19 +43,19 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
         for name in COMPONENTS:
             shutil.copytree(source / name, temporary / name)
         write_bundle_index(temporary, config.image_size, config.defaults.to_dict())
-        (temporary / "README.md").write_text(card(records, world, config, size_mb(temporary)))
-        total = size_mb(temporary)
-        if total > config.max_mb:
-            raise UserError(f"{out}: would take {total:.1f} MB, more than bundle.max_mb={config.max_mb}")
-    say(f"bundle: {out}, {total:.1f} MB")
+        (temporary / "README.md").write_text(card(records, world, config, size_mib(temporary)))
+        total = size_mib(temporary)
+        if total > config.max_mib:
+            raise UserError(f"{out}: would take {total:.1f} MiB, more than bundle.max_mib={config.max_mib}")
+    say(f"bundle: {out}, {total:.1f} MiB")
 
 
-def size_mb(folder: Path) -> float:
-    """Size of all files in `folder`, in units of 10^6 bytes."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / BYTES_PER_MB
+def size_mib(folder: Path) -> float:
+    """Size of all files in `folder`, in MiB."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / BYTES_PER_MIB
 
 
-def card(records: dict[str, dict], world: dict, config: ml_collections.ConfigDict, total_mb: float) -> str:
+def card(records: dict[str, dict], world: dict, config: ml_collections.ConfigDict, total_mib: float) -> str:
     """The model card, in Markdown; every number comes from the stages' own metrics.json."""
     people, held_out = world["settings"]["train"], world["settings"]["held_out"]
     minutes = sum((record["training"] or {}).get("seconds", 0) for record in records.values()) / 60
@@ -63,7 +63,7 @@ def card(records: dict[str, dict], world: dict, config: ml_collections.ConfigDic
         "# FeedFace mini",
         "",
         f"A whole FeedFace model for the synthetic portraits of `feedface.portraits`, {config.image_size} px, "
-        f"{total_mb:.1f} MB in half precision: the default model of `inference.py` and of the tests. It knows nothing "
+        f"{total_mib:.1f} MiB in half precision: the default model of `inference.py` and of the tests. It knows nothing "
         "of real photos.",
         "",
         f"Command: `python -m feedface.mini --stage all --preset {config.preset}`"
