@@ -10,7 +10,7 @@ from feedface.mini.common import fit_config
 
 
 def get_config(preset: str = "cpu") -> ConfigDict:
-    """Preset "cpu": 64 px, about 100 minutes of training on two cores. "gpu": 128 px, one data-centre GPU."""
+    """Preset "cpu": 64 px, about two hours of training on two cores. "gpu": 128 px, one data-centre GPU."""
     config = {"cpu": cpu, "gpu": gpu}[preset]()
     return config.lock()
 

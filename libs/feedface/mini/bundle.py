@@ -63,8 +63,8 @@ def card(records: dict[str, dict], world: dict, config: ml_collections.ConfigDic
         "# FeedFace mini",
         "",
         f"A whole FeedFace model for the synthetic portraits of `feedface.portraits`, {config.image_size} px, "
-        f"{total_mib:.1f} MiB in half precision: the default model of `inference.py` and of the tests. It knows nothing "
-        "of real photos.",
+        f"{total_mib:.1f} MiB in half precision: the default model of `inference.py` and of the tests. It knows "
+        "nothing of real photos.",
         "",
         f"Command: `python -m feedface.mini --stage all --preset {config.preset}`"
         f" ({minutes:.0f} min of training on {config.hardware or platform.machine()},"
