@@ -231,3 +231,9 @@ def test_latent_codec_with_stacked_pixels():
 def test_tokenizer_of_an_empty_folder(tmp_path):
     with pytest.raises(UserError, match="no CLIP tokenizer"):
         load_tokenizer(tmp_path)
+
+
+def test_a_saved_autoencoder_does_not_say_where_it_was_loaded_from(shared: Path, tmp_path):
+    vae = load_bundle(shared, components=["vae"]).vae
+    save_component("vae", vae, tmp_path / "vae")
+    assert str(shared) not in (tmp_path / "vae" / "config.json").read_text()

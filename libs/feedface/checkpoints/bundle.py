@@ -221,6 +221,9 @@ def save_component(
         elif kind == "vae":
             vae = module.vae if isinstance(module, LatentCodec) else module
             vae.save_config(temporary)
+            config = read_json(temporary / "config.json")
+            config.pop("_name_or_path", None)  # where it was loaded from: nobody else has that folder
+            write_json(temporary / "config.json", config)
             write_safetensors(temporary / "diffusion_pytorch_model.safetensors", vae, dtype)
         elif kind in ("text_encoder", "image_encoder"):
             with quiet_transformers():

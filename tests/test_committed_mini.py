@@ -1,0 +1,52 @@
+"""The committed model does the main job: the person shown comes out, and comes out nearer than without the face."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from feedface.faces.detect import make_detector
+from feedface.faces.identity import cosine_similarity
+from feedface.images import read_image
+from feedface.pipeline import FeedFacePipeline
+
+ROOT = Path(__file__).resolve().parents[1]
+MINI = ROOT / "models" / "mini"
+
+
+def test_the_demo_person_comes_out_in_new_pictures():
+    pipe = FeedFacePipeline.from_pretrained(MINI, device="cpu")
+    detector = make_detector("mini", pipe.bundle.faces_root)
+    prompt = "a photo of a smiling woman in a green hoodie on a beach"
+
+    def similarities() -> list[float]:
+        found = [detector.detect(np.asarray(image)) for image in pipe.generate(prompt, n_samples=4, seed=0)]
+        return [cosine_similarity(person, faces[0].embedding) for faces in found if faces]
+
+    picture = read_image(ROOT / "assets" / "demo_face.png")
+    person = detector.detect(picture)[0].embedding
+    pipe.set_faces([picture], detector)
+    with_face = similarities()
+    pipe.set_faces([])
+    without_face = similarities()
+    assert len(with_face) >= 3
+    assert np.mean(with_face) > 0.4
+    assert np.mean(with_face) > (np.mean(without_face) if without_face else 0) + 0.2
+
+
+def test_its_files_are_small_and_name_no_folder_of_ours():
+    files = [path for path in MINI.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 30 * 2**20
+    for path in files:
+        if path.suffix == ".json":
+            assert '": "/' not in path.read_text(encoding="utf-8"), (
+                path
+            )  # an absolute path of the machine it was made on
+            json.loads(path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", ["uvit", "vae", "text_encoder", "image_encoder", "face_controlnet", "inspector"])
+def test_no_pickles(name):
+    weights = [path.suffix for path in (MINI / name).iterdir() if path.suffix != ".json"]
+    assert weights and set(weights) == {".safetensors"}
