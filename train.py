@@ -5,8 +5,10 @@ The paper's training, on 8 GPUs (another number works too; resuming on another n
         --config=configs/train_config.py --workdir=workdir/feedface
 The miniature, on a CPU:
     accelerate launch train.py --config=configs/mini_face.py --workdir=workdir/mini
-Check config, weights, records and disk first:
+Check config, weights, records and disk first, and measure what a step takes:
     python train.py --config=configs/train_config.py --workdir=workdir/feedface --dry_run
+Encode all pictures once, ahead of training (launched like training, so on as many processes):
+    python train.py --config=configs/train_config.py --workdir=workdir/feedface --config.cache.dir=features --cache_only
 
 Any config value can be given by flag: --config.train.batch_size=8. The same command goes on from the last checkpoint;
 `inference.py --model WORKDIR/checkpoints/last` uses it at once. SIGTERM and Ctrl-C save and leave.
@@ -28,15 +30,17 @@ from feedface.errors import UserError, run_cli
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "Config file, such as configs/train_config.py.", lock_config=True)
 flags.DEFINE_string("workdir", None, "Folder of this run: checkpoints, logs, the resolved config.")
-flags.DEFINE_bool("dry_run", False, "Check config, weights, records and disk, and stop before the first step.")
+flags.DEFINE_bool("dry_run", False, "Check config, weights, records and disk, measure, stop before the first step.")
+flags.DEFINE_bool("cache_only", False, "Fill the feature cache and stop.")
 
 
 def main() -> int:
     parse(sys.argv)
-    from feedface.training.run_record import dry_run
-    from feedface.training.trainer import train
+    from feedface.training.dry_run import dry_run
+    from feedface.training.trainer import fill_cache, train
 
-    return (dry_run if FLAGS.dry_run else train)(FLAGS.config, Path(FLAGS.workdir))
+    run = dry_run if FLAGS.dry_run else fill_cache if FLAGS.cache_only else train
+    return run(FLAGS.config, Path(FLAGS.workdir))
 
 
 def parse(arguments: list[str]) -> None:

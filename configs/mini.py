@@ -45,7 +45,7 @@ def cpu() -> ConfigDict:
                 minutes=40.0, batch_size=64, lr=1e-3, warmup_steps=300, ema_decay=0.999, amp=True,
             ),
             "control": {
-                "image_size": size, "seed": 0, "steps": 2700, "batch_size": 64, "lr": 1e-3, "precision": "bf16",
+                "image_size": size, "seed": 0, "steps": 2700, "batch_size": 64, "lr": 1e-3, "precision": "fast",
                 "sites": ("in_blocks.0", "in_blocks.2", "out_blocks.1"), "mlp_ratio": 0.25,
             },
             "decoder": fit_config(latent_noise=0.05, minutes=8.0, batch_size=16, lr=1e-3, amp=True),
@@ -53,6 +53,10 @@ def cpu() -> ConfigDict:
             "recogniser": fit_config(
                 width=32, embedding_dim=128, scale=24.0, margin=0.2, landmark_noise=0.02, minutes=6.0, batch_size=64,
                 lr=2e-3, weight_decay=0.05,
+            ),
+            "parser": fit_config(
+                image_px=96, identities=600, per_identity=4, crop_px=96, expand=2.4, width=16,
+                minutes=9.0, batch_size=32, lr=3e-3,
             ),
             "inspector": fit_config(
                 image_size=size, world_seed=0, first_identity=10_000, identities=1500, held_out=100, per_identity=10,
@@ -83,6 +87,7 @@ def gpu() -> ConfigDict:
         config.decoder.update(minutes=5.0, batch_size=128, lr=5e-4)
         config.detector.update(minutes=3.0, batch_size=64)
         config.recogniser.update(minutes=3.0, batch_size=512)
+        config.parser.update(image_px=128, identities=2000, crop_px=128, width=24, minutes=4.0, batch_size=128)
         config.inspector.update(per_identity=20, steps=12_000)
         config.bundle.update(preset="gpu", hardware="one GPU", out="models/mini-gpu", max_mib=300.0)
     return config

@@ -34,4 +34,11 @@ def get_config() -> ConfigDict:
     config.checkpoint.every = 500
     config.checkpoint.keep_every = 0
     config.log.every = 50
+    config.log.samples_every = 34_560  # five grids
+    config.log.prompts = (
+        "a photo of a smiling woman in a green hoodie on a beach",
+        "a photo of a man in a blue suit with glasses in front of a brick wall",
+        "a sad woman in a city at night",
+        "a surprised man with a red cap in a forest",
+    )
     return config

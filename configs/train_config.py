@@ -14,8 +14,8 @@ def get_config() -> ConfigDict:
         {
             "seed": 1234,
             "model": "models/feedface-v1",  # bundle with the frozen parts
-            # Folder of a CLIP vision model, to train a fresh face-controlnet as `control` says; "" to go on from the
-            # bundle's own.
+            # Folder of a CLIP vision model, or a model whose face encoder is meant, to train a fresh face-controlnet as
+            # `control` says; "" to go on from the bundle's own.
             "face_encoder": "models/clip-vit-base-patch32",
             "control": {
                 "sites": tuple(f"{half}.{i}" for half in ("in_blocks", "out_blocks") for i in range(0, 14, 2)),
@@ -35,8 +35,10 @@ def get_config() -> ConfigDict:
                 "max_broken": 100,  # more files than this that cannot be used stop the run
             },
             "cache": {
-                "enabled": False,  # encode every picture, caption and face once, and keep the features in memory
-                "dir": "",  # and in this folder
+                # Encode every picture, caption and face once, and keep the features in `dir`; "" is WORKDIR/features.
+                # Naming a `dir` is enough to switch it on.
+                "enabled": False,
+                "dir": "",
             },
             "loss": {
                 "kind": "regularization",  # "regularization", "mask" or "standard"
@@ -50,6 +52,7 @@ def get_config() -> ConfigDict:
                 "steps": 50_000,
                 "batch_size": 16,  # per process and micro-batch
                 "accumulation": 1,
+                "optimizer": "adamw",  # or "adamw8bit": its state takes a quarter of the memory (bitsandbytes, a GPU)
                 "lr": 2e-5,
                 "schedule": "constant",  # or "cosine"
                 "warmup_steps": 100,
@@ -58,7 +61,9 @@ def get_config() -> ConfigDict:
                 "grad_clip": 1.0,  # 0 is off
                 "ema": 0.0,  # decay of the weights' moving average; 0 is off
                 "precision": "auto",  # "no", "fp16", "bf16", or what accelerate was launched with
-                "gradient_checkpointing": True,
+                "gradient_checkpointing": True,  # less memory for more time
+                "compile": False,  # torch.compile of the blocks: minutes at the start, faster steps on a GPU
+                "max_loss_ratio": 10.0,  # a mean loss so many times the lowest one stops the run; 0 is off
             },
             "checkpoint": {
                 "every": 2_000,  # steps
@@ -68,6 +73,14 @@ def get_config() -> ConfigDict:
             "log": {
                 "every": 20,  # steps
                 "trackers": ("tensorboard",),  # "tensorboard", "wandb"
+                "samples_every": 48_000,  # samples seen between grids of pictures in WORKDIR/samples; 0: none
+                "people": 4,  # the first so many of the records, a row each
+                "prompts": (
+                    "a photo of a smiling person in a garden",
+                    "a person with glasses reading a book in a cafe",
+                    "an oil painting of a person in a red coat",
+                    "a person wearing a hat on a beach at sunset",
+                ),
             },
         }
     )

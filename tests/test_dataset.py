@@ -1,4 +1,4 @@
-"""Training samples: what is drawn, in which order, how pictures become tensors, and that the cache changes nothing."""
+"""Training samples: what is drawn, in which order, and how pictures become tensors."""
 
 from dataclasses import replace
 
@@ -6,15 +6,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.toy import make_toy_bundle
 from tests.toy_records import make_records
 from torch.utils.data import DataLoader
 
-from feedface.checkpoints.bundle import load_bundle
-from feedface.data.cache import CachedDataset, FeatureCache
 from feedface.data.dataset import PictureDataset, PictureStore, SampleOrder, check_broken
 from feedface.data.draws import DrawSettings, draw
-from feedface.data.features import FrozenEncoders
 from feedface.data.records import read_records
 from feedface.data.transforms import HAIR_VALUE, centre_crop, face_masks
 from feedface.errors import UserError
@@ -28,14 +24,8 @@ def records_file(tmp_path_factory):
     return make_records(tmp_path_factory.mktemp("records"))
 
 
-@pytest.fixture(scope="module")
-def encoders(tmp_path_factory):
-    bundle = load_bundle(make_toy_bundle(tmp_path_factory.mktemp("bundle")))
-    return FrozenEncoders(bundle.vae, bundle.image_encoder, bundle.text_encoder, bundle.face_controlnet)
-
-
-def make_store(records_file, in_memory=False):
-    return PictureStore(read_records(records_file), image_size=64, latent_size=8, face_size=32, in_memory=in_memory)
+def make_store(records_file):
+    return PictureStore(read_records(records_file), image_size=64, latent_size=8, face_size=32, in_memory=False)
 
 
 # ---------------------------------------------------------------------------------------------------------- pictures
@@ -152,33 +142,6 @@ def test_flip_mirrors_picture_mask_and_faces(records_file):
     assert straight.mask.shape == (4, 1, 8, 8)
 
 
-@pytest.mark.parametrize("flip", [0.0, 0.5])
-def test_cache_gives_the_same_features(records_file, encoders, tmp_path, flip):
-    settings = replace(SETTINGS, flip=flip)
-    store = make_store(records_file, in_memory=True)
-    pictures = PictureDataset(store, settings)
-    for folder in ("", str(tmp_path), str(tmp_path)):  # in memory; written; read back
-        cache = FeatureCache.open(store, encoders, mirrored=flip > 0, folder=folder, batch_size=5)
-        cached = CachedDataset(cache, pictures.refs, settings).__getitems__(items(20)).content
-        plain = encoders(pictures.__getitems__(items(20)).content)
-        for name in ("mean", "std", "clip_img", "text", "faces", "mask"):
-            a, b = getattr(cached, name), getattr(plain, name)
-            assert a.shape == b.shape and torch.allclose(a, b, atol=2e-5), name
-    assert len(list(tmp_path.iterdir())) == 1
-
-
-def test_cache_of_other_weights_is_another_file(records_file, encoders, tmp_path):
-    store = make_store(records_file)
-    FeatureCache.open(store, encoders, mirrored=False, folder=str(tmp_path))
-    weight = encoders.vae.vae.quant_conv.weight
-    weight.data += 1
-    try:
-        FeatureCache.open(store, encoders, mirrored=False, folder=str(tmp_path))
-    finally:
-        weight.data -= 1
-    assert len(list(tmp_path.iterdir())) == 2
-
-
 def test_workers_give_the_same_batches(records_file):
     dataset = PictureDataset(make_store(records_file), SETTINGS)
     order = SampleOrder(SETTINGS.seed, 0, 3, 4)
@@ -188,7 +151,7 @@ def test_workers_give_the_same_batches(records_file):
         assert (a.content.image == b.content.image).all() and (a.draws.noise == b.draws.noise).all()
 
 
-def test_broken_files_are_passed_over_counted_and_capped(tmp_path, encoders):
+def test_broken_files_are_passed_over_counted_and_capped(tmp_path):
     records_file = make_records(tmp_path)
     (tmp_path / "images" / "0_0.png").write_bytes(b"not a picture")
     (tmp_path / "masks" / "1_1.png").unlink()
@@ -200,11 +163,6 @@ def test_broken_files_are_passed_over_counted_and_capped(tmp_path, encoders):
     assert set(batch.broken) == bad
     assert "32 x 32" in batch.broken[str(tmp_path / "masks/2_2.png")]
     assert not {0, 4, 8} & set(batch.draws.rows.tolist())
-
-    cache = FeatureCache.open(make_store(records_file), encoders, mirrored=True)
-    assert set(cache.broken) == bad
-    cached = CachedDataset(cache, dataset.refs, SETTINGS).__getitems__(items(60))
-    assert (cached.draws.rows == batch.draws.rows).all() and (cached.draws.t == batch.draws.t).all()
 
     check_broken(batch.broken, most=3)
     with pytest.raises(UserError, match=r"3 files cannot be used.*max_broken=2.*0_0\.png"):

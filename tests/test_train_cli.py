@@ -66,8 +66,8 @@ def arguments(tmp_path_factory):
 def test_dry_run(arguments, tmp_path):
     code, out, errors = call(*arguments, f"--workdir={tmp_path / 'run'}", "--dry_run")
     assert code == 0, errors
-    assert "records: 12, of which 12 list other pictures; files missing: 0" in out
-    assert "batch_size: 4" in out and "GiB" in out
+    assert "records: 12, of which 12 list other pictures; broken files: 0" in out
+    assert "batch_size: 4" in out and "GiB" in out and "a step of 4 samples" in out
     assert not (tmp_path / "run").exists()
 
 

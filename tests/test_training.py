@@ -1,7 +1,8 @@
-"""The objective and the training loop: what is compared with what, exact resuming, and what stops a run."""
+"""Training runs: exact resuming, what a checkpoint is worth, and what stops a run."""
 
 import json
 import os
+import shutil
 import signal
 from types import SimpleNamespace
 
@@ -9,21 +10,15 @@ import pytest
 import torch
 from configs import mini_face
 from safetensors.torch import load_file, save_file
-from tests.toy import CLIP_CONFIG, make_toy_bundle, toy_face_controlnet, toy_uvit
+from tests.toy import CLIP_CONFIG, make_toy_bundle
 from tests.toy_records import make_records
 
 from feedface.checkpoints.bundle import load_bundle, read_index, write_index
-from feedface.data.draws import Draw, Draws, DrawSettings, draw
-from feedface.data.features import Features
-from feedface.diffusion.losses import regularization_mask_loss, standard_loss
-from feedface.diffusion.schedule import add_noise, alphas_cumprod
 from feedface.errors import UserError
 from feedface.training import trainer
-from feedface.training.ema import Ema
-from feedface.training.objective import ControlledUViT, Objective
-from feedface.training.setup import check_config
+from feedface.training.check import check_config
 from feedface.training.state import locked, newest_checkpoint, prune_checkpoints
-from feedface.training.trainer import learning_rate, train
+from feedface.training.trainer import train
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +57,7 @@ def make_config(world, **changes):
     config.data.records = (str(world.records),)
     config.cache.dir = ""
     config.train.steps, config.train.batch_size, config.train.lr, config.train.warmup_steps = 4, 4, 1e-2, 2
-    config.checkpoint.every, config.log.every, config.log.trackers = 100, 1, ()
+    config.checkpoint.every, config.log.every, config.log.trackers, config.log.samples_every = 100, 1, (), 0
     config.update_from_flattened_dict(changes)
     return config.lock()
 
@@ -70,148 +65,6 @@ def make_config(world, **changes):
 def weights(workdir):
     state = torch.load(workdir / "checkpoints" / "last" / "training" / "state.pt", weights_only=True)
     return state["weights"], state
-
-
-# --------------------------------------------------------------------------------------------------------- objective
-
-
-def make_batch(count=6, standard=(), drop_face=()):
-    settings = DrawSettings(0, (4, 8, 8), 16, standard_loss=0, face_dropout=0)
-    draws = Draws.collate([draw(settings, s, 1, [0] * count) for s in range(count)])
-    draws.standard[list(standard)] = True
-    draws.drop_face[list(drop_face)] = True
-    g = torch.Generator().manual_seed(0)
-    features = Features(
-        mean=torch.randn(count, 4, 8, 8, generator=g),
-        std=torch.rand(count, 4, 8, 8, generator=g),
-        clip_img=torch.randn(count, 1, 16, generator=g),
-        text=torch.randn(count, 16, 8, generator=g),
-        faces=torch.randn(count, 2, 5, 32, generator=g),
-        mask=torch.rand(count, 1, 8, 8, generator=g),
-    )
-    return draws, features
-
-
-def make_model(seed=0):
-    torch.manual_seed(seed)
-    uvit = toy_uvit().requires_grad_(False)
-    return ControlledUViT(uvit, toy_face_controlnet(uvit), data_type=1)
-
-
-class CountedModel:
-    """Notes how many samples each kind of forward pass sees."""
-
-    def __init__(self, model):
-        self.model, self.adapted, self.frozen = model, [], []
-
-    def __call__(self, latents, clip_img, text, t, faces):
-        (self.frozen if faces is None else self.adapted).append(len(latents))
-        assert faces is not None or not torch.is_grad_enabled()
-        return self.model(latents, clip_img, text, t, faces)
-
-
-@pytest.mark.parametrize("standard", [(), (1, 4), range(6)])
-def test_loss_is_the_papers_per_sample(standard):
-    model = make_model()
-    draws, features = make_batch(standard=standard)
-    counted = CountedModel(model)
-    parts = Objective("regularization", torch.zeros(5, 32), torch.zeros(1, 16, 8))(counted, counted, draws, features)
-
-    latents = add_noise(features.mean + features.std * draws.vae_noise, draws.noise, draws.t)
-    clip_img = add_noise(features.clip_img, draws.clip_noise, draws.t)
-    zeros, ones = torch.zeros(6), torch.ones(6, dtype=torch.long)
-    net = model.face_controlnet
-    control = net.bind(net.join(net.projector(features.faces)))
-    with torch.no_grad():
-        pred = model.uvit(latents, clip_img, features.text, draws.t, zeros, ones, control=control).img
-        frozen = model.uvit(latents, clip_img, features.text, draws.t, zeros, ones).img
-    wanted = regularization_mask_loss(draws.noise, pred, frozen, features.mask)
-    wanted[list(standard)] = standard_loss(draws.noise, pred)[list(standard)]
-    assert torch.allclose(parts.loss, wanted.mean(), atol=1e-6)
-    assert torch.allclose(parts.sums[0], wanted.sum(), atol=1e-5)
-    # The frozen model is asked only about the samples that are compared with it.
-    assert counted.adapted == [6] and sum(counted.frozen) == 6 - len(standard)
-    assert parts.counts.tolist() == [6, 6 - len(standard), 6 - len(standard)]
-
-
-def test_dropped_faces_and_texts_and_what_learns():
-    model = make_model()
-    objective = Objective("mask", torch.full((5, 32), 0.5), torch.full((1, 16, 8), 0.25))
-    draws, features = make_batch(drop_face=(2,))
-    draws.drop_text[3] = True
-    by_hand, clean = make_batch()
-    clean.faces[2], clean.text[3] = 0.5, 0.25
-    loss = objective(model, model, draws, features).loss
-    assert loss == objective(model, model, by_hand, clean).loss
-    assert loss != objective(model, model, *make_batch()).loss
-    loss.backward()
-    learning = {name for name, p in model.named_parameters() if p.grad is not None}
-    trainable = {f"face_controlnet.{name}" for name in model.face_controlnet.trainable_state_dict()}
-    assert learning == trainable
-
-
-def test_a_batch_can_be_learned():
-    model, batch = make_model(), make_batch()
-    objective = Objective("regularization", torch.zeros(5, 32), torch.zeros(1, 16, 8))
-    optimizer = torch.optim.AdamW(model.face_controlnet.trainable_parameters(), lr=5e-3)
-    losses = []
-    for _ in range(60):
-        loss = objective(model, model, *batch).loss
-        losses.append(loss.item())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert losses[-1] < 0.7 * losses[0]
-
-
-def test_fresh_control_has_no_background_loss():
-    model = make_model()
-    for block in model.face_controlnet.blocks:
-        torch.nn.init.zeros_(block.zero_linear.weight)
-    parts = Objective("regularization", torch.zeros(5, 32), torch.zeros(1, 16, 8))(model, model, *make_batch())
-    assert parts.sums[1] > 1 and abs(parts.sums[2]) < 1e-9
-
-
-def test_min_snr_weights():
-    draws, features = make_batch(1)
-    model = make_model()
-    losses = []
-    for t in (1, 300, 1000):
-        draws.t[:] = t
-        pair = [
-            Objective("standard", torch.zeros(5, 32), torch.zeros(1, 16, 8), gamma)(model, model, draws, features).loss
-            for gamma in (0.0, 5.0)
-        ]
-        alpha_bar = alphas_cumprod()[t - 1]
-        snr = alpha_bar / (1 - alpha_bar)
-        assert torch.allclose(pair[1] / pair[0], (min(snr, torch.tensor(5.0)) / snr).float(), rtol=1e-4)
-        losses.append(pair)
-    assert losses[0][1] < losses[0][0] and losses[2][1] == losses[2][0]
-
-
-def test_learning_rate():
-    config = mini_face.get_config()
-    config.train.lr, config.train.warmup_steps, config.train.steps = 1.0, 10, 110
-    assert [learning_rate(s, config) for s in (0, 4, 9)] == [0.1, 0.5, 1.0]
-    assert learning_rate(60, config) == pytest.approx(0.5) and learning_rate(110, config) == pytest.approx(0)
-    config.train.schedule = "constant"
-    assert learning_rate(109, config) == 1.0
-
-
-def test_ema():
-    parameter = torch.nn.Parameter(torch.zeros(3))
-    ema = Ema([parameter], decay=0.5)
-    for step in (1, 2):
-        parameter.data.fill_(float(step))
-        ema.update(step)
-    first = 1 - 2 / 11
-    assert torch.allclose(ema.averages[0], torch.full((3,), first + (1 - 3 / 12) * (2 - first)))
-    with ema.applied():
-        assert (parameter == ema.averages[0]).all()
-    assert (parameter == 2).all()
-
-
-# ------------------------------------------------------------------------------------------------------------ the run
 
 
 @pytest.mark.parametrize("cached", [True, False])
@@ -311,15 +164,36 @@ def test_nan_stops_and_names_the_last_good_checkpoint(world, tmp_path):
     assert newest_checkpoint(tmp_path).name == "00000002"
 
 
-def test_damaged_checkpoints_are_passed_over(world, tmp_path, capsys):
-    assert train(make_config(world, **{"train.steps": 3, "checkpoint.every": 1, "checkpoint.keep": 5}), tmp_path) == 0
-    state = tmp_path / "checkpoints" / "00000003" / "training" / "state.pt"
+def test_damaged_and_lost_checkpoints_are_passed_over(world, tmp_path, capsys):
+    kept = {"checkpoint.every": 1, "checkpoint.keep": 5}
+    assert train(make_config(world, **kept, **{"train.steps": 5}), tmp_path) == 0
+    checkpoints = tmp_path / "checkpoints"
+    want = weights(tmp_path)[0]
+    shutil.rmtree(checkpoints / "00000005")
+    state = checkpoints / "00000004" / "training" / "state.pt"
     state.write_bytes(state.read_bytes()[:-1])
-    (tmp_path / "checkpoints" / "00000002" / "face_controlnet" / "model.safetensors").unlink()
-    assert newest_checkpoint(tmp_path).name == "00000001"
-    assert "state.pt is missing or cut short" in capsys.readouterr().out
-    assert train(make_config(world, **{"train.steps": 3}), tmp_path) == 0
-    assert newest_checkpoint(tmp_path).name == "00000003"
+    (checkpoints / "00000003" / "face_controlnet" / "model.safetensors").unlink()
+    state = checkpoints / "00000002" / "training" / "state.pt"
+    content = bytearray(state.read_bytes())
+    content[-200:] = bytes(200)  # the size is right: only reading finds out
+    state.write_bytes(content)
+
+    assert train(make_config(world, **{"train.steps": 5}), tmp_path) == 0
+    out = capsys.readouterr().out
+    assert "00000005: the last checkpoint is gone" in out
+    assert "00000004: not a whole checkpoint (training/state.pt is missing or cut short)" in out
+    assert "00000003: not a whole checkpoint (face_controlnet/model.safetensors is missing" in out
+    assert "00000002: not a whole checkpoint (cannot be read" in out and "going on from" in out
+    again = weights(tmp_path)[0]
+    assert newest_checkpoint(tmp_path).name == "00000005"
+    assert all(torch.equal(want[name], again[name]) for name in want)
+
+
+def test_nothing_but_damaged_checkpoints(world, tmp_path):
+    assert train(make_config(world, **{"train.steps": 1}), tmp_path) == 0
+    (tmp_path / "checkpoints" / "00000001" / "training" / "progress.json").write_text("{")
+    with pytest.raises(UserError, match="none of its 1 checkpoints is whole; delete them to start afresh"):
+        train(make_config(world), tmp_path)
 
 
 def test_pruning_keeps_the_last_and_every_mth(tmp_path):
@@ -378,15 +252,3 @@ def test_paper_config_is_valid():
     from configs import train_config
 
     check_config(train_config.get_config())
-
-
-def test_draw_fields_reach_the_batch():
-    one = Draw(
-        row=3, flip=True, hair=False, standard=True, drop_face=False, drop_text=True, t=7, faces=(0,),
-        vae_noise=torch.zeros(1).numpy(), noise=torch.ones(1).numpy(), clip_noise=torch.full((1,), 2.0).numpy(),
-    )  # fmt: skip
-    batch = Draws.collate([one, one])
-    assert batch.rows.tolist() == [3, 3] and batch.t.tolist() == [7, 7]
-    flags = [getattr(batch, name)[0].item() for name in ("flip", "hair", "standard", "drop_face", "drop_text")]
-    assert flags == [True, False, True, False, True]
-    assert batch.clip_noise.tolist() == [[2.0], [2.0]]

@@ -4,9 +4,9 @@ Pictures are RGB. Shapes: B batch, T text tokens, C H W pixels or latent.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -117,6 +117,16 @@ class ImageEncoder(nn.Module):
         return self.clip(pixel_values=pixels.to(self.clip.dtype)).image_embeds[:, None]
 
 
+def pixel_stack(vae_config: Mapping[str, Any]) -> int:
+    """The f of an autoencoder whose input is f×f pixels stacked into channels (space to depth)."""
+    return round((vae_config["in_channels"] / 3) ** 0.5)
+
+
+def latent_factor(vae_config: Mapping[str, Any]) -> int:
+    """Pixels along one side of a latent cell, out of an `AutoencoderKL`'s config."""
+    return pixel_stack(vae_config) * 2 ** (len(vae_config["block_out_channels"]) - 1)
+
+
 class LatentCodec(nn.Module):
     """diffusers' `AutoencoderKL` with its scaling factor: pixels in [-1,1] to latents of about unit variance.
 
@@ -127,7 +137,7 @@ class LatentCodec(nn.Module):
     def __init__(self, vae: "AutoencoderKL"):
         super().__init__()
         self.vae = vae
-        self._stack = round((vae.config.in_channels / 3) ** 0.5)  # f
+        self._stack = pixel_stack(vae.config)
         if 3 * self._stack**2 != vae.config.in_channels or vae.config.out_channels != vae.config.in_channels:
             raise ValueError(
                 f"autoencoder with {vae.config.in_channels} -> {vae.config.out_channels} channels, not 3·f²"
@@ -136,7 +146,7 @@ class LatentCodec(nn.Module):
     @property
     def factor(self) -> int:
         """Pixels along one side of a latent cell."""
-        return self._stack * 2 ** (len(self.vae.config.block_out_channels) - 1)
+        return latent_factor(self.vae.config)
 
     def encode(self, images: Tensor, sample: bool = True, generator: torch.Generator | None = None) -> Tensor:
         """Images [B,3,H,W] in [-1,1] -> latents [B,C,H/factor,W/factor]: a sample of the posterior, or its mode."""

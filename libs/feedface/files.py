@@ -13,6 +13,26 @@ def _temporary_name(path: Path) -> Path:
     return path.with_name(f".tmp-{uuid.uuid4().hex[:8]}-{path.name}")
 
 
+def _sync_folder(folder: Path) -> None:
+    """Make renames in `folder` outlive a power cut; Windows cannot open folders, and does without."""
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete temporary files and folders of a process that was killed. Only where no other process writes."""
+    for path in folder.glob(".tmp-*"):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
 @contextmanager
 def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary path to write to; on success it becomes `path`, on any error it is removed."""
@@ -24,6 +44,7 @@ def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        _sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -46,6 +67,7 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
         if old is not None:
             os.replace(path, old)
         os.replace(temporary, path)
+        _sync_folder(path.parent)
         if old is not None:
             shutil.rmtree(old)
     finally:

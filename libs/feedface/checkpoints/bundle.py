@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from feedface.backbones.uvit import UViT
 from feedface.checkpoints.storage import (
@@ -24,7 +24,7 @@ from feedface.checkpoints.storage import (
     read_json,
     read_safetensors,
     write_json,
-    write_safetensors,
+    write_state,
 )
 from feedface.diffusion.guidance import UNCOND_MODES
 from feedface.encoders import ImageEncoder, LatentCodec, TextEncoder, load_tokenizer
@@ -36,8 +36,8 @@ INDEX = "model_index.json"
 FORMAT, VERSION = "feedface", 1
 NETWORKS = ("uvit", "face_controlnet", "vae", "text_encoder", "image_encoder")
 # Parts that are only found, not loaded, here: the tokenizer goes with the text encoder, `faces` is an insightface
-# root, `inspector` the judge of the evaluation.
-FOLDERS = ("tokenizer", "faces", "inspector")
+# root, `parser` a face parser (`faces/parse.py`), `inspector` the judge of the evaluation.
+FOLDERS = ("tokenizer", "faces", "parser", "inspector")
 DEFAULTS = {"steps": 40, "guidance": 6.0, "face_scale": 0.8, "uncond": "true_uncond"}
 
 
@@ -217,21 +217,30 @@ def save_component(
             module.save_pretrained(temporary)
         elif kind in ("uvit", "face_controlnet"):
             write_json(temporary / "config.json", module.config)
-            write_safetensors(temporary / "model.safetensors", module, dtype)
+            write_state(temporary / "model.safetensors", module.state_dict(), dtype)
         elif kind == "vae":
             vae = module.vae if isinstance(module, LatentCodec) else module
             vae.save_config(temporary)
             config = read_json(temporary / "config.json")
             config.pop("_name_or_path", None)  # where it was loaded from: nobody else has that folder
             write_json(temporary / "config.json", config)
-            write_safetensors(temporary / "diffusion_pytorch_model.safetensors", vae, dtype)
+            write_state(temporary / "diffusion_pytorch_model.safetensors", vae.state_dict(), dtype)
         elif kind in ("text_encoder", "image_encoder"):
             with quiet_transformers():
-                module.clip.save_pretrained(temporary, state_dict=cast_state(module.clip, dtype))
+                module.clip.save_pretrained(temporary, state_dict=cast_state(module.clip.state_dict(), dtype))
             if getattr(module, "prefix", None) is not None:
-                write_safetensors(temporary / "prefix.safetensors", module.prefix, dtype)
+                write_state(temporary / "prefix.safetensors", module.prefix.state_dict(), dtype)
         else:
             raise ValueError(f"unknown component {kind!r}")
+
+
+def save_network(
+    folder: str | os.PathLike, config: dict[str, Any], state: dict[str, Tensor], dtype: torch.dtype | None
+) -> None:
+    """Write a U-ViT or face-controlnet out of its `config` and `state`, where there is no module that holds both."""
+    with atomic_folder(folder) as temporary:
+        write_json(temporary / "config.json", config)
+        write_state(temporary / "model.safetensors", state, dtype)
 
 
 def write_index(

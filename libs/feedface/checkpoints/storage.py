@@ -87,15 +87,15 @@ def _cast(value: Tensor, dtype: torch.dtype | None) -> Tensor:
     return value.to(dtype or value.dtype) if value.is_floating_point() else value  # counters stay whole
 
 
-def cast_state(module: nn.Module, dtype: torch.dtype | None) -> dict[str, Tensor]:
-    """The state dict on the CPU, its floating-point tensors in `dtype` (None: as they are)."""
-    return {key: _cast(value.detach().cpu(), dtype).contiguous() for key, value in module.state_dict().items()}
+def cast_state(state: dict[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """A state dict on the CPU, its floating-point tensors in `dtype` (None: as they are)."""
+    return {key: _cast(value.detach().cpu(), dtype).contiguous() for key, value in state.items()}
 
 
-def write_safetensors(file: Path, module: nn.Module, dtype: torch.dtype | None) -> None:
+def write_state(file: Path, state: dict[str, Tensor], dtype: torch.dtype | None) -> None:
     from safetensors.torch import save_file
 
-    save_file(cast_state(module, dtype), file, metadata={"format": "pt"})
+    save_file(cast_state(state, dtype), file, metadata={"format": "pt"})
 
 
 @contextmanager

@@ -3,13 +3,23 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from feedface.checkpoints.bundle import load_bundle, read_index
+from feedface.checkpoints.face_encoder import is_face_controlnet, load_face_encoder
+from feedface.checkpoints.storage import read_safetensors
 from feedface.data.dataset import Pixels
+from feedface.device import DTYPES
 from feedface.encoders import ImageEncoder, LatentCodec, TextEncoder
-from feedface.methods.feedface import FaceControlNet
+from feedface.methods.feedface import face_states
+
+if TYPE_CHECKING:  # heavy, and only named here
+    from transformers import CLIPVisionModel
 
 
 @dataclass(slots=True)
@@ -28,9 +38,9 @@ class Features:
 class FrozenEncoders:
     """VAE, CLIP image, CLIP text and face encoder of a training run; all without gradients."""
 
-    def __init__(self, vae: LatentCodec, image: ImageEncoder, text: TextEncoder, face: FaceControlNet):
+    def __init__(self, vae: LatentCodec, image: ImageEncoder, text: TextEncoder, face: "CLIPVisionModel"):
         self.vae, self.image, self._text, self._face = vae, image, text, face
-        self.face_size = face.face_size
+        self.face_size: int = face.config.image_size
 
     @property
     def device(self) -> torch.device:
@@ -42,10 +52,9 @@ class FrozenEncoders:
         pixels = pixels.to(self.device)
         return *self.vae.moments(pixels), self.image.encode(pixels)
 
-    @torch.no_grad()
     def faces(self, pixels: Tensor) -> Tensor:
         """Face crops [B,3,s,s] in [-1,1] -> states [B,n,Df]."""
-        return self._face.face_features(pixels.to(self.device))
+        return face_states(self._face, pixels.to(self.device))
 
     @torch.no_grad()
     def text(self, captions: Sequence[str]) -> Tensor:
@@ -59,15 +68,58 @@ class FrozenEncoders:
         mean, std, clip_img = self.images(pixels.image)
         return Features(mean, std, clip_img, self.text(pixels.captions), faces, mask)
 
-    def fingerprint(self) -> str:
-        """SHA-256 over all encoder weights, and over what else decides their answers: changes when any of it does."""
-        clips = [self.image.clip.config, self._text.clip.config, self._face.face_encoder.config]
-        settings = [self.vae.vae.config.scaling_factor]
-        settings += [(clip.num_attention_heads, clip.hidden_act, clip.layer_norm_eps) for clip in clips]
-        digest = hashlib.sha256(repr(settings).encode())
-        modules: list[nn.Module] = [self.vae, self.image, self._text, self._face.face_encoder]
-        for module in modules:
-            for name, value in sorted(module.state_dict().items()):
-                digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-                digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-        return digest.hexdigest()
+
+@dataclass(frozen=True)
+class EncoderSources:
+    """Where the frozen encoders of a run lie, and in which `precision` ("fp32", "bf16", "fp16") they are used.
+
+    `bundle` has VAE, image encoder, text encoder and tokenizer. `face_encoder` is a folder of transformers'
+    CLIPVisionModel, or one of a face-controlnet, which has such an encoder inside.
+    """
+
+    bundle: Path
+    face_encoder: Path
+    precision: str
+
+    def load(self, device: torch.device) -> FrozenEncoders:
+        """Load all four. Raises `UserError` for what is missing or broken."""
+        dtype = DTYPES[self.precision]
+        # Latents with bfloat16's three digits would be visibly coarse.
+        vae_dtype = torch.float32 if dtype == torch.bfloat16 else dtype
+        parts = load_bundle(self.bundle, device, dtype, ("text_encoder", "image_encoder"))
+        vae = load_bundle(self.bundle, device, vae_dtype, ["vae"]).vae
+        face = load_face_encoder(self.face_encoder, device, dtype)
+        return FrozenEncoders(vae, parts.image_encoder, parts.text_encoder, face)
+
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of each encoder's files, without loading any: changes when an encoder's answers may.
+
+        Of the VAE only what encodes counts: another decoder leaves latents as they are. Seconds at full size, once.
+        """
+        return self._hashes
+
+    @cached_property
+    def _hashes(self) -> dict[str, str]:
+        folders = {**read_index(self.bundle).components, "face_encoder": self.face_encoder}
+        wanted = {
+            "vae": ("encoder.", "quant_conv."),
+            "image_encoder": None,
+            "text_encoder": None,
+            "tokenizer": None,
+            "face_encoder": ("face_encoder.",) if is_face_controlnet(self.face_encoder) else None,
+        }
+        return {kind: _hash_folder(folders[kind], prefixes) for kind, prefixes in wanted.items()}
+
+
+def _hash_folder(folder: Path, prefixes: tuple[str, ...] | None) -> str:
+    """Of all JSON and text files and all tensors, or only of tensors whose names begin with one of `prefixes`."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        if file.suffix == ".safetensors":
+            for name, value in sorted(read_safetensors(file, "cpu", None).items()):
+                if prefixes is None or name.startswith(prefixes):
+                    digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+                    digest.update(value.contiguous().view(-1).view(torch.uint8).numpy())
+        elif (prefixes is None and file.suffix in (".json", ".txt")) or file.name == "config.json":
+            digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()

@@ -94,12 +94,19 @@ class FaceControl:
         return change if self._scale == 1 else self._scale * change
 
 
+@torch.no_grad()
+def face_states(encoder: nn.Module, pixels: Tensor) -> Tensor:
+    """Frozen features [B,n,Dv] of face crops [B,3,S,S] in [-1,1], RGB: a CLIP vision model's penultimate states."""
+    return encoder(pixels.to(encoder.dtype), output_hidden_states=True).hidden_states[-2]
+
+
 class FaceControlNet(nn.Module):
     """Face encoder, projector and one control block for each site of the backbone.
 
     `sites` are names out of the backbone's `block_names`; `embed_dim` is its width. `clip_config` holds arguments of
     `transformers.CLIPVisionConfig`. `control_input` is what a control block sees of its site's block: "output" (the
-    released weights) or "input" (Fig. 1 of the paper). A fresh one changes nothing: its last linears are zero.
+    released weights) or "input" (Fig. 1 of the paper). A fresh one changes nothing: its last linears are zero. Without
+    its encoder it is what training changes; faces are then encoded elsewhere (`face_states`).
     """
 
     def __init__(
@@ -110,6 +117,7 @@ class FaceControlNet(nn.Module):
         clip_config: dict[str, Any],
         control_input: str = "output",
         mlp_ratio: float = 4,
+        with_encoder: bool = True,
     ):
         from transformers import CLIPVisionConfig, CLIPVisionModel
 
@@ -129,9 +137,10 @@ class FaceControlNet(nn.Module):
         self.embed_dim = embed_dim
         self.sites = list(sites)
         self.control_input = control_input
-        self.face_encoder = CLIPVisionModel(CLIPVisionConfig(**clip_config)).requires_grad_(False)
-        self.face_size: int = self.face_encoder.config.image_size
-        self.projector = nn.Linear(self.face_encoder.config.hidden_size, embed_dim, bias=False)
+        clip = CLIPVisionConfig(**clip_config)
+        self.face_encoder = CLIPVisionModel(clip).requires_grad_(False) if with_encoder else None
+        self.face_size: int = clip.image_size
+        self.projector = nn.Linear(clip.hidden_size, embed_dim, bias=False)
         self.blocks = nn.ModuleList(ControlBlock(embed_dim, num_heads, mlp_ratio) for _ in self.sites)
 
     def trainable_parameters(self) -> Iterator[nn.Parameter]:
@@ -142,15 +151,9 @@ class FaceControlNet(nn.Module):
         """State dict without the frozen face encoder: what training changes."""
         return {name: value for name, value in self.state_dict().items() if not name.startswith("face_encoder.")}
 
-    def face_features(self, pixels: Tensor) -> Tensor:
-        """Frozen features [B,n,Dv] of face crops [B,3,S,S] in [-1,1], RGB: the encoder's penultimate states."""
-        with torch.no_grad():
-            states = self.face_encoder(pixels.to(self.face_encoder.dtype), output_hidden_states=True).hidden_states
-        return states[-2]
-
     def encode(self, pixels: Tensor) -> Tensor:
         """Face crops [B,3,S,S] in [-1,1], RGB, S = `face_size` (see `encoders.preprocess_face`) -> tokens [B,n,D]."""
-        return self.projector(self.face_features(pixels).to(self.projector.weight.dtype))
+        return self.projector(face_states(self.face_encoder, pixels).to(self.projector.weight.dtype))
 
     @staticmethod
     def join(tokens: Tensor | Sequence[Tensor], pool: str = "concat") -> Tensor:

@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from feedface.device import fast_bfloat16
 from feedface.errors import UserError
 from feedface.files import atomic_file
 
@@ -54,7 +55,7 @@ def fit_config(**changes) -> ml_collections.ConfigDict:
             "betas": (0.9, 0.99),
             "grad_clip": 1.0,
             "ema_decay": 0.999,
-            "amp": False,  # bfloat16 autocast
+            "amp": False,  # bfloat16 autocast, where that is fast
             "seed": 0,
             "save_every_s": 120.0,
             "device": "auto",
@@ -127,7 +128,7 @@ def fit(
         torch.manual_seed(config.seed * 1_000_003 + step)
         for group in optimizer.param_groups:
             group["lr"] = config.lr * min(1, (step + 1) / config.warmup_steps) * 0.5 * (1 + math.cos(math.pi * used))
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.amp):
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.amp and fast_bfloat16(device)):
             result = step_fn(generator)
         loss, extra = result if isinstance(result, tuple) else (result, {})
         optimizer.zero_grad()

@@ -9,6 +9,7 @@ from pathlib import Path
 import ml_collections
 
 from feedface.checkpoints.bundle import load_bundle, save_component
+from feedface.device import fast_bfloat16, pick_device
 from feedface.errors import UserError
 from feedface.files import atomic_file
 from feedface.mini.bundle import write_bundle_index
@@ -19,6 +20,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
     """Train as `config.control` changes configs/mini_face.py, and leave `<workdir>/bundle/face_controlnet/`."""
     config, folder, bundle = config.control, workdir / "control", workdir / "bundle"
     write_bundle_index(bundle, config.image_size)
+    fast = fast_bfloat16(pick_device())
     changes = {
         "seed": config.seed,
         "model": bundle,
@@ -30,7 +32,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
         "train.steps": config.steps,
         "train.batch_size": config.batch_size,
         "train.lr": config.lr,
-        "train.precision": config.precision,
+        # "fast" is bfloat16 where that is no slower, as on a GPU.
+        "train.precision": config.precision if config.precision != "fast" else "bf16" if fast else "no",
     }
     command = [sys.executable, str(ROOT / "train.py"), f"--config={ROOT / 'configs' / 'mini_face.py'}"]
     command += [f"--workdir={folder}", *(f"--config.{key}={value}" for key, value in changes.items())]

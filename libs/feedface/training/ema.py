@@ -30,11 +30,6 @@ class Ema:
         finally:
             self._fill(trained)
 
-    def load(self, averages: list[Tensor]) -> None:
-        """Averages of an earlier run."""
-        for own, value in zip(self.averages, averages, strict=True):
-            own.copy_(value)
-
     @torch.no_grad()
     def _fill(self, values: list[Tensor]) -> None:
         for parameter, value in zip(self.parameters, values, strict=True):

@@ -25,6 +25,12 @@ class ControlledUViT(nn.Module):
         super().__init__()
         self.uvit, self.face_controlnet, self.data_type = uvit, face_controlnet, data_type
 
+    def compile_blocks(self) -> None:
+        """`torch.compile` every block where it stands: all of a kind share their code, so each is compiled once."""
+        net = self.face_controlnet
+        for block in (*self.uvit.in_blocks, self.uvit.mid_block, *self.uvit.out_blocks, *net.blocks):
+            block.compile()
+
     def forward(self, latents: Tensor, clip_img: Tensor, text: Tensor, t: Tensor, faces: Tensor | None) -> Tensor:
         """Noise [B,C,h,w] predicted in `latents`; `text` is clean. `faces` [B,F,n,Df]: None is the frozen model."""
         control = None
@@ -63,8 +69,8 @@ class Objective:
         snr = alpha_bar / (1 - alpha_bar)
         self.weights = (min_snr / snr).clamp(max=1).float() if min_snr else torch.ones_like(snr).float()
 
-    def __call__(self, model: nn.Module, frozen: ControlledUViT, draws: Draws, features: Features) -> LossParts:
-        """`model` is the (wrapped) trained module, `frozen` the same one bare, for the frozen prediction."""
+    def __call__(self, model: nn.Module, draws: Draws, features: Features) -> LossParts:
+        """`model` is a `ControlledUViT`, as it is or wrapped for several processes."""
         device = self.dropped_face.device
         t = draws.t.to(device)
         noise = draws.noise.to(device)
@@ -80,19 +86,23 @@ class Objective:
                 draws.drop_face.to(device)[:, None, None, None], self.dropped_face.to(faces.dtype), faces
             )
 
-        pred = model(latents, clip_img, text, t, faces).float()
         masked = torch.zeros_like(draws.standard) if self.kind == "standard" else ~draws.standard
+        rows = masked.nonzero()[:, 0].to(device)
+        frozen_pred = None
+        if len(rows) and self.kind == "regularization":
+            # Only these samples need the frozen prediction. No gradient passes through it; made first, it leaves
+            # nothing in memory when the trained pass begins.
+            with torch.no_grad():
+                frozen_pred = model(latents[rows], clip_img[rows], text[rows], t[rows], None).float()
+
+        pred = model(latents, clip_img, text, t, faces).float()
         loss = standard_loss(noise, pred)
         face = background = loss.new_zeros(0)
-        rows = masked.nonzero()[:, 0].to(device)
         if len(rows):
             face = mask_loss(noise[rows], pred[rows].detach(), mask[rows])
-            if self.kind == "mask":
+            if frozen_pred is None:
                 masked_loss = mask_loss(noise[rows], pred[rows], mask[rows])
             else:
-                # Only these samples need the frozen prediction, and no gradient passes through it.
-                with torch.no_grad():
-                    frozen_pred = frozen(latents[rows], clip_img[rows], text[rows], t[rows], None).float()
                 masked_loss = regularization_mask_loss(noise[rows], pred[rows], frozen_pred, mask[rows])
                 background = masked_loss.detach() - face
             loss = loss.index_copy(0, rows, masked_loss)

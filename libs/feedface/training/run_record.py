@@ -1,4 +1,4 @@
-"""What is written down about a run, and what is checked before one starts."""
+"""What is written down about a run, and the disk it needs."""
 
 import json
 import platform
@@ -13,37 +13,10 @@ import ml_collections
 from accelerate import Accelerator
 
 from feedface import __version__
-from feedface.data.dataset import check_broken
 from feedface.errors import UserError
 from feedface.files import atomic_file
-from feedface.training.setup import build_models, build_store, check_config, make_accelerator
 
 PACKAGES = ("torch", "accelerate", "transformers", "diffusers", "safetensors", "numpy")
-
-
-def dry_run(config: ml_collections.ConfigDict, workdir: Path) -> int:
-    """Check config, weights, records and disk, print what a run would need, and stop before the first step."""
-    check_config(config)
-    accelerator = make_accelerator(config, workdir)
-    models = build_models(config, accelerator.device, accelerator.mixed_precision)
-    store = build_store(config, models)
-    paths = {path for r in store.records for path in (r.path, r.mask_path, *(ref.path for ref in r.ref))}
-    missing = {str(path): "no such file" for path in sorted(paths) if not path.is_file()}
-    check_broken(missing, config.data.max_broken)
-    net = models.trained.face_controlnet
-    trained = sum(p.numel() for p in net.trainable_parameters())
-    weights = sum(p.numel() * p.element_size() for p in models.trained.parameters())
-    checkpoint = checkpoint_bytes(trained, config.train.ema > 0)
-    check_disk(workdir, checkpoint)
-    samples = config.train.batch_size * config.train.accumulation * accelerator.num_processes
-    with_others = sum(bool(record.ref) for record in store.records)
-    print(config)
-    print(f"records: {len(store.records)}, of which {with_others} list other pictures; files missing: {len(missing)}")
-    print(f"trained parameters: {trained / 1e6:.1f} M at sites {', '.join(net.sites)}")
-    print(f"memory: {(weights + 12 * trained) / 2**30:.2f} GiB for weights, gradients and optimizer, then activations")
-    print(f"disk: {checkpoint * (config.checkpoint.keep + 1) / 2**30:.2f} GiB for checkpoints in {workdir}")
-    print(f"steps: {config.train.steps} of {samples} samples on {accelerator.device}, {accelerator.mixed_precision}")
-    return 0
 
 
 def record_run(workdir: Path, config: ml_collections.ConfigDict, accelerator: Accelerator) -> None:
@@ -67,16 +40,21 @@ def checkpoint_bytes(trained: int, ema: bool) -> int:
     return trained * (2 + 4 * (3 + ema))
 
 
-def check_disk(workdir: Path, needed: int) -> None:
-    """`UserError` unless the disk of `workdir` has `needed` bytes free, and some to spare."""
-    folder = workdir
+def existing(folder: Path) -> Path:
+    """`folder`, or the nearest one above it that is there."""
+    folder = folder.absolute()
     while not folder.exists():
         folder = folder.parent
-    free = shutil.disk_usage(folder).free
+    return folder
+
+
+def check_disk(folder: Path, needed: int, what: str = "one checkpoint") -> None:
+    """`UserError` unless the disk of `folder` has `needed` bytes free for `what`, and some to spare."""
+    free = shutil.disk_usage(existing(folder)).free
     if free < needed * 1.1:
         raise UserError(
-            f"{workdir}: {free / 2**30:.2f} GiB free, but one checkpoint takes {needed / 2**30:.2f} GiB; "
-            f"make room or use another --workdir"
+            f"{folder}: {free / 2**30:.2f} GiB free, but {what} takes {needed / 2**30:.2f} GiB; "
+            f"make room or name a folder on another disk"
         )
 
 

@@ -1,71 +1,33 @@
-"""What a training run is made of, from its config: checked values, accelerate, the models, the data."""
+"""What a training run is made of, from its config: accelerate, the models, the data."""
 
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import ml_collections
 import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration
+from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from feedface.checkpoints.bundle import check_fit, load_bundle, quiet_transformers, read_index
+from feedface.checkpoints.bundle import check_fit, load_bundle, read_index
+from feedface.checkpoints.face_encoder import PREFIX, clip_config, find_face_encoder
+from feedface.checkpoints.storage import empty, fill, read_json, read_safetensors
 from feedface.data.cache import CachedDataset, FeatureCache
 from feedface.data.dataset import PictureDataset, PictureStore, check_broken
 from feedface.data.draws import DrawSettings
-from feedface.data.features import FrozenEncoders
+from feedface.data.features import EncoderSources, FrozenEncoders
 from feedface.data.records import read_records
-from feedface.device import DTYPES
+from feedface.device import DTYPES, fast_bfloat16
+from feedface.encoders import latent_factor
 from feedface.errors import UserError
 from feedface.methods.feedface import FaceControlNet
-from feedface.training.objective import LOSSES, ControlledUViT
-from feedface.training.tracking import check_trackers
+from feedface.training.check import PRECISIONS
+from feedface.training.objective import ControlledUViT
 
-# Arguments of `CLIPVisionConfig` that shape the network; the rest of a stored config is bookkeeping.
-CLIP_KEYS = (
-    "hidden_size", "intermediate_size", "projection_dim", "num_hidden_layers", "num_attention_heads", "num_channels",
-    "image_size", "patch_size", "hidden_act", "layer_norm_eps",
-)  # fmt: skip
-PRECISIONS = {"no": "fp32", "fp16": "fp16", "bf16": "bf16"}
-FACE_DROPOUTS = ("zero_feature", "zero_image")
-
-
-def check_config(config: ml_collections.ConfigDict) -> None:
-    """`UserError` naming the first key whose value cannot work."""
-    choices = {
-        "loss.kind": LOSSES,
-        "loss.face_dropout_kind": FACE_DROPOUTS,
-        "train.schedule": ("constant", "cosine"),
-        "train.precision": ("auto", *PRECISIONS),
-        "data_type": (0, 1),
-    }
-    at_least = {
-        "seed": 0, "data.max_faces": 1, "data.workers": 0, "data.max_broken": 0, "train.steps": 1,
-        "train.batch_size": 1, "train.accumulation": 1, "train.warmup_steps": 0, "train.lr": 0, "train.grad_clip": 0,
-        "train.weight_decay": 0, "loss.min_snr": 0, "log.every": 1, "checkpoint.every": 1, "checkpoint.keep": 1,
-        "checkpoint.keep_every": 0,
-    }  # fmt: skip
-    shares = (
-        "data.flip", "data.hair_in_mask", "data.other_picture", "loss.standard_share", "loss.face_dropout",
-        "loss.text_dropout", "train.ema",
-    )  # fmt: skip
-
-    def value(key: str):
-        node = config
-        for part in key.split("."):
-            node = node[part]
-        return node
-
-    for key, allowed in choices.items():
-        if value(key) not in allowed:
-            raise UserError(f"config.{key}: {value(key)!r} is not known; use {', '.join(map(str, allowed))}")
-    for key, least in at_least.items():
-        if not value(key) >= least:
-            raise UserError(f"config.{key}: must be at least {least}, not {value(key)}")
-    for key in shares:
-        if not 0 <= value(key) <= 1:
-            raise UserError(f"config.{key}: must lie between 0 and 1, not {value(key)}")
-    check_trackers(config.log.trackers)
+# Filling a cache takes some processes longer than others; they wait for each other so long.
+PATIENCE = timedelta(hours=12)
 
 
 def make_accelerator(config: ml_collections.ConfigDict, workdir: Path) -> Accelerator:
@@ -76,6 +38,7 @@ def make_accelerator(config: ml_collections.ConfigDict, workdir: Path) -> Accele
             mixed_precision=precision,
             log_with=list(config.log.trackers) or None,
             project_config=ProjectConfiguration(str(workdir), logging_dir=str(workdir / "logs")),
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
         )
     except ValueError as error:
         raise UserError(f"config.train.precision={config.train.precision}: {error}") from None
@@ -83,33 +46,40 @@ def make_accelerator(config: ml_collections.ConfigDict, workdir: Path) -> Accele
         raise UserError(f"mixed precision {accelerator.mixed_precision} is unknown; use {', '.join(PRECISIONS)}")
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise UserError("mixed precision fp16 needs a GPU; use --config.train.precision=no or bf16 on a CPU")
+    if accelerator.mixed_precision == "bf16" and not fast_bfloat16(accelerator.device):
+        accelerator.print("bf16 is many times slower than float32 on this CPU; --config.train.precision=no is faster")
     return accelerator
 
 
 @dataclass
 class Models:
-    """`trained` and `encoders` share the face encoder. `latent_shape` is (C, h, w) of the bundle's image size."""
+    """What is trained, and where the encoders are. `latent_shape` is (C, h, w) of the bundle's image size.
+
+    `trained.face_controlnet` has no face encoder: it works on that encoder's features.
+    """
 
     trained: ControlledUViT
-    encoders: FrozenEncoders
+    sources: EncoderSources
     base: Path
     image_size: int
     latent_shape: tuple[int, int, int]
 
 
 def build_models(config: ml_collections.ConfigDict, device: torch.device, precision: str) -> Models:
-    """The bundle's frozen parts in low precision and the face-controlnet, whose trained part is float32.
+    """The bundle's frozen backbone in low precision and the face-controlnet, whose trained part is float32.
 
-    With `config.face_encoder` (a folder of transformers' CLIPVisionModel) the face-controlnet is a fresh one, made as
-    `config.control` says; without, training goes on from the bundle's own.
+    With `config.face_encoder` (a folder of transformers' CLIPVisionModel, or a model folder whose face encoder is
+    meant) the face-controlnet is a fresh one, made as `config.control` says; without, training goes on from the
+    bundle's own. No encoder is loaded here.
     """
-    dtype = DTYPES[PRECISIONS[precision]]
-    bundle = load_bundle(config.model, device, dtype, ("uvit", "text_encoder", "image_encoder"))
-    # Latents with bfloat16's three digits would be visibly coarse.
-    vae_dtype = torch.float32 if dtype == torch.bfloat16 else dtype
-    bundle.vae = load_bundle(config.model, device, vae_dtype, ["vae"]).vae
+    bundle = load_bundle(config.model, device, DTYPES[PRECISIONS[precision]], ["uvit"])
+    uvit = bundle.uvit
     if config.face_encoder:
-        net = _fresh_control(config, bundle.uvit.embed_dim).to(device)
+        try:
+            encoder = find_face_encoder(config.face_encoder)
+            net = _fresh_control(config, uvit.embed_dim, encoder)
+        except UserError as error:
+            raise UserError(f"config.face_encoder: {error}") from None
         source = f"config.control with {config.model}"
     else:
         if "face_controlnet" not in read_index(config.model).components:
@@ -117,71 +87,112 @@ def build_models(config: ml_collections.ConfigDict, device: torch.device, precis
                 f"{config.model}: has no face_controlnet to go on from; name a folder with a CLIP vision model as "
                 f"config.face_encoder to train a fresh one"
             )
-        net = load_bundle(config.model, device, torch.float32, ["face_controlnet"]).face_controlnet
-        source = bundle.components["face_controlnet"]
-    check_fit(bundle.uvit, net, source)
-    net.face_encoder.to(dtype)
-    for parameter in net.trainable_parameters():
-        parameter.requires_grad_(True)
-    net.eval()
-    bundle.uvit.gradient_checkpointing = config.train.gradient_checkpointing
-    side, left_over = divmod(bundle.image_size, bundle.vae.factor)
-    if left_over or side % bundle.uvit.patch_size:
+        source = encoder = bundle.components["face_controlnet"]
+        net = _own_control(source)
+    check_fit(uvit, net, source)
+    net.to(device).eval().requires_grad_(True)
+    uvit.gradient_checkpointing = config.train.gradient_checkpointing
+    vae = bundle.components.get("vae")
+    if vae is None:
+        raise UserError(f"{config.model}: has no VAE, which training needs")
+    factor = latent_factor(read_json(vae / "config.json"))
+    side, left_over = divmod(bundle.image_size, factor)
+    if left_over or side % uvit.patch_size:
         raise UserError(f"{config.model}: image_size {bundle.image_size} does not fit its VAE and U-ViT patches")
     return Models(
-        trained=ControlledUViT(bundle.uvit, net, config.data_type),
-        encoders=FrozenEncoders(bundle.vae, bundle.image_encoder, bundle.text_encoder, net),
+        trained=ControlledUViT(uvit, net, config.data_type),
+        sources=EncoderSources(Path(config.model), encoder, PRECISIONS[precision]),
         base=Path(config.model),
         image_size=bundle.image_size,
-        latent_shape=(bundle.uvit.in_chans, side, side),
+        latent_shape=(uvit.in_chans, side, side),
     )
 
 
-def _fresh_control(config: ml_collections.ConfigDict, embed_dim: int) -> FaceControlNet:
-    from transformers import CLIPVisionModel
+def _own_control(folder: Path) -> FaceControlNet:
+    """The bundle's face-controlnet in float32, without its face encoder."""
+    net = empty(FaceControlNet, {**read_json(folder / "config.json"), "with_encoder": False}, folder / "config.json")
+    file = folder / "model.safetensors"
+    state = read_safetensors(file, "cpu", torch.float32)
+    return fill(net, {name: value for name, value in state.items() if not name.startswith(PREFIX)}, file)
 
-    folder = Path(config.face_encoder)
-    if not folder.is_dir():
-        raise UserError(f"config.face_encoder: {folder}: no such folder; it must hold a CLIP vision model")
-    try:
-        with quiet_transformers():
-            encoder, info = CLIPVisionModel.from_pretrained(
-                folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, output_loading_info=True
-            )
-    except Exception as error:  # transformers raises nearly every kind for a broken folder
-        raise UserError(f"config.face_encoder: {folder}: no CLIP vision model in safetensors: {error}") from None
-    # A whole CLIP has extra (text) weights; a missing one would be random.
-    if info["missing_keys"] or info.get("mismatched_keys"):
-        raise UserError(
-            f"config.face_encoder: {folder}: weights are missing, such as {next(iter(info['missing_keys']))}"
-        )
-    clip_config = {key: getattr(encoder.config, key) for key in CLIP_KEYS}
+
+def _fresh_control(config: ml_collections.ConfigDict, embed_dim: int, encoder: Path) -> FaceControlNet:
     control = config.control
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         try:
-            net = FaceControlNet(
-                embed_dim, control.num_heads, list(control.sites), clip_config, control.control_input, control.mlp_ratio
+            return FaceControlNet(
+                embed_dim,
+                control.num_heads,
+                list(control.sites),
+                clip_config(encoder),
+                control.control_input,
+                control.mlp_ratio,
+                with_encoder=False,
             )
         except ValueError as error:
             raise UserError(f"config.control: {error}") from None
-    net.face_encoder.load_state_dict(encoder.state_dict())
-    return net
 
 
-def build_dataset(config: ml_collections.ConfigDict, models: Models, accelerator: Accelerator) -> Dataset:
-    """Pictures, or cached features of them (`config.cache.enabled`); `UserError` with too many broken files."""
+def make_optimizer(config: ml_collections.ConfigDict, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """AdamW, fused; with "adamw8bit" bitsandbytes' one, whose state takes a quarter of the memory."""
+    train = config.train
+    options = {"lr": train.lr, "betas": tuple(train.betas), "weight_decay": train.weight_decay}
+    if train.optimizer == "adamw8bit":
+        import bitsandbytes
+
+        return bitsandbytes.optim.AdamW8bit(parameters, **options)
+    return torch.optim.AdamW(parameters, fused=True, **options)
+
+
+# ----------------------------------------------------------------------------------------------------------------- data
+
+
+@dataclass
+class Data:
+    """Samples, and what stands in for what is dropped. `encoders` is None where the cache makes them needless.
+
+    `zero_image_face` [n,Df] is what the face encoder makes of a zero image, `empty_text` [1,T,Dt] the empty prompt.
+    """
+
+    dataset: Dataset
+    encoders: FrozenEncoders | None
+    zero_image_face: Tensor
+    empty_text: Tensor
+
+
+def cache_folder(config: ml_collections.ConfigDict, workdir: Path) -> Path | None:
+    """Where features are kept; None where each step encodes its own pictures."""
+    if config.cache.dir:
+        return Path(config.cache.dir)
+    return workdir / "features" if config.cache.enabled else None
+
+
+def build_data(config: ml_collections.ConfigDict, models: Models, accelerator: Accelerator, workdir: Path) -> Data:
+    """Pictures, or cached features of them, filling the cache first; `UserError` with too many broken files."""
     store = build_store(config, models)
     settings = draw_settings(config, models)
-    if not config.cache.enabled:
-        return PictureDataset(store, settings)
-    # With a folder one process computes and the others read what it wrote.
-    with accelerator.main_process_first():
-        cache = FeatureCache.open(store, models.encoders, mirrored=config.data.flip > 0, folder=config.cache.dir)
+    folder = cache_folder(config, workdir)
+    if folder is None:
+        encoders = models.sources.load(accelerator.device)
+        zero = torch.zeros(1, 3, encoders.face_size, encoders.face_size)
+        return Data(PictureDataset(store, settings), encoders, encoders.faces(zero)[0], encoders.text([""]))
+    cache = FeatureCache.open(
+        folder,
+        store,
+        models.sources,
+        mirrored=config.data.flip > 0,
+        device=accelerator.device,
+        process=(accelerator.process_index, accelerator.num_processes),
+        wait=accelerator.wait_for_everyone,
+    )
     check_broken(cache.broken, config.data.max_broken)
-    if cache.broken and accelerator.is_main_process:
-        print(f"{len(cache.broken)} files cannot be used and are passed over: {', '.join(list(cache.broken)[:5])} …")
-    return CachedDataset(cache, [len(record.ref) for record in store.records], settings)
+    if cache.broken:
+        files = ", ".join(list(cache.broken)[:5])
+        accelerator.print(f"{len(cache.broken)} files cannot be used and are passed over: {files} …")
+    dataset = CachedDataset(cache, [len(record.ref) for record in store.records], settings)
+    device = accelerator.device
+    return Data(dataset, None, cache.zero_image_face.to(device), cache.empty_text.to(device))
 
 
 def build_store(config: ml_collections.ConfigDict, models: Models) -> PictureStore:
@@ -190,7 +201,7 @@ def build_store(config: ml_collections.ConfigDict, models: Models) -> PictureSto
         read_records(list(config.data.records)),
         image_size=models.image_size,
         latent_size=models.latent_shape[1],
-        face_size=models.encoders.face_size,
+        face_size=models.trained.face_controlnet.face_size,
         in_memory=config.data.in_memory,
     )
 

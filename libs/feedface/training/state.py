@@ -11,18 +11,18 @@ All randomness is a function of the seed and the samples seen, so there is no ra
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from feedface.checkpoints.bundle import save_component, write_derived_index
+from feedface.checkpoints.bundle import save_network, write_derived_index
 from feedface.errors import UserError
-from feedface.files import atomic_folder
-from feedface.methods.feedface import FaceControlNet
+from feedface.files import atomic_folder, remove_leftovers
 
 PROGRESS = "training/progress.json"
 STATE = "training/state.pt"
@@ -36,17 +36,33 @@ class Progress:
     samples: int = 0
 
 
+@dataclass
+class Checkpoint:
+    """What `load_newest` found: tensors on the CPU, `config` as the run that wrote it had it."""
+
+    folder: Path
+    progress: Progress
+    state: dict[str, Any]
+    config: dict[str, Any]
+
+
 def save_checkpoint(
-    workdir: Path, progress: Progress, base: Path, model: FaceControlNet, state: dict[str, Any], config: dict[str, Any]
+    workdir: Path,
+    progress: Progress,
+    base: Path,
+    net_config: dict[str, Any],
+    net_state: dict[str, Tensor],
+    state: dict[str, Any],
+    config: dict[str, Any],
 ) -> Path:
     """Write a checkpoint and point `last` at it.
 
-    `model` holds the weights to generate with (stored in half precision), `state` what `load_checkpoint` gives back;
-    `base` is the bundle that the frozen parts are in.
+    `net_config` and `net_state` are the face-controlnet to generate with, its face encoder included (stored in half
+    precision); `state` is what `load_newest` gives back; `base` is the bundle that the frozen parts are in.
     """
     folder = workdir / "checkpoints" / f"{progress.step:08d}"
     with atomic_folder(folder) as temporary:
-        save_component("face_controlnet", model, temporary / "face_controlnet")
+        save_network(temporary / "face_controlnet", net_config, net_state, torch.float16)
         write_derived_index(temporary, base, own=["face_controlnet"], name=f"{base.name}, step {progress.step}")
         (temporary / "training").mkdir()
         torch.save(state, temporary / STATE)
@@ -60,24 +76,38 @@ def save_checkpoint(
     return folder
 
 
-def newest_checkpoint(workdir: Path) -> Path | None:
-    """The last whole checkpoint; ones that were cut short are passed over, with a line on stdout."""
-    for folder in sorted(_checkpoints(workdir), reverse=True):
+def load_newest(workdir: Path, say: Callable[[str], None] = print) -> Checkpoint | None:
+    """The last checkpoint that is whole; None where there has been none.
+
+    One that is gone, cut short or damaged is passed over, with a line to `say`. `UserError` when all are: starting
+    afresh would overwrite what may still be rescued.
+    """
+    folders = sorted(_checkpoints(workdir), reverse=True)
+    last = workdir / "checkpoints" / "last"
+    if last.is_symlink() and not last.exists():
+        say(f"{last.parent / os.readlink(last)}: the last checkpoint is gone, trying the one before")
+    for folder in folders:
         problem = _problem(folder)
         if problem is None:
-            return folder
-        print(f"{folder}: not a whole checkpoint ({problem}), trying the one before", flush=True)
+            try:
+                return _load(folder)
+            except Exception as error:  # damage comes in many kinds
+                problem = f"cannot be read: {type(error).__name__}"
+        say(f"{folder}: not a whole checkpoint ({problem}), trying the one before")
+    if folders:
+        raise UserError(f"{workdir}: none of its {len(folders)} checkpoints is whole; delete them to start afresh")
     return None
 
 
-def load_checkpoint(folder: Path) -> tuple[Progress, dict[str, Any], dict[str, Any]]:
-    """Progress, state and config of a checkpoint; tensors on the CPU. Nothing in it is executed."""
+def newest_checkpoint(workdir: Path) -> Path | None:
+    """The last checkpoint whose files are all there, unread."""
+    return next((folder for folder in sorted(_checkpoints(workdir), reverse=True) if not _problem(folder)), None)
+
+
+def _load(folder: Path) -> Checkpoint:
     content = json.loads((folder / PROGRESS).read_text())
-    try:
-        state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch reports damage in many kinds
-        raise UserError(f"{folder / STATE}: cannot be read ({type(error).__name__}); delete {folder}") from None
-    return Progress(content["step"], content["samples"]), state, content["config"]
+    state = torch.load(folder / STATE, map_location="cpu", weights_only=True)  # nothing in it is executed
+    return Checkpoint(folder, Progress(content["step"], content["samples"]), state, content["config"])
 
 
 def prune_checkpoints(workdir: Path, keep: int, keep_every: int = 0) -> None:
@@ -100,6 +130,8 @@ def locked(workdir: Path) -> Iterator[None]:
             pass
         except BlockingIOError:
             raise UserError(f"{workdir}: another run is training here; wait for it or use another --workdir") from None
+        for folder in (workdir, workdir / "checkpoints"):
+            remove_leftovers(folder)
         yield
 
 

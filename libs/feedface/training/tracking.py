@@ -1,20 +1,37 @@
 """Watching a run: progress bar and trackers (TensorBoard; W&B where asked for) through accelerate."""
 
+import hashlib
 import importlib.util
+import math
 import sys
 import time
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from feedface.errors import UserError
 from feedface.training.objective import LossParts
 
+# The loss may exceed `max_loss_ratio` in the first reports: the lowest of one or two means says little.
+REPORTS_BEFORE_DIVERGED = 3
 
-class NotFinite(Exception):
+
+class BadLoss(Exception):
+    """Training cannot go on from here; the message says what is wrong with the loss."""
+
+
+class NotFinite(BadLoss):
     """Loss or gradient is NaN or infinite."""
+
+
+class Diverged(BadLoss):
+    """The loss is many times what it was."""
 
 
 def check_trackers(names: tuple[str, ...]) -> None:
@@ -26,16 +43,56 @@ def check_trackers(names: tuple[str, ...]) -> None:
             raise UserError(f"log.trackers: {name} is not installed; `pip install {name}`, or leave it out")
 
 
-class Tracker:
-    """Adds up what the steps report and logs means; `report` must be called on all processes together."""
+def init_trackers(accelerator: Accelerator, config: dict[str, Any], workdir: Path, first_step: int) -> None:
+    """Start the trackers of a run, or go on with them; what was logged from `first_step` on is logged again.
 
-    def __init__(self, accelerator: Accelerator, steps: int, first_step: int):
-        self.accelerator = accelerator
+    TensorBoard writes to `workdir`/logs, W&B to `workdir`/wandb, under an id that belongs to the folder.
+    """
+    run = hashlib.sha256(str(workdir.resolve()).encode()).hexdigest()[:16]
+    options = {
+        "tensorboard": {"purge_step": first_step},
+        "wandb": {"dir": str(workdir), "id": run, "name": workdir.name, "resume": "allow"},
+    }
+    try:
+        accelerator.init_trackers("feedface", config=config, init_kwargs=options)
+    except Exception as error:  # W&B without a key or a network fails in many ways
+        raise UserError(
+            f"log.trackers: cannot be started ({error}); W&B works offline with WANDB_MODE=offline"
+        ) from None
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes that this process has had at most: allocated on a CUDA `device`, else of the machine's memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
+
+
+class Tracker:
+    """Adds up what the steps report and logs means; `report` must be called on all processes together.
+
+    Args:
+        total_samples: what the run will have seen at its end, in samples of all processes.
+        first_sample: what it has seen already.
+        max_loss_ratio: `report` raises `Diverged` when the mean loss since the last report is more than so many times
+            the lowest such mean of this process; 0 never does.
+    """
+
+    def __init__(self, accelerator: Accelerator, total_samples: int, first_sample: int, max_loss_ratio: float = 0):
+        self.accelerator, self.max_loss_ratio = accelerator, max_loss_ratio
+        self.reports, self.lowest = 0, math.inf
         # A log file is not a terminal: there a bar redrawn every second is megabytes.
         self.bar = tqdm(
-            total=steps,
-            initial=first_step,
-            unit="step",
+            total=total_samples,
+            initial=first_sample,
+            unit="sample",
             mininterval=1 if sys.stderr.isatty() else 30,
             disable=not accelerator.is_main_process,
         )
@@ -56,13 +113,13 @@ class Tracker:
         self.norm = self.norm + grad_norm
         self.steps += 1
         self.samples += samples
-        self.bar.update()
+        self.bar.update(samples)
 
     def report(self, step: int, lr: float) -> dict[str, float]:
-        """Log means since the last report and return them. Raises `NotFinite`.
+        """Log means since the last report and return them. Raises `BadLoss`, on all processes alike.
 
         Losses are means per sample, before any min-SNR weighting; `loss_face`, `loss_background` over the samples
-        that have such a part.
+        that have such a part. `memory_gib` is the most this process has had so far, see `peak_memory`.
         """
         sums = self.accelerator.reduce(torch.cat([self.sums, self.counts]), reduction="sum")
         loss, face, background = (sums[:3] / sums[3:].clamp(min=1)).tolist()
@@ -73,14 +130,32 @@ class Tracker:
         if sums[5]:
             values["loss_background"] = background
         values["samples_per_s"] = self.samples / seconds
-        if self.accelerator.device.type == "cuda":
-            values["memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        values["memory_gib"] = peak_memory(self.accelerator.device) / 2**30
         self._reset()
-        if not all(map(torch.isfinite, (sums[:3].sum(), torch.tensor(values["grad_norm"])))):
-            raise NotFinite
+        if not all(map(math.isfinite, (loss, face, background, values["grad_norm"]))):
+            raise NotFinite("loss or gradients are not finite")
         self.accelerator.log({f"train/{name}": value for name, value in values.items()}, step=step)
-        self.bar.set_postfix(loss=f"{loss:.4f}", samples_per_s=f"{values['samples_per_s']:.1f}")
+        self.bar.set_postfix(loss=f"{loss:.4f}")
+        self._check_divergence(loss)
         return values
+
+    def _check_divergence(self, loss: float) -> None:
+        limit = self.max_loss_ratio * self.lowest
+        if self.max_loss_ratio and self.reports >= REPORTS_BEFORE_DIVERGED and loss > limit:
+            raise Diverged(
+                f"the mean loss, {self.lowest:.4g} at its lowest, rose more than {self.max_loss_ratio:g}-fold "
+                f"(config.train.max_loss_ratio) to {loss:.4g}"
+            )
+        self.reports += 1
+        self.lowest = min(self.lowest, loss)
+
+    def image(self, path: Path, step: int) -> None:
+        """Hand the picture at `path` to the trackers."""
+        with Image.open(path) as image:
+            pixels = np.asarray(image.convert("RGB"))[None]  # [1,H,W,3]
+        for tracker in self.accelerator.trackers:
+            layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+            tracker.log_images({"samples": pixels}, step=step, **layout)
 
     def close(self) -> None:
         """End the bar and the trackers."""

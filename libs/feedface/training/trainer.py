@@ -14,24 +14,43 @@ import ml_collections
 import torch
 from torch.utils.data import DataLoader
 
+from feedface.checkpoints.face_encoder import PREFIX, load_face_encoder
 from feedface.data.dataset import Batch, PictureDataset, SampleOrder, check_broken
 from feedface.data.features import Features
 from feedface.errors import UserError
 from feedface.files import atomic_file
+from feedface.training.check import check_config
 from feedface.training.ema import Ema
 from feedface.training.interrupt import Interrupt, leave_to_parent
 from feedface.training.objective import Objective
 from feedface.training.run_record import changes, check_disk, checkpoint_bytes, flat, record_run
-from feedface.training.setup import build_dataset, build_models, check_config, make_accelerator
+from feedface.training.samples import SampleGrid
+from feedface.training.setup import (
+    build_data,
+    build_models,
+    build_store,
+    cache_folder,
+    make_accelerator,
+    make_optimizer,
+)
+from feedface.training.sharding import (
+    assign,
+    full_optimizer_state,
+    gathered,
+    is_sharded,
+    load_optimizer_state,
+    prepare,
+)
 from feedface.training.state import (
+    Checkpoint,
     Progress,
-    load_checkpoint,
+    load_newest,
     locked,
     newest_checkpoint,
     prune_checkpoints,
     save_checkpoint,
 )
-from feedface.training.tracking import NotFinite, Tracker
+from feedface.training.tracking import BadLoss, Tracker, init_trackers
 
 
 def train(config: ml_collections.ConfigDict, workdir: Path) -> int:
@@ -41,8 +60,26 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> int:
     `UserError` for what the user can put right, also when loss or gradients are no longer finite.
     """
     check_config(config)
-    with locked(workdir) if int(os.environ.get("RANK", 0)) == 0 else nullcontext():
+    with _only_run(workdir):
         return Trainer(config, workdir).run()
+
+
+def fill_cache(config: ml_collections.ConfigDict, workdir: Path) -> int:
+    """Encode all pictures, captions and faces that the cache of `config` does not hold yet, without training."""
+    check_config(config)
+    if not config.cache.enabled and not config.cache.dir:
+        raise UserError("--cache_only: the config has no cache; name a folder as --config.cache.dir=DIR")
+    with _only_run(workdir):
+        accelerator = make_accelerator(config, workdir)
+        models = build_models(config, accelerator.device, accelerator.mixed_precision)
+        data = build_data(config, models, accelerator, workdir)
+        accelerator.print(f"{len(data.dataset)} records are in {cache_folder(config, workdir)}")
+        accelerator.end_training()
+    return 0
+
+
+def _only_run(workdir: Path):
+    return locked(workdir) if int(os.environ.get("RANK", 0)) == 0 else nullcontext()
 
 
 def learning_rate(step: int, config: ml_collections.ConfigDict) -> float:
@@ -63,31 +100,33 @@ class Trainer:
         self.config, self.workdir = config, workdir
         self.accelerator = make_accelerator(config, workdir)
         device = self.accelerator.device
-        models = build_models(config, device, self.accelerator.mixed_precision)
-        self.base, self.net, self.bare = models.base, models.trained.face_controlnet, models.trained
-        self.trained = list(self.net.trainable_parameters())
-        check_disk(workdir, checkpoint_bytes(sum(p.numel() for p in self.trained), config.train.ema > 0))
+        self.models = build_models(config, device, self.accelerator.mixed_precision)
+        net = self.models.trained.face_controlnet
+        check_disk(workdir, checkpoint_bytes(sum(p.numel() for p in net.parameters()), config.train.ema > 0))
 
-        self.dataset = build_dataset(config, models, self.accelerator)
-        self.encoders = models.encoders if isinstance(self.dataset, PictureDataset) else None
-        zero = torch.zeros(1, 3, self.net.face_size, self.net.face_size)
-        dropped = models.encoders.faces(zero)[0]
+        data = build_data(config, self.models, self.accelerator, workdir)
+        self.dataset, self.encoders = data.dataset, data.encoders
+        dropped = data.zero_image_face
         if config.loss.face_dropout_kind == "zero_feature":
             dropped = torch.zeros_like(dropped)
-        self.objective = Objective(config.loss.kind, dropped, models.encoders.text([""]), config.loss.min_snr)
+        self.objective = Objective(config.loss.kind, dropped, data.empty_text, config.loss.min_snr)
+        self.grid = None
+        if config.log.samples_every and self.accelerator.is_main_process and not is_sharded(self.accelerator):
+            self.grid = SampleGrid(config, self.models, build_store(config, self.models).records, workdir, device)
 
-        optimizer = torch.optim.AdamW(
-            self.trained,
-            lr=config.train.lr,
-            betas=tuple(config.train.betas),
-            weight_decay=config.train.weight_decay,
-            fused=True,
+        if config.train.compile:
+            self.models.trained.compile_blocks()
+        self.model, self.optimizer = prepare(
+            self.accelerator, self.models.trained, make_optimizer(config, list(net.parameters()))
         )
-        self.model, self.optimizer = self.accelerator.prepare(models.trained, optimizer)
+        self.net = net
+        self.trained = list(net.parameters())  # sharding replaces them
         self.ema = Ema(self.trained, config.train.ema) if config.train.ema else None
         self.progress = Progress()
         self.broken: dict[str, str] = {}
-        self._resume()
+        checkpoint = load_newest(workdir, self._say)
+        if checkpoint is not None:
+            self._resume(checkpoint)
 
     @property
     def _step_size(self) -> int:
@@ -102,13 +141,11 @@ class Trainer:
             return 0
         if self.accelerator.is_main_process:
             record_run(self.workdir, self.config, self.accelerator)
-        self.accelerator.init_trackers(
-            "feedface",
-            config=flat(config.to_dict()),
-            # What an interrupted run logged after its last checkpoint is logged again.
-            init_kwargs={"tensorboard": {"purge_step": self.progress.step + 1}},
+        init_trackers(self.accelerator, flat(config.to_dict()), self.workdir, self.progress.step + 1)
+        left = (steps - self.progress.step) * self._step_size
+        tracker = Tracker(
+            self.accelerator, self.progress.samples + left, self.progress.samples, config.train.max_loss_ratio
         )
-        tracker = Tracker(self.accelerator, steps, self.progress.step)
         batches = iter(self._loader())
         try:
             with Interrupt() as interrupt:
@@ -125,11 +162,12 @@ class Trainer:
                     if stop:
                         self._say(f"stopped at step {step} and saved; the same command goes on from here")
                         return 128 + stop
-        except NotFinite:
+                    self._draw_samples(tracker)
+        except BadLoss as error:
             last = newest_checkpoint(self.workdir)
             good = f"the last good checkpoint is {last}" if last else "no checkpoint was saved before"
             raise UserError(
-                f"loss or gradients are not finite at step {self.progress.step}; {good}. "
+                f"{error} at step {self.progress.step}; {good}. "
                 f"Lower config.train.lr, or use bf16 or fp32, and run again"
             ) from None
         finally:
@@ -171,7 +209,7 @@ class Trainer:
             features = batch.content if isinstance(batch.content, Features) else self.encoders(batch.content)
             last = micro == config.train.accumulation - 1
             with nullcontext() if last else self.accelerator.no_sync(self.model):
-                part = self.objective(self.model, self.bare, batch.draws, features)
+                part = self.objective(self.model, batch.draws, features)
                 self.accelerator.backward(part.loss / config.train.accumulation)
             parts.append(part)
         norm = self.accelerator.clip_grad_norm_(self.trained, config.train.grad_clip or math.inf)
@@ -199,43 +237,61 @@ class Trainer:
         signals = self.accelerator.gather(torch.tensor([signal], device=self.accelerator.device))
         return int(signals.max())
 
+    def _draw_samples(self, tracker: Tracker) -> None:
+        """Pictures of fixed people and prompts, each time another `log.samples_every` samples were seen.
+
+        By the main process, from the whole weights: where they are sharded, there are none.
+        """
+        every, seen = self.config.log.samples_every, self.progress.samples
+        if not every or seen // every == (seen - self._step_size) // every:
+            return
+        if self.grid is not None:
+            with self.ema.applied() if self.ema else nullcontext():
+                tracker.image(self.grid.draw(seen), self.progress.step)
+        self.accelerator.wait_for_everyone()
+
     # ------------------------------------------------------------------------------------------------ checkpoints
 
     def _save(self) -> None:
-        if self.accelerator.is_main_process:
+        main = self.accelerator.is_main_process
+        names = list(self.net.state_dict())
+        # All processes take part where the weights are sharded; only the first needs the result.
+        weights = {name: gathered(value, main) for name, value in self.net.state_dict().items()}
+        averages = [gathered(value, main) for value in self.ema.averages] if self.ema else None
+        optimizer = full_optimizer_state(self.optimizer, main)
+        if main:
             scaler = self.accelerator.scaler
             state = {
-                # Copies, since the averages take the weights' place while the bundle is written.
-                "weights": {name: value.cpu().clone() for name, value in self.net.trainable_state_dict().items()},
-                "optimizer": self.optimizer.state_dict(),
+                "weights": weights,
+                "optimizer": optimizer,
                 "scaler": scaler.state_dict() if scaler is not None else None,
-                "ema": self.ema.averages if self.ema else None,
+                "ema": averages,
             }
+            encoder = load_face_encoder(self.models.sources.face_encoder, "cpu", torch.float16).state_dict()
+            best = {PREFIX + name: value for name, value in encoder.items()}
+            best |= dict(zip(names, averages, strict=True)) if averages else weights
             config = json.loads(self.config.to_json())
-            with self.ema.applied() if self.ema else nullcontext():
-                save_checkpoint(self.workdir, self.progress, self.base, self.net, state, config)
+            save_checkpoint(self.workdir, self.progress, self.models.base, self.net.config, best, state, config)
             prune_checkpoints(self.workdir, self.config.checkpoint.keep, self.config.checkpoint.keep_every)
         self.accelerator.wait_for_everyone()
 
-    def _resume(self) -> None:
-        folder = newest_checkpoint(self.workdir)
-        if folder is None:
-            return
-        self.progress, state, before = load_checkpoint(folder)
-        own = self.net.trainable_state_dict()
+    def _resume(self, checkpoint: Checkpoint) -> None:
+        folder, state = checkpoint.folder, checkpoint.state
+        own = self.net.state_dict()
         unlike = [n for n in own.keys() | state["weights"].keys() if _shape(own, n) != _shape(state["weights"], n)]
         if unlike or bool(state["ema"]) != bool(self.ema):
             what = f"its {sorted(unlike)[0]} differs" if unlike else "config.train.ema was switched on or off"
             raise UserError(f"{folder}: belongs to another model ({what}); use another --workdir")
-        with torch.no_grad():
-            for name, value in own.items():
-                value.copy_(state["weights"][name])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.progress = checkpoint.progress
+        for name, value in own.items():
+            assign(value, state["weights"][name])
+        load_optimizer_state(self.optimizer, state["optimizer"])
         if self.accelerator.scaler is not None and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         if self.ema:
-            self.ema.load(state["ema"])
-        changed = changes(flat(before), flat(json.loads(self.config.to_json())))
+            for own_average, value in zip(self.ema.averages, state["ema"], strict=True):
+                assign(own_average, value)
+        changed = changes(flat(checkpoint.config), flat(json.loads(self.config.to_json())))
         self._say(f"going on from {folder}" + (f"; changed since: {', '.join(changed)}" if changed else ""))
 
     def _say(self, line: str) -> None:

@@ -1,0 +1,79 @@
+"""The frozen face encoder by itself: out of a CLIP vision folder, a face-controlnet's folder, or a bundle.
+
+Training keeps it apart from what is trained, and from memory altogether once faces are encoded.
+"""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from feedface.checkpoints.bundle import INDEX, read_index
+from feedface.checkpoints.storage import empty, fill, quiet_transformers, read_json, read_safetensors
+from feedface.errors import UserError
+
+if TYPE_CHECKING:  # heavy, and only named here
+    from transformers import CLIPVisionModel
+
+# Arguments of `CLIPVisionConfig` that shape the network; the rest of a stored config is bookkeeping.
+CLIP_KEYS = (
+    "hidden_size", "intermediate_size", "projection_dim", "num_hidden_layers", "num_attention_heads", "num_channels",
+    "image_size", "patch_size", "hidden_act", "layer_norm_eps",
+)  # fmt: skip
+PREFIX = "face_encoder."
+
+
+def find_face_encoder(path: str | os.PathLike) -> Path:
+    """The folder that `load_face_encoder` takes: `path` itself, or the face-controlnet of the bundle `path`."""
+    path = Path(path)
+    if not path.is_dir():
+        raise UserError(f"{path}: no such folder; it must hold a CLIP vision model, or be a model folder")
+    if not (path / INDEX).is_file():
+        return path
+    components = read_index(path).components
+    if "face_controlnet" not in components:
+        raise UserError(f"{path}: has no face_controlnet, so no face encoder either")
+    return components["face_controlnet"]
+
+
+def is_face_controlnet(folder: Path) -> bool:
+    """Whether `folder` holds a face-controlnet of ours, with its encoder inside, and not a bare CLIP vision model."""
+    return "clip_config" in read_json(folder / "config.json")
+
+
+def clip_config(folder: Path) -> dict[str, Any]:
+    """Arguments for `transformers.CLIPVisionConfig`, without loading weights."""
+    if is_face_controlnet(folder):
+        return read_json(folder / "config.json")["clip_config"]
+    from transformers import CLIPVisionConfig
+
+    config = CLIPVisionConfig.from_pretrained(folder, local_files_only=True)
+    return {key: getattr(config, key) for key in CLIP_KEYS}
+
+
+def load_face_encoder(folder: Path, device: str | torch.device, dtype: torch.dtype) -> "CLIPVisionModel":
+    """The frozen encoder, ready to infer. `UserError`: missing, not safetensors, or weights that do not fit."""
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+
+    if is_face_controlnet(folder):
+        file = folder / "model.safetensors"
+        state = {
+            name.removeprefix(PREFIX): value
+            for name, value in read_safetensors(file, device, dtype).items()
+            if name.startswith(PREFIX)
+        }
+        encoder = fill(empty(CLIPVisionModel, {"config": CLIPVisionConfig(**clip_config(folder))}, folder), state, file)
+    else:
+        try:
+            with quiet_transformers():
+                encoder, info = CLIPVisionModel.from_pretrained(
+                    folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
+                )
+        except Exception as error:  # transformers raises nearly every kind for a broken folder
+            raise UserError(f"{folder}: no CLIP vision model in safetensors: {error}") from None
+        # A whole CLIP has extra (text) weights; a missing one would be random.
+        if info["missing_keys"] or info.get("mismatched_keys"):
+            wrong = next(iter(info["missing_keys"] or info["mismatched_keys"]))
+            raise UserError(f"{folder}: weights of the CLIP vision model are missing or misshapen, such as {wrong}")
+    return encoder.to(device).eval().requires_grad_(False)

@@ -1,0 +1,342 @@
+"""Writing a feature cache: what the frozen encoders make of a record set, encoded once and kept in a folder.
+
+    cache.json                   what it was made with: hashes of the encoders, precision, sizes, views, shard size
+    pictures-00000.safetensors   mean, std [n,V,C,h,w]; clip_img [n,V,1,Dc]; mask [n,2,h,w] without and with hair
+    faces-00000.safetensors      faces [n,V,t,Df]
+    captions-00000.safetensors   text [n,T,Dt]
+    fixed.safetensors            empty_text [1,T,Dt]; zero_image_face [t,Df], of an image of zeros
+
+V is 2 with mirrored views (second), else 1; t tokens of a face, T of a text. A shard holds `shard_size` items (the last
+one fewer). Items are different from each other and numbered as they first appear in the records.
+
+A shard's metadata has a digest of all that its features depend on: the above, and of its items paths, sizes and times
+of the files, picture sizes, boxes, captions. A shard whose digest still fits is kept, every other one is encoded again.
+So a build goes on where it was killed, and a changed picture costs its shards alone. Records that are appended cost new
+shards and the last one of each kind; a record inserted or removed shifts all that follows, and costs all their shards.
+"""
+
+import copy
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from feedface.checkpoints.storage import read_json, write_json
+from feedface.data.dataset import BrokenPicture, PictureStore
+from feedface.data.features import EncoderSources, FrozenEncoders
+from feedface.data.records import Record
+from feedface.encoders import to_tensor
+from feedface.errors import UserError
+from feedface.files import atomic_file
+
+FORMAT = 2
+MANIFEST = "cache.json"
+KINDS = ("captions", "faces", "pictures")
+FIXED = "fixed"  # the file of what does not depend on the records
+SHARD_SIZE = 1024  # items; 170 MB of pictures at 512 px in half precision
+# A temporary file lives for the seconds that writing takes; an older one was left by a process that was killed.
+LEFTOVER_S = 600
+READERS = min(8, os.cpu_count() or 1)  # threads that decode pictures while the encoders work
+BAR_FROM = 500  # items; fewer are done before a progress bar is of use
+
+
+class Items:
+    """What is to be encoded of the records, each once, and where it is used. N records.
+
+    `pictures` are numbers of records, one for each different picture and mask; `faces` are (path, box);
+    `captions` are texts. `picture`, `caption` int64 [N] and `crops` int64 [N, 1 + most refs] (own face first; -1 where
+    there is none) index these lists.
+    """
+
+    def __init__(self, records: Sequence[Record]):
+        _, self.picture = _number((r.path, r.mask_path, r.width, r.height) for r in records)
+        self.pictures: list[int] = np.unique(self.picture, return_index=True)[1].tolist()
+        self.captions, self.caption = _number(record.caption for record in records)
+        self.faces, crops = _number((source.path, source.square_bbox) for r in records for source in (r, *r.ref))
+        counts = [1 + len(record.ref) for record in records]
+        self.crops = np.full((len(records), max(counts)), -1, dtype=np.int64)
+        self.crops[np.arange(max(counts)) < np.array(counts)[:, None]] = crops
+
+
+def _number(values: Iterable[Hashable]) -> tuple[list, np.ndarray]:
+    """Different values as they first appear, and for each of `values` its place among them."""
+    numbers: dict[Hashable, int] = {}
+    places = [numbers.setdefault(value, len(numbers)) for value in values]
+    return list(numbers), np.array(places)
+
+
+def agree(folder: Path, sources: EncoderSources, store: PictureStore, mirrored: bool, shard_size: int) -> dict:
+    """The manifest of the cache in `folder`, written now if there is none.
+
+    A cache with mirrored views also serves a run without; shards keep the size they have. Raises `UserError`, naming
+    what differs, for a cache made otherwise, and leaves that as it is.
+    """
+    wanted = {
+        "format": FORMAT,
+        **sources.hashes(),
+        "precision": sources.precision,
+        "image_size": store.image_size,
+        "latent_size": store.latent_size,
+        "face_size": store.face_size,
+        "mirrored": mirrored,
+        "shard_size": shard_size,
+    }
+    path = folder / MANIFEST
+    if not path.exists() or not any(folder.glob("*.safetensors")):  # nothing to lose yet
+        with atomic_file(path) as temporary:
+            write_json(temporary, wanted)
+        return wanted
+    found = read_json(path)
+    difference = _difference(found, wanted)
+    if difference:
+        raise UserError(f"{folder}: was made {difference}; name another config.cache.dir, or delete this one")
+    return found
+
+
+def _difference(found: dict, wanted: dict) -> str:
+    if found.get("format") != FORMAT or found.keys() != wanted.keys():
+        return "by another version of this program"
+    for key, value in wanted.items():
+        if key == "shard_size" or found[key] == value:
+            continue
+        if key == "mirrored":
+            if value:
+                return "without mirrored views, which config.data.flip needs"
+        elif isinstance(value, str) and key != "precision":
+            return f"with another {key}"
+        else:
+            return f"with {key} {found[key]}, not {value}"
+    return ""
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What a shard holds: tensors with a row for each item, zeros where it is of a broken file; these, and why."""
+
+    kind: str
+    tensors: dict[str, Tensor]
+    broken: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A file of the cache, with `items` of one of `KINDS`, or `FIXED` without items."""
+
+    path: Path
+    kind: str
+    items: Sequence
+    digest: str
+
+    def read(self) -> Content | None:
+        """What is in the file, mapped and not yet read; None where it is missing, damaged, or of something else.
+
+        The tensors outlive the file: one that replaces it does not change them.
+        """
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                if metadata.get("digest") != self.digest:
+                    return None
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (FileNotFoundError, SafetensorError):
+            return None
+        return Content(self.kind, tensors, json.loads(metadata["broken"]))
+
+    def write(self, content: Content) -> None:
+        """Put the file there, whole. Raises `UserError` where the disk is full."""
+        metadata = {"digest": self.digest, "broken": json.dumps(content.broken)}
+        with atomic_file(self.path) as temporary:
+            try:
+                save_file(content.tensors, temporary, metadata)
+            except SafetensorError as error:
+                raise UserError(f"{self.path}: cannot be written: {error}") from None
+
+
+def plan(folder: Path, manifest: dict, items: Items, records: Sequence[Record]) -> list[Shard]:
+    """All files of a cache of these records, in the order of their numbers within each kind."""
+    stamps: dict[Path, list] = {}  # the same pictures are references again and again
+
+    def stamp(path: Path) -> list:
+        if path not in stamps:
+            stamps[path] = _stamp(path)
+        return stamps[path]
+
+    pictures = [records[row] for row in items.pictures]
+    keys_of = {
+        "captions": (items.captions, items.captions),
+        "faces": (items.faces, [[stamp(path), box] for path, box in items.faces]),
+        "pictures": (items.pictures, [[stamp(r.path), stamp(r.mask_path), r.width, r.height] for r in pictures]),
+    }
+    size = manifest["shard_size"]
+    made_with = {key: value for key, value in manifest.items() if key != "shard_size"}
+
+    def digest(kind: str, keys: Sequence) -> str:
+        return hashlib.sha256(json.dumps([made_with, kind, keys], sort_keys=True).encode()).hexdigest()
+
+    shards = [Shard(folder / f"{FIXED}.safetensors", FIXED, (), digest(FIXED, ()))]
+    for kind in KINDS:
+        all_, keys = keys_of[kind]
+        for number, start in enumerate(range(0, len(all_), size)):
+            part = slice(start, start + size)
+            path = folder / f"{kind}-{number:05d}.safetensors"
+            shards.append(Shard(path, kind, all_[part], digest(kind, keys[part])))
+    return shards
+
+
+def _stamp(path: Path) -> list:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return [str(path)]
+    return [str(path), status.st_size, status.st_mtime_ns]
+
+
+def fill(
+    shards: Sequence[Shard],
+    mirrored: bool,
+    store: PictureStore,
+    sources: EncoderSources,
+    device: torch.device,
+    process: tuple[int, int],
+    batch_size: int,
+) -> None:
+    """Write those of `shards` that are missing and fall to this `process` (its number, their count).
+
+    Encoders are loaded only if there are such, and not kept. Raises `UserError` if the disk cannot hold all that is
+    missing.
+    """
+    rank, count = process
+    # By place, not by what is missing: other processes may write while this one looks.
+    mine = [shard for shard in shards[rank::count] if shard.read() is None]
+    if not mine:
+        return
+    folder = mine[0].path.parent
+    for leftover in folder.glob(".tmp-*"):
+        _remove_old(leftover)
+    encoding = _Encoding(sources.load(device), store, mirrored, batch_size)
+    _check_disk(folder, shards, encoding.item_bytes())
+    for kind in (FIXED, *KINDS):
+        chosen = [shard for shard in mine if shard.kind == kind]
+        total = sum(len(shard.items) for shard in chosen)
+        silent = rank != 0 or total < BAR_FROM
+        with tqdm(total=total, desc="encoding", unit=f" {kind}", mininterval=2, disable=silent) as bar:
+            for shard in chosen:
+                shard.write(encoding.encode(shard, bar.update))
+    del encoding
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _remove_old(file: Path) -> None:
+    try:
+        if time.time() - file.stat().st_mtime > LEFTOVER_S:
+            file.unlink()
+    except FileNotFoundError:  # another process was faster
+        pass
+
+
+def _check_disk(folder: Path, shards: Sequence[Shard], item_bytes: dict[str, int]) -> None:
+    """`UserError` unless the disk can hold what is missing, of all processes."""
+    needed = 0
+    for shard in shards:
+        if shard.read() is None:
+            there = shard.path.stat().st_size if shard.path.is_file() else 0  # makes room once replaced
+            needed += len(shard.items) * item_bytes.get(shard.kind, 0) - there
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise UserError(
+            f"{folder}: the features need {needed / 1e9:.1f} GB more, but the disk has {free / 1e9:.1f} GB free; "
+            f"name a config.cache.dir on another disk, or train without a cache"
+        )
+
+
+class _Encoding:
+    """Items to tensors, with the encoders in memory."""
+
+    def __init__(self, encoders: FrozenEncoders, store: PictureStore, mirrored: bool, batch_size: int):
+        self.encoders, self.store, self.mirrored, self.batch_size = encoders, store, mirrored, batch_size
+        size, latent, face = store.image_size, store.latent_size, store.face_size
+        blanks = {
+            "pictures": (torch.zeros(3, size, size), torch.zeros(2, latent, latent)),
+            "faces": (torch.zeros(3, face, face),),
+            "captions": ("",),
+        }
+        # What becomes of one item: shapes and types for all of its kind, before any picture is opened.
+        self.blanks = {
+            kind: {name: value[0] for name, value in self._encode(kind, [blank]).items()}
+            for kind, blank in blanks.items()
+        }
+
+    def item_bytes(self) -> dict[str, int]:
+        """Bytes in the cache for an item of each kind."""
+        return {kind: sum(value.nbytes for value in blank.values()) for kind, blank in self.blanks.items()}
+
+    def encode(self, shard: Shard, progress: Callable[[int], object]) -> Content:
+        """Encode a shard, reading the pictures of one batch while another is encoded; `progress` is told of items."""
+        if shard.kind == FIXED:
+            text, face = self.blanks["captions"]["text"], self.blanks["faces"]["faces"]
+            return Content(FIXED, {"empty_text": text[None], "zero_image_face": face[0].clone()}, {})
+        # What another shard found broken must not count here: that one may be encoded again without this one.
+        store = copy.copy(self.store)
+        store.broken = {}
+        count, size = len(shard.items), self.batch_size
+        tensors = {
+            name: torch.zeros(count, *value.shape, dtype=value.dtype) for name, value in self.blanks[shard.kind].items()
+        }
+        pool = ThreadPoolExecutor(READERS)
+
+        def read(start: int) -> list[Future]:
+            return [pool.submit(_load, store, shard.kind, item) for item in shard.items[start : start + size]]
+
+        try:
+            following = read(0)
+            for start in range(0, count, size):
+                current, following = following, read(start + size)
+                rows, loaded = [], []
+                for row, future in enumerate(current, start):
+                    try:
+                        loaded.append(future.result())
+                        rows.append(row)
+                    except BrokenPicture:
+                        pass
+                if rows:
+                    for name, value in self._encode(shard.kind, loaded).items():
+                        tensors[name][rows] = value
+                progress(len(current))
+        finally:
+            pool.shutdown(cancel_futures=True)
+        return Content(shard.kind, tensors, store.broken)
+
+    def _encode(self, kind: str, loaded: Sequence[tuple]) -> dict[str, Tensor]:
+        """What `_load` gave for b items -> tensors [b, ...] on the CPU."""
+        columns = zip(*loaded, strict=True)
+        if kind == "captions":
+            return {"text": self.encoders.text(next(columns)).cpu()}
+        pixels = torch.stack(next(columns))
+        views = (pixels, pixels.flip(-1)) if self.mirrored else (pixels,)
+        if kind == "faces":
+            return {"faces": torch.stack([self.encoders.faces(view).cpu() for view in views], dim=1)}
+        parts = zip(*(self.encoders.images(view) for view in views), strict=True)
+        mean, std, clip_img = (torch.stack([view.cpu() for view in part], dim=1) for part in parts)
+        return {"mean": mean, "std": std, "clip_img": clip_img, "mask": torch.stack(next(columns))}
+
+
+def _load(store: PictureStore, kind: str, item) -> tuple:
+    """What the encoders take of an item. Raises `BrokenPicture`."""
+    if kind == "captions":
+        return (item,)
+    if kind == "faces":
+        return (store.face(*item, flip=False),)
+    return to_tensor(store.image(item)), torch.from_numpy(store.masks(item))

@@ -1,0 +1,94 @@
+"""Two processes (gloo) do what one does: same samples, same loss; and one goes on where two were stopped."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tests.toy import make_toy_bundle
+from tests.toy_records import make_records
+
+ROOT = Path(__file__).resolve().parent.parent
+ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+STEPS = 20
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    return [
+        "--config=configs/mini_face.py",
+        f"--config.model={make_toy_bundle(folder / 'bundle')}",
+        f"--config.data.records=('{make_records(folder / 'records')}',)",
+        f"--config.train.steps={STEPS}",
+        "--config.train.lr=0.01",
+        "--config.data.max_faces=2",
+        "--config.log.every=1",
+        "--config.log.trackers=('tensorboard',)",
+        "--config.checkpoint.every=5",
+        "--config.checkpoint.keep=10",
+        "--config.log.samples_every=0",
+    ]
+
+
+def train(processes, *arguments):
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    done = subprocess.run(
+        [*launcher, str(ROOT / "train.py"), *map(str, arguments)],
+        cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def losses(workdir):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    by_step = {}
+    for folder in sorted({path.parent for path in (workdir / "logs").rglob("events.*")}):
+        events = EventAccumulator(str(folder)).Reload()
+        if "train/loss" in events.Tags()["scalars"]:
+            by_step |= {event.step: event.value for event in events.Scalars("train/loss")}
+    return [by_step[step] for step in range(1, STEPS + 1)]
+
+
+def weights(workdir, step):
+    state = torch.load(workdir / "checkpoints" / f"{step:08d}" / "training" / "state.pt", weights_only=True)
+    return state["weights"]
+
+
+def samples_seen(workdir):
+    return json.loads((workdir / "checkpoints" / "last" / "training" / "progress.json").read_text())["samples"]
+
+
+@pytest.mark.parametrize("cache", ["features", ""], ids=["cached", "pictures"])
+def test_two_processes_of_four_equal_one_of_eight(world, tmp_path, cache):
+    def arguments(name, batch):
+        cached = f"--config.cache.dir={tmp_path / name / cache}" if cache else "--config.cache.enabled=False"
+        return [*world, cached, f"--workdir={tmp_path / name}", f"--config.train.batch_size={batch}"]
+
+    train(1, *arguments("one", 8))
+    out = train(2, *arguments("two", 4))
+    assert json.loads((tmp_path / "two" / "environment.json").read_text())["processes"] == 2
+    assert samples_seen(tmp_path / "one") == samples_seen(tmp_path / "two") == 8 * STEPS
+    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
+    difference = max(abs(a - b) / a for a, b in zip(one, two, strict=True))
+    print(f"largest relative difference of {STEPS} losses: {difference:.1e}")
+    assert difference < 1e-5
+    assert max(one) > 1.05 * min(one)  # something was learned, so equal curves mean something
+    a, b = weights(tmp_path / "one", STEPS), weights(tmp_path / "two", STEPS)
+    assert all(torch.allclose(a[name], b[name], atol=2e-4) for name in a)
+    assert out.count("going on") == 0
+
+    # Stopped at step 10 by losing the later checkpoints; going on with one process instead of two.
+    for step in range(15, STEPS + 1, 5):
+        (tmp_path / "two" / "checkpoints" / f"{step:08d}").rename(tmp_path / f"lost-{step}")
+    out = train(1, *arguments("two", 8))
+    assert "the last checkpoint is gone" in out and "00000010" in out
+    again = losses(tmp_path / "two")
+    assert max(abs(a - b) / a for a, b in zip(one, again, strict=True)) < 1e-5
