@@ -71,7 +71,7 @@ def test_nothing_is_written_and_no_weight_changes(bundle, records, tmp_path, cap
     out = capsys.readouterr().out
     for words in (
         "records: 12, of which 12 list other pictures; broken files: 0",
-        "memory: ", "weights", "gradients", "optimizer", "(measured)", "GiB for the feature cache in",
+        "memory: ", "weights", "gradients", "optimizer", "(measured)", "KiB for the feature cache in",
         "to encode 12 pictures once, on 1 process", "a step of 4 samples", "2700 steps on 1 process",
     ):  # fmt: skip
         assert words in out, out

@@ -34,13 +34,13 @@ def world(tmp_path_factory):
     ]
 
 
-def train(processes, *arguments):
+def train(processes, *arguments, script="train.py", **environment):
     launcher = [sys.executable]
     if processes > 1:
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     done = subprocess.run(
-        [*launcher, str(ROOT / "train.py"), *map(str, arguments)],
-        cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300,
+        [*launcher, str(ROOT / script), *map(str, arguments)],
+        cwd=ROOT, env=ENVIRONMENT | environment, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -92,3 +92,35 @@ def test_two_processes_of_four_equal_one_of_eight(world, tmp_path, cache):
     assert "the last checkpoint is gone" in out and "00000010" in out
     again = losses(tmp_path / "two")
     assert max(abs(a - b) / a for a, b in zip(one, again, strict=True)) < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["fsdp", "zero2"])
+def test_sharded_run_is_the_same(world, tmp_path, kind):
+    """Over two processes: the same losses as in one process, and checkpoints that either goes on from."""
+    if kind == "zero2":
+        pytest.importorskip("deepspeed", reason="pip install deepspeed==0.19.8 (not among the requirements)")
+
+    def arguments(name, batch, *more):
+        cached = f"--config.cache.dir={tmp_path / 'features'}"
+        steps = ("--config.train.accumulation=2", "--config.train.grad_clip=0.03")  # clips every step
+        return [*world, cached, *steps, f"--workdir={tmp_path / name}", f"--config.train.batch_size={batch}", *more]
+
+    sharded = {"script": "tests/forced_launch.py", "FORCED": kind}
+    train(1, *arguments("one", 4))
+    train(2, *arguments("two", 2), **sharded)
+    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
+    difference = max(abs(a - b) / a for a, b in zip(one, two, strict=True))
+    print(f"largest relative difference of {STEPS} losses: {difference:.1e}")
+    assert difference < 1e-5
+    a, b = weights(tmp_path / "one", STEPS), weights(tmp_path / "two", STEPS)
+    assert all(a[name].shape == b[name].shape and torch.allclose(a[name], b[name], atol=2e-4) for name in a)
+
+    # Half of each by the other kind of launch.
+    for name in ("one", "two"):
+        for step in (15, 20):
+            (tmp_path / name / "checkpoints" / f"{step:08d}").rename(tmp_path / f"{name}-{step}")
+    assert "going on from" in train(2, *arguments("one", 2), **sharded)
+    assert "going on from" in train(1, *arguments("two", 4))
+    for name in ("one", "two"):
+        again = losses(tmp_path / name)
+        assert max(abs(a - b) / a for a, b in zip(one, again, strict=True)) < 1e-5

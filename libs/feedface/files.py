@@ -7,6 +7,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from feedface.errors import UserError
+
+
+# Read once: asking means setting it for a moment, for all threads.
+_UMASK = os.umask(0)
+os.umask(_UMASK)
+
+
+def _finish(file: Path) -> None:
+    """Onto the disk, and readable as files usually are: safetensors writes for the owner alone."""
+    file.chmod(0o666 & ~_UMASK)
+    with open(file, "rb") as handle:
+        os.fsync(handle.fileno())
+
 
 def _temporary_name(path: Path) -> Path:
     # Same folder, so that the rename never crosses a file system; the suffix stays, since libraries go by it.
@@ -34,6 +48,25 @@ def remove_leftovers(folder: Path) -> None:
 
 
 @contextmanager
+def folder_lock(folder: Path, busy: str) -> Iterator[None]:
+    """Hold `folder`, made if needed, for this process; `UserError` with the text `busy` when another one holds it.
+
+    Freed however the process ends. Without effect on Windows.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as file:
+        try:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:  # Windows
+            pass
+        except BlockingIOError:
+            raise UserError(busy) from None
+        yield
+
+
+@contextmanager
 def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary path to write to; on success it becomes `path`, on any error it is removed."""
     path = Path(path)
@@ -41,8 +74,7 @@ def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
     temporary = _temporary_name(path)
     try:
         yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
+        _finish(temporary)
         os.replace(temporary, path)
         _sync_folder(path.parent)
     finally:
@@ -60,8 +92,7 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
         yield temporary
         for file in temporary.rglob("*"):
             if file.is_file():
-                with open(file, "rb") as handle:
-                    os.fsync(handle.fileno())
+                _finish(file)
         # A non-empty folder cannot be replaced in one step: the old one is moved aside first and removed last.
         old = _temporary_name(path) if path.exists() else None
         if old is not None:

@@ -12,8 +12,8 @@ from tqdm import tqdm
 from feedface.data.cache_build import Items
 from feedface.data.dataset import BrokenPicture, PictureStore, check_broken
 from feedface.training.check import check_config
-from feedface.training.run_record import check_disk, checkpoint_bytes, existing
-from feedface.training.setup import Models, build_models, build_store, cache_folder, make_accelerator
+from feedface.training.run_record import bytes_text, check_disk, checkpoint_bytes, existing
+from feedface.training.setup import Models, build_models, build_store, cache_folder, make_accelerator, precision_of
 from feedface.training.trial import Trial, try_batch
 
 # Bytes that an optimizer keeps for each trained number.
@@ -37,7 +37,7 @@ def dry_run(config: ml_collections.ConfigDict, workdir: Path) -> int:
 
 def _check_and_measure(config: ml_collections.ConfigDict, workdir: Path, accelerator: Accelerator) -> None:
     print(config)
-    models = build_models(config, accelerator.device, accelerator.mixed_precision)
+    models = build_models(config, accelerator.device, precision_of(config, accelerator))
     store = build_store(config, models)
     broken = check_records(store)
     with_others = sum(bool(record.ref) for record in store.records)
@@ -57,7 +57,7 @@ def _check_and_measure(config: ml_collections.ConfigDict, workdir: Path, acceler
     if cache is not None:
         needs.append((cache, cache_bytes(items, trial, mirrored=config.data.flip > 0)))
     for (folder, needed), what in zip(needs, ("checkpoints", "the feature cache"), strict=False):
-        print(f"disk: {needed / 2**30:.2f} GiB for {what} in {folder}")
+        print(f"disk: {bytes_text(needed)} for {what} in {folder}")
     for line in time_lines(config, trial, accelerator.num_processes, len(items.pictures) if cache else 0):
         print(line)
     _check_disks(needs)

@@ -32,15 +32,20 @@ class ControlledUViT(nn.Module):
             block.compile()
 
     def forward(self, latents: Tensor, clip_img: Tensor, text: Tensor, t: Tensor, faces: Tensor | None) -> Tensor:
-        """Noise [B,C,h,w] predicted in `latents`; `text` is clean. `faces` [B,F,n,Df]: None is the frozen model."""
-        control = None
-        if faces is not None:
-            net = self.face_controlnet
-            tokens = net.projector(faces.to(net.projector.weight.dtype))
-            control = net.bind(net.join(tokens))
-        clean = torch.zeros_like(t)
-        data_type = torch.full_like(t, self.data_type)
-        return self.uvit(latents, clip_img, text, t, clean, data_type, control=control).img
+        """Noise [B,C,h,w] predicted in `latents`; `text` is clean. `faces` [B,F,n,Df]: None is the frozen model.
+
+        Trained weights are float32; products are in the precision that the frozen ones are in.
+        """
+        dtype = self.uvit.pos_embed.dtype
+        with torch.autocast(latents.device.type, dtype, enabled=dtype != torch.float32):
+            control = None
+            if faces is not None:
+                net = self.face_controlnet
+                tokens = net.projector(faces.to(net.projector.weight.dtype))
+                control = net.bind(net.join(tokens))
+            clean = torch.zeros_like(t)
+            data_type = torch.full_like(t, self.data_type)
+            return self.uvit(latents, clip_img, text, t, clean, data_type, control=control).img
 
 
 @dataclass(slots=True)

@@ -19,7 +19,7 @@ from feedface.files import atomic_file
 PACKAGES = ("torch", "accelerate", "transformers", "diffusers", "safetensors", "numpy")
 
 
-def record_run(workdir: Path, config: ml_collections.ConfigDict, accelerator: Accelerator) -> None:
+def record_run(workdir: Path, config: ml_collections.ConfigDict, accelerator: Accelerator, precision: str) -> None:
     """The resolved config, and what the run was made with, beside the checkpoints."""
     environment = {
         "command": sys.argv,
@@ -28,7 +28,7 @@ def record_run(workdir: Path, config: ml_collections.ConfigDict, accelerator: Ac
         "git": _git_revision(),
         "processes": accelerator.num_processes,
         "device": str(accelerator.device),
-        "precision": accelerator.mixed_precision,
+        "precision": precision,
     }
     for name, content in (("config.json", json.loads(config.to_json())), ("environment.json", environment)):
         with atomic_file(workdir / name) as path:
@@ -53,9 +53,16 @@ def check_disk(folder: Path, needed: int, what: str = "one checkpoint") -> None:
     free = shutil.disk_usage(existing(folder)).free
     if free < needed * 1.1:
         raise UserError(
-            f"{folder}: {free / 2**30:.2f} GiB free, but {what} takes {needed / 2**30:.2f} GiB; "
+            f"{folder}: {bytes_text(free)} free, but {what} takes {bytes_text(needed)}; "
             f"make room or name a folder on another disk"
         )
+
+
+def bytes_text(number: int) -> str:
+    """Such as "512 B", "3.4 MiB", "12 GiB"."""
+    power = min(3, max(0, number.bit_length() - 1) // 10)
+    value = number / 1024**power
+    return f"{value:.{1 if power and value < 10 else 0}f} {('B', 'KiB', 'MiB', 'GiB')[power]}"
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

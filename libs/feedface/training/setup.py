@@ -1,5 +1,6 @@
 """What a training run is made of, from its config: accelerate, the models, the data."""
 
+import os
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -33,6 +34,8 @@ PATIENCE = timedelta(hours=12)
 def make_accelerator(config: ml_collections.ConfigDict, workdir: Path) -> Accelerator:
     """accelerate as it was launched; `config.train.precision` "auto" takes what the launcher was told."""
     precision = None if config.train.precision == "auto" else config.train.precision
+    if _with_deepspeed():  # in its own low precision it would round the trained weights
+        precision = "no"
     try:
         accelerator = Accelerator(
             mixed_precision=precision,
@@ -42,13 +45,27 @@ def make_accelerator(config: ml_collections.ConfigDict, workdir: Path) -> Accele
         )
     except ValueError as error:
         raise UserError(f"config.train.precision={config.train.precision}: {error}") from None
-    if accelerator.mixed_precision not in PRECISIONS:
-        raise UserError(f"mixed precision {accelerator.mixed_precision} is unknown; use {', '.join(PRECISIONS)}")
-    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
-        raise UserError("mixed precision fp16 needs a GPU; use --config.train.precision=no or bf16 on a CPU")
-    if accelerator.mixed_precision == "bf16" and not fast_bfloat16(accelerator.device):
+    precision = precision_of(config, accelerator)
+    if precision not in PRECISIONS:
+        raise UserError(f"mixed precision {precision} is unknown; use {', '.join(PRECISIONS)}")
+    if precision == "fp16" and (accelerator.device.type == "cpu" or _with_deepspeed()):
+        why = "does not go with DeepSpeed here" if _with_deepspeed() else "needs a GPU"
+        raise UserError(f"mixed precision fp16 {why}; use --config.train.precision=bf16 or no")
+    if precision == "bf16" and not fast_bfloat16(accelerator.device):
         accelerator.print("bf16 is many times slower than float32 on this CPU; --config.train.precision=no is faster")
     return accelerator
+
+
+def precision_of(config: ml_collections.ConfigDict, accelerator: Accelerator) -> str:
+    """What is computed in: "no" (float32), "fp16" or "bf16"."""
+    if not _with_deepspeed():
+        return accelerator.mixed_precision
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    return launched if config.train.precision == "auto" else config.train.precision
+
+
+def _with_deepspeed() -> bool:
+    return os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
 
 
 @dataclass
@@ -170,9 +187,9 @@ def cache_folder(config: ml_collections.ConfigDict, workdir: Path) -> Path | Non
 
 def build_data(config: ml_collections.ConfigDict, models: Models, accelerator: Accelerator, workdir: Path) -> Data:
     """Pictures, or cached features of them, filling the cache first; `UserError` with too many broken files."""
-    store = build_store(config, models)
-    settings = draw_settings(config, models)
     folder = cache_folder(config, workdir)
+    store = build_store(config, models, in_memory=folder is None and config.data.in_memory)
+    settings = draw_settings(config, models)
     if folder is None:
         encoders = models.sources.load(accelerator.device)
         zero = torch.zeros(1, 3, encoders.face_size, encoders.face_size)
@@ -195,14 +212,14 @@ def build_data(config: ml_collections.ConfigDict, models: Models, accelerator: A
     return Data(dataset, None, cache.zero_image_face.to(device), cache.empty_text.to(device))
 
 
-def build_store(config: ml_collections.ConfigDict, models: Models) -> PictureStore:
-    """The records' files at the sizes the models want."""
+def build_store(config: ml_collections.ConfigDict, models: Models, in_memory: bool = False) -> PictureStore:
+    """The records' files at the sizes the models want; `in_memory` keeps what was decoded."""
     return PictureStore(
         read_records(list(config.data.records)),
         image_size=models.image_size,
         latent_size=models.latent_shape[1],
         face_size=models.trained.face_controlnet.face_size,
-        in_memory=config.data.in_memory,
+        in_memory=in_memory,
     )
 
 

@@ -1,67 +1,103 @@
-"""What a run may be wrapped in by accelerate, and how its state is taken out of that whole and put back.
+"""Tensors and optimizer state that are spread over processes: made whole for a checkpoint, and cut up again.
 
-A checkpoint holds whole tensors, whoever wrote it: one process, several with copies (DDP), or several with a shard each
-(FSDP). So a run can go on from any of them.
+A checkpoint holds what a run in one process would write, whoever wrote it: one process, several with copies (DDP), or
+several with a part each (FSDP2, DeepSpeed's ZeRO-2). So a run can go on from any of them. Where nothing is spread,
+every function here does the plain thing. "Collective" ones must be called by all processes, in the same order.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedType
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-
-def prepare(
-    accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer
-) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """`model` (a `ControlledUViT`) and `optimizer` as accelerate was configured to run them."""
-    return accelerator.prepare(model, optimizer)
+MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def is_sharded(accelerator: Accelerator) -> bool:
-    """Whether no process has the whole weights."""
-    return accelerator.distributed_type == DistributedType.FSDP
-
-
-def gathered(value: Tensor, wanted: bool = True) -> Tensor | None:
-    """A whole copy on the CPU, or None where it is not `wanted`. All processes must call it, for a sharded one."""
+def gathered(value: Tensor, keep: bool = True) -> Tensor | None:
+    """A copy of the whole tensor on the CPU; None in a process with `keep` False. Collective."""
     value = value.detach()
     if isinstance(value, DTensor):
         value = value.full_tensor()
-    return value.cpu().clone() if wanted else None
+    return value.to("cpu", copy=True) if keep else None
 
 
 @torch.no_grad()
 def assign(target: Tensor, value: Tensor) -> None:
-    """Fill `target`, which may be sharded, with the whole `value`."""
-    target.copy_(_like(value, target))
+    """Copy a whole tensor, which every process has, into `target`, of which each may hold a part."""
+    target.copy_(_part(value, target))
 
 
-def full_optimizer_state(optimizer: torch.optim.Optimizer, wanted: bool = True) -> dict[str, Any]:
-    """Its state dict with whole tensors on the CPU, as an optimizer of one process has it."""
-    state = optimizer.state_dict()
-    moments = {
-        index: {name: gathered(v, wanted) if isinstance(v, Tensor) else v for name, v in entries.items()}
-        for index, entries in state["state"].items()
+def full_optimizer_state(optimizer: torch.optim.Optimizer, keep: bool = True) -> dict[str, Any] | None:
+    """`optimizer.state_dict()` with whole tensors on the CPU; None in a process with `keep` False. Collective."""
+    content = optimizer.state_dict()
+    state = {
+        number: {key: gathered(value, keep) if isinstance(value, Tensor) else value for key, value in values.items()}
+        for number, values in content["state"].items()
     }
-    return {"state": moments, "param_groups": state["param_groups"]}
+    return {**content, "state": state} if keep else None
 
 
-def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Put back what `full_optimizer_state` gave, on whatever the parameters are now."""
+def load_optimizer_state(optimizer: torch.optim.Optimizer, content: dict[str, Any]) -> None:
+    """Load what `full_optimizer_state` or a plain optimizer's `state_dict()` gave; every process has all of it."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    moments = {
-        index: {
-            name: _like(v, parameters[index]) if isinstance(v, Tensor) and v.shape == parameters[index].shape else v
-            for name, v in entries.items()
+    state = {
+        number: {
+            # Moments are as large as their parameter; the step count is one number.
+            key: _part(value, parameters[number]) if isinstance(value, Tensor) and value.ndim else value
+            for key, value in values.items()
         }
-        for index, entries in state["state"].items()
+        for number, values in content["state"].items()
     }
-    optimizer.load_state_dict({"state": moments, "param_groups": state["param_groups"]})
+    optimizer.load_state_dict({**content, "state": state})
 
 
-def _like(value: Tensor, target: Tensor) -> Tensor:
-    if isinstance(target, DTensor):
-        return distribute_tensor(value.to(target.device), target.device_mesh, target.placements)
-    return value
+def _part(value: Tensor, like: Tensor) -> Tensor:
+    """What of a whole tensor belongs beside `like`: all of it, or this process's part as a DTensor."""
+    if not isinstance(like, DTensor):
+        return value
+    # Every process has the value: `src_data_rank=None` cuts it without sending anything.
+    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+
+
+# ----------------------------------------------------------------------------------------------------- DeepSpeed ZeRO-2
+
+
+def full_zero2_state(optimizer, parameters: Sequence[nn.Parameter], keep: bool = True) -> dict[str, Any] | None:
+    """AdamW's `state_dict()`, whole, on the CPU; None in a process with `keep` False. Collective; after a step.
+
+    `optimizer` is what accelerate's `prepare` returned, `parameters` those it was made with, in that order. The weights
+    themselves stay whole and float32, since DeepSpeed is run in float32 (`ControlledUViT` autocasts).
+    """
+    from deepspeed.utils import safe_get_full_optimizer_state
+
+    inner = optimizer.optimizer.optimizer  # accelerate's wrapper > ZeRO > AdamW, which has flat parts
+    step = next(iter(inner.state.values()))["step"].cpu().clone()
+    state = {}
+    for number, parameter in enumerate(parameters):
+        moments = {key: safe_get_full_optimizer_state(parameter, key) for key in MOMENTS}
+        if keep:
+            state[number] = {"step": step.clone(), **{key: value.cpu().clone() for key, value in moments.items()}}
+    [group] = inner.param_groups
+    settings = {key: value for key, value in group.items() if key != "params"}
+    return {"state": state, "param_groups": [{**settings, "params": list(range(len(parameters)))}]} if keep else None
+
+
+def load_zero2_state(optimizer, parameters: Sequence[nn.Parameter], content: dict[str, Any]) -> None:
+    """Load that, or a plain AdamW's `state_dict()`, before the first step; the parameters are filled already.
+
+    Every process has all of it.
+    """
+    from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+    zero = optimizer.optimizer
+    # DeepSpeed makes the moments in the first step, and knows which parameter's they are only then.
+    for flat in zero.single_partition_of_fp32_groups:
+        moments = {key: torch.zeros_like(flat) for key in MOMENTS}
+        zero.optimizer.state[flat] = {"step": content["state"][0]["step"].to(flat.device, copy=True), **moments}
+    zero._lazy_init_hp_params_optimizer_state()
+    for number, parameter in enumerate(parameters):
+        safe_set_full_fp32_param(parameter, parameter.detach().float())
+        for key in MOMENTS:
+            safe_set_full_optimizer_state(parameter, content["state"][number][key].to(parameter.device), key)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import ml_collections
 import torch
+from accelerate.utils import DistributedType
 from torch.utils.data import DataLoader
 
 from feedface.checkpoints.face_encoder import PREFIX, load_face_encoder
@@ -21,6 +22,7 @@ from feedface.errors import UserError
 from feedface.files import atomic_file
 from feedface.training.check import check_config
 from feedface.training.ema import Ema
+from feedface.training.engine import Engine
 from feedface.training.interrupt import Interrupt, leave_to_parent
 from feedface.training.objective import Objective
 from feedface.training.run_record import changes, check_disk, checkpoint_bytes, flat, record_run
@@ -32,15 +34,9 @@ from feedface.training.setup import (
     cache_folder,
     make_accelerator,
     make_optimizer,
+    precision_of,
 )
-from feedface.training.sharding import (
-    assign,
-    full_optimizer_state,
-    gathered,
-    is_sharded,
-    load_optimizer_state,
-    prepare,
-)
+from feedface.training.sharding import assign, gathered
 from feedface.training.state import (
     Checkpoint,
     Progress,
@@ -71,9 +67,9 @@ def fill_cache(config: ml_collections.ConfigDict, workdir: Path) -> int:
         raise UserError("--cache_only: the config has no cache; name a folder as --config.cache.dir=DIR")
     with _only_run(workdir):
         accelerator = make_accelerator(config, workdir)
-        models = build_models(config, accelerator.device, accelerator.mixed_precision)
+        models = build_models(config, accelerator.device, precision_of(config, accelerator))
         data = build_data(config, models, accelerator, workdir)
-        accelerator.print(f"{len(data.dataset)} records are in {cache_folder(config, workdir)}")
+        accelerator.print(f"{len(data.dataset.refs)} records are in {cache_folder(config, workdir)}")
         accelerator.end_training()
     return 0
 
@@ -100,7 +96,7 @@ class Trainer:
         self.config, self.workdir = config, workdir
         self.accelerator = make_accelerator(config, workdir)
         device = self.accelerator.device
-        self.models = build_models(config, device, self.accelerator.mixed_precision)
+        self.models = build_models(config, device, precision_of(config, self.accelerator))
         net = self.models.trained.face_controlnet
         check_disk(workdir, checkpoint_bytes(sum(p.numel() for p in net.parameters()), config.train.ema > 0))
 
@@ -111,17 +107,15 @@ class Trainer:
             dropped = torch.zeros_like(dropped)
         self.objective = Objective(config.loss.kind, dropped, data.empty_text, config.loss.min_snr)
         self.grid = None
-        if config.log.samples_every and self.accelerator.is_main_process and not is_sharded(self.accelerator):
+        sharded = self.accelerator.distributed_type == DistributedType.FSDP  # no process has the whole weights then
+        if config.log.samples_every and self.accelerator.is_main_process and not sharded:
             self.grid = SampleGrid(config, self.models, build_store(config, self.models).records, workdir, device)
 
         if config.train.compile:
             self.models.trained.compile_blocks()
-        self.model, self.optimizer = prepare(
-            self.accelerator, self.models.trained, make_optimizer(config, list(net.parameters()))
-        )
-        self.net = net
-        self.trained = list(net.parameters())  # sharding replaces them
-        self.ema = Ema(self.trained, config.train.ema) if config.train.ema else None
+        optimizer = make_optimizer(config, list(net.parameters()))
+        self.net, self.engine = net, Engine(self.accelerator, self.models.trained, optimizer, config)
+        self.ema = Ema(self.engine.parameters, config.train.ema) if config.train.ema else None
         self.progress = Progress()
         self.broken: dict[str, str] = {}
         checkpoint = load_newest(workdir, self._say)
@@ -140,7 +134,7 @@ class Trainer:
             self._say(f"{self.workdir}: all {steps} steps are done already")
             return 0
         if self.accelerator.is_main_process:
-            record_run(self.workdir, self.config, self.accelerator)
+            record_run(self.workdir, config, self.accelerator, precision_of(config, self.accelerator))
         init_trackers(self.accelerator, flat(config.to_dict()), self.workdir, self.progress.step + 1)
         left = (steps - self.progress.step) * self._step_size
         tracker = Tracker(
@@ -201,20 +195,18 @@ class Trainer:
     def _step(self, batches, tracker: Tracker) -> None:
         config, parts = self.config, []
         rate = learning_rate(self.progress.step, config)
-        for group in self.optimizer.param_groups:
+        for group in self.engine.optimizer.param_groups:
             group["lr"] = rate
         for micro in range(config.train.accumulation):
             batch = next(batches)
             self._note_broken(batch)
             features = batch.content if isinstance(batch.content, Features) else self.encoders(batch.content)
             last = micro == config.train.accumulation - 1
-            with nullcontext() if last else self.accelerator.no_sync(self.model):
-                part = self.objective(self.model, batch.draws, features)
-                self.accelerator.backward(part.loss / config.train.accumulation)
+            with self.engine.accumulating(last):
+                part = self.objective(self.engine.model, batch.draws, features)
+                self.engine.backward(part.loss, last)
             parts.append(part)
-        norm = self.accelerator.clip_grad_norm_(self.trained, config.train.grad_clip or math.inf)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        norm = self.engine.step()
         self.progress.step += 1
         self.progress.samples += self._step_size
         if self.ema:
@@ -258,7 +250,7 @@ class Trainer:
         # All processes take part where the weights are sharded; only the first needs the result.
         weights = {name: gathered(value, main) for name, value in self.net.state_dict().items()}
         averages = [gathered(value, main) for value in self.ema.averages] if self.ema else None
-        optimizer = full_optimizer_state(self.optimizer, main)
+        optimizer = self.engine.optimizer_state(main)
         if main:
             scaler = self.accelerator.scaler
             state = {
@@ -285,7 +277,7 @@ class Trainer:
         self.progress = checkpoint.progress
         for name, value in own.items():
             assign(value, state["weights"][name])
-        load_optimizer_state(self.optimizer, state["optimizer"])
+        self.engine.load_optimizer_state(state["optimizer"])
         if self.accelerator.scaler is not None and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         if self.ema:
