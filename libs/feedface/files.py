@@ -1,5 +1,6 @@
 """Files and folders that are either whole or not there: written under a temporary name, synced, then renamed."""
 
+import errno
 import os
 import shutil
 import uuid
@@ -9,6 +10,10 @@ from pathlib import Path
 
 from feedface.errors import UserError
 
+from feedface.errors import UserError
+
+
+NEARLY_FULL = 1 << 16  # bytes left
 
 # Read once: asking means setting it for a moment, for all threads.
 _UMASK = os.umask(0)
@@ -20,6 +25,15 @@ def _finish(file: Path) -> None:
     file.chmod(0o666 & ~_UMASK)
     with open(file, "rb") as handle:
         os.fsync(handle.fileno())
+
+
+def _check_full(error: Exception, path: Path) -> None:
+    """`UserError` when `error`, raised while `path` was written, comes of a full disk: libraries say so in many ways."""
+    full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+    # torch and safetensors have words of their own for it; what they wrote in vain is still there.
+    full = full or (not isinstance(error, UserError) and shutil.disk_usage(path.parent).free < NEARLY_FULL)
+    if full:
+        raise UserError(f"{path}: cannot be written, the disk is full; make room and run the same command again")
 
 
 def _temporary_name(path: Path) -> Path:
@@ -77,6 +91,9 @@ def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
         _finish(temporary)
         os.replace(temporary, path)
         _sync_folder(path.parent)
+    except Exception as error:
+        _check_full(error, path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -101,5 +118,8 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
         _sync_folder(path.parent)
         if old is not None:
             shutil.rmtree(old)
+    except Exception as error:
+        _check_full(error, path)
+        raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

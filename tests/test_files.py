@@ -1,0 +1,60 @@
+"""Whole or not there, whatever happens while writing; and a full disk is said in words."""
+
+import errno
+import os
+import shutil
+import stat
+from collections import namedtuple
+
+import pytest
+
+from feedface.errors import UserError
+from feedface.files import atomic_file, atomic_folder, remove_leftovers
+
+Usage = namedtuple("Usage", "total used free")
+
+
+@pytest.mark.parametrize(
+    ("error", "free"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), 10**9),
+        (RuntimeError("unexpected pos 121728 vs 121680"), 4096),  # torch.save on a full disk
+    ],
+)
+@pytest.mark.parametrize("kind", [atomic_file, atomic_folder])
+def test_full_disk(tmp_path, monkeypatch, kind, error, free):
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: Usage(10**10, 10**10 - free, free))
+    with (
+        pytest.raises(UserError, match=r"target: cannot be written, the disk is full; make room"),
+        kind(tmp_path / "target"),
+    ):
+        raise error
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", [atomic_file, atomic_folder])
+def test_other_errors_stay_what_they_are(tmp_path, kind):
+    with pytest.raises(RuntimeError, match="defect"), kind(tmp_path / "target"):
+        raise RuntimeError("defect")
+    assert not list(tmp_path.iterdir())
+
+
+def test_files_are_readable_as_usual(tmp_path):
+    umask = os.umask(0)
+    os.umask(umask)
+    with atomic_file(tmp_path / "file") as path:
+        path.write_text("x")
+        path.chmod(0o600)  # as safetensors leaves it
+    with atomic_folder(tmp_path / "folder") as folder:
+        (folder / "file").write_text("x")
+        (folder / "file").chmod(0o600)
+    for path in (tmp_path / "file", tmp_path / "folder" / "file"):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~umask
+
+
+def test_leftovers(tmp_path):
+    (tmp_path / ".tmp-1-file").write_text("x")
+    (tmp_path / ".tmp-2-folder" / "inner").mkdir(parents=True)
+    (tmp_path / "file").write_text("x")
+    remove_leftovers(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
