@@ -10,9 +10,6 @@ from pathlib import Path
 
 from feedface.errors import UserError
 
-from feedface.errors import UserError
-
-
 NEARLY_FULL = 1 << 16  # bytes left
 
 # Read once: asking means setting it for a moment, for all threads.
@@ -28,7 +25,7 @@ def _finish(file: Path) -> None:
 
 
 def _check_full(error: Exception, path: Path) -> None:
-    """`UserError` when `error`, raised while `path` was written, comes of a full disk: libraries say so in many ways."""
+    """`UserError` when `error`, raised while `path` was written, comes of a full disk, however it is put."""
     full = isinstance(error, OSError) and error.errno == errno.ENOSPC
     # torch and safetensors have words of their own for it; what they wrote in vain is still there.
     full = full or (not isinstance(error, UserError) and shutil.disk_usage(path.parent).free < NEARLY_FULL)

@@ -108,9 +108,14 @@ def save_png(image: Image.Image, path: Path, metadata: PngImagePlugin.PngInfo | 
 
 def save_json(data: object, path: Path) -> None:
     """Write JSON, whole or not at all. `OutputError` names the file."""
+    save_ascii(json.dumps(data, indent=2) + "\n", path)
+
+
+def save_ascii(text: str, path: Path) -> None:
+    """Write text such as `json.dumps` makes it, whole or not at all. `OutputError` names the file."""
     # ASCII only: a job's id may hold characters that UTF-8 cannot (lone surrogates).
     with _naming(path), atomic_file(path) as temporary:
-        temporary.write_text(json.dumps(data, indent=2) + "\n", encoding="ascii")
+        temporary.write_text(text, encoding="ascii")
 
 
 def safe_name(text: str) -> str:

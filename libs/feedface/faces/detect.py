@@ -60,6 +60,8 @@ class InsightFaceDetector:
         root: the folder that holds `models/`.
         device: "cpu", or "cuda" / "cuda:N", which needs onnxruntime-gpu.
         det_size_px: width and height the picture is fitted into; a pack with a fixed size (mini) keeps its own.
+        threshold: faces with a lower score are not reported.
+        threads: that onnxruntime may use on a CPU; None: as many as there are cores.
 
     Raises:
         UserError: the pack is missing, unreadable or without a detector, or the device asked for is not used.
@@ -72,6 +74,7 @@ class InsightFaceDetector:
         device: str = "cpu",
         det_size_px: tuple[int, int] = (640, 640),
         threshold: float = 0.5,
+        threads: int | None = None,
     ):
         folder = find_pack(pack, root)
         if folder is None:
@@ -84,7 +87,10 @@ class InsightFaceDetector:
         try:
             # The folder itself instead of its name: a folder of that name in the working directory would win.
             self._analysis = FaceAnalysis(
-                str(folder), allowed_modules=["detection", "recognition"], providers=providers
+                str(folder),
+                allowed_modules=["detection", "recognition"],
+                providers=providers,
+                sess_options=_session_options(threads),
             )
         except AssertionError:
             raise UserError(f"{folder}: none of its .onnx files is a face detector; fetch the pack anew") from None
@@ -270,6 +276,14 @@ def _onnx_providers(device: str) -> list:
             f"onnxruntime-gpu=={onnxruntime.__version__}), or detect faces on the CPU"
         )
     return [("CUDAExecutionProvider", {"device_id": int(index or 0)}), "CPUExecutionProvider"]
+
+
+def _session_options(threads: int | None):
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    return options
 
 
 def _checked_image(image: np.ndarray) -> np.ndarray:

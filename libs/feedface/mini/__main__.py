@@ -20,8 +20,8 @@ from feedface.errors import UserError, run_cli
 
 # In the order in which they need each other.
 STAGES = (
-    "world", "vae", "clip", "face_encoder", "uvit", "control", "decoder", "detector", "recogniser", "inspector",
-    "bundle",
+    "world", "vae", "clip", "face_encoder", "uvit", "control", "decoder", "detector", "recogniser", "parser",
+    "inspector", "bundle",
 )  # fmt: skip
 PRESETS = ("cpu", "gpu")
 

@@ -15,9 +15,12 @@ from feedface.mini.common import read_metrics, say
 
 NAME = "mini"
 COMPONENTS = (
-    "vae", "text_encoder", "tokenizer", "image_encoder", "uvit", "face_controlnet", "faces", "inspector",
+    "vae", "text_encoder", "tokenizer", "image_encoder", "uvit", "face_controlnet", "faces", "parser",
+    "inspector",
 )  # fmt: skip
-TRAINED_STAGES = ("vae", "clip", "face_encoder", "uvit", "control", "decoder", "detector", "recogniser", "inspector")
+TRAINED_STAGES = (
+    "vae", "clip", "face_encoder", "uvit", "control", "decoder", "detector", "recogniser", "parser", "inspector",
+)  # fmt: skip
 BYTES_PER_MIB = 1 << 20
 
 
