@@ -213,6 +213,8 @@ class UViT(nn.Module):
         change = control(site, x[image], out[image])
         if change is None:
             return out
+        if rows is None:
+            return out + F.pad(change, (0, 0, self.image_start, 0))
         out = out.clone()  # the control's backward pass still needs the tokens it read
         out[image] += change
         return out

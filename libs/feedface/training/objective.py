@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from feedface.backbones.uvit import UViT
+from feedface.backbones.uvit import Control, UViT
 from feedface.data.draws import Draws
 from feedface.data.features import Features
 from feedface.diffusion.losses import mask_loss, regularization_mask_loss, standard_loss
@@ -32,20 +32,30 @@ class ControlledUViT(nn.Module):
             block.compile()
 
     def forward(self, latents: Tensor, clip_img: Tensor, text: Tensor, t: Tensor, faces: Tensor | None) -> Tensor:
-        """Noise [B,C,h,w] predicted in `latents`; `text` is clean. `faces` [B,F,n,Df]: None is the frozen model.
-
-        Trained weights are float32; products are in the precision that the frozen ones are in.
-        """
-        dtype = self.uvit.pos_embed.dtype
-        with torch.autocast(latents.device.type, dtype, enabled=dtype != torch.float32):
-            control = None
-            if faces is not None:
-                net = self.face_controlnet
-                tokens = net.projector(faces.to(net.projector.weight.dtype))
-                control = net.bind(net.join(tokens))
-            clean = torch.zeros_like(t)
-            data_type = torch.full_like(t, self.data_type)
+        """Noise [B,C,h,w] predicted in `latents`; `text` is clean. `faces` [B,F,n,Df]: None is the frozen model."""
+        device = latents.device.type
+        clean = torch.zeros_like(t)
+        data_type = torch.full_like(t, self.data_type)
+        # What is frozen is in low precision as a whole, and needs no autocast, which would make its tokens float32.
+        with torch.autocast(device, enabled=False):
+            control = None if faces is None else self._control(faces)
             return self.uvit(latents, clip_img, text, t, clean, data_type, control=control).img
+
+    def _control(self, faces: Tensor) -> Control:
+        """The face-controlnet's control: weights are float32, products in the precision of the frozen backbone."""
+        net, dtype = self.face_controlnet, self.uvit.pos_embed.dtype
+
+        def low_precision():
+            return torch.autocast(faces.device.type, dtype, enabled=dtype != torch.float32)
+
+        with low_precision():
+            control = net.bind(net.join(net.projector(faces.to(net.projector.weight.dtype))))
+
+        def autocast(site: str, tokens_in: Tensor, tokens_out: Tensor) -> Tensor | None:
+            with low_precision():
+                return control(site, tokens_in, tokens_out)
+
+        return autocast
 
 
 @dataclass(slots=True)
