@@ -155,7 +155,7 @@ class Bench:
         if variant.frozen_always:
             draws.standard = torch.zeros_like(draws.standard)
         with ExitStack() as stack:
-            if variant.float32_attention:
+            if variant.float32_attention and self.precision != "no":
                 stack.enter_context(Float32Attention())
             if self._compiled:
                 stance = "default" if variant.compiled else "force_eager"

@@ -68,8 +68,6 @@ class ControlBlock(nn.Module):
 
     def forward(self, x: Tensor, face_keys: Tensor, face_values: Tensor) -> Tensor:
         normed = self.norm1(x)
-        if torch.is_autocast_enabled(x.device.type):  # cast once, where queries, keys and values would keep a copy each
-            normed = normed.to(torch.get_autocast_dtype(x.device.type))
         x = x + self.self_attn(normed, *self.self_attn.keys_values(normed))
         x = x + self.cross_attn(self.norm2(x), face_keys, face_values)
         x = x + self.mlp(self.norm3(x))

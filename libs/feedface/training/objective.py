@@ -3,6 +3,7 @@
 Shapes: B batch, C h w latent, F references, n tokens of a face.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -33,29 +34,30 @@ class ControlledUViT(nn.Module):
 
     def forward(self, latents: Tensor, clip_img: Tensor, text: Tensor, t: Tensor, faces: Tensor | None) -> Tensor:
         """Noise [B,C,h,w] predicted in `latents`; `text` is clean. `faces` [B,F,n,Df]: None is the frozen model."""
-        device = latents.device.type
         clean = torch.zeros_like(t)
         data_type = torch.full_like(t, self.data_type)
         # What is frozen is in low precision as a whole, and needs no autocast, which would make its tokens float32.
-        with torch.autocast(device, enabled=False):
+        with self._autocast(False):
             control = None if faces is None else self._control(faces)
             return self.uvit(latents, clip_img, text, t, clean, data_type, control=control).img
 
     def _control(self, faces: Tensor) -> Control:
         """The face-controlnet's control: weights are float32, products in the precision of the frozen backbone."""
-        net, dtype = self.face_controlnet, self.uvit.pos_embed.dtype
-
-        def low_precision():
-            return torch.autocast(faces.device.type, dtype, enabled=dtype != torch.float32)
-
-        with low_precision():
+        net = self.face_controlnet
+        with self._autocast(True):
             control = net.bind(net.join(net.projector(faces.to(net.projector.weight.dtype))))
 
-        def autocast(site: str, tokens_in: Tensor, tokens_out: Tensor) -> Tensor | None:
-            with low_precision():
+        def in_low_precision(site: str, tokens_in: Tensor, tokens_out: Tensor) -> Tensor | None:
+            with self._autocast(True):
                 return control(site, tokens_in, tokens_out)
 
-        return autocast
+        return in_low_precision
+
+    def _autocast(self, on: bool) -> AbstractContextManager:
+        weight = self.uvit.pos_embed
+        if weight.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(weight.device.type, weight.dtype, enabled=on)
 
 
 @dataclass(slots=True)
