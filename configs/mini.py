@@ -55,8 +55,8 @@ def cpu() -> ConfigDict:
                 lr=2e-3, weight_decay=0.05,
             ),
             "parser": fit_config(
-                image_px=96, identities=600, per_identity=4, crop_px=96, expand=2.4, width=16,
-                minutes=24.0, batch_size=8, lr=3e-3,
+                image_px=96, identities=600, per_identity=4, crop_px=128, expand=2.4, width=16,
+                small={"crop_px": 96, "minutes": 24.0, "lr": 3e-3}, minutes=40.0, batch_size=8, lr=2e-3,
             ),
             "inspector": fit_config(
                 image_size=size, world_seed=0, first_identity=10_000, identities=1500, held_out=100, per_identity=10,
@@ -87,7 +87,8 @@ def gpu() -> ConfigDict:
         config.decoder.update(minutes=5.0, batch_size=128, lr=5e-4)
         config.detector.update(minutes=3.0, batch_size=64)
         config.recogniser.update(minutes=3.0, batch_size=512)
-        config.parser.update(image_px=128, identities=2000, crop_px=128, width=24, minutes=4.0, batch_size=128)
+        config.parser.update(image_px=128, identities=2000, width=24, minutes=3.0, batch_size=128)
+        config.parser.small.minutes = 2.0
         config.inspector.update(per_identity=20, steps=12_000)
         config.bundle.update(preset="gpu", hardware="one GPU", out="models/mini-gpu", max_mib=300.0)
     return config

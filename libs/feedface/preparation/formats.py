@@ -1,0 +1,150 @@
+"""What a run hands over: records.jsonl, and the data formats of open FlashFace and of AdaFace.
+
+    records.jsonl                       the project's schema, always (`data.records`)
+    flashface.jsonl, crops/REL.png      {"path", "size": [w, h], "caption", "ref": [face crops of the same person]}
+    adaface/PERSON/NAME.png, NAME_mask.png    square pictures and their masks, face and hair 255, a folder a person
+
+Paths below the folder of a JSONL file are relative to it. The pictures of the last two are cut here, by any number of
+processes, each file by one of them.
+"""
+
+import json
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from feedface.data.records import Record, Reference, write_records
+from feedface.errors import UserError
+from feedface.faces.crop import crop_square
+from feedface.files import atomic_file
+from feedface.images import read_image
+from feedface.output import safe_name, save_png
+from feedface.preparation.outcome import SINGLE, stems
+
+FORMATS = ("feedface", "flashface", "adaface")
+MAX_REFS = 16  # per record: 100 pictures of one person need not list 99 others each
+RECORDS, FLASHFACE, CROPS, ADAFACE = "records.jsonl", "flashface.jsonl", "crops", "adaface"
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One file to be cut out of another, for picture `rel`: `box` (x0, y0, x1, y1 px) of `source`, to `target`."""
+
+    rel: str
+    source: Path
+    target: Path
+    box: tuple[float, float, float, float]
+    is_mask: bool = False
+
+
+def make_records(rows: Iterable[dict], identities: Mapping[str, str], data: Path, out: Path) -> list[Record]:
+    """Records of the rows (see `outcome`) that are singles, in their order; `identities`: of paths below `data`."""
+    rows = [row for row in rows if row["outcome"] == SINGLE]
+    people = defaultdict(list)
+    for row in rows:
+        if row["path"] in identities:
+            people[identities[row["path"]]].append(row)
+    places = {row["path"]: place for person in people.values() for place, row in enumerate(person)}
+    records = []
+    for row in rows:
+        identity = identities.get(row["path"])
+        others = []
+        if identity is not None:
+            person, place = people[identity], places[row["path"]]
+            others = (person[place + 1 :] + person[:place])[:MAX_REFS]
+        records.append(
+            Record(
+                path=data / row["path"],
+                caption=row["caption"],
+                width=row["img_size"][0],
+                height=row["img_size"][1],
+                bbox=tuple(row["bbox"]),
+                square_bbox=tuple(row["square_bbox"]),
+                mask_path=out / mask_name(row["path"]),
+                ref=tuple(Reference(data / other["path"], tuple(other["square_bbox"])) for other in others),
+                identity=identity,
+            )
+        )
+    return records
+
+
+def mask_name(rel: str) -> str:
+    return f"{stems(rel, SINGLE, 1)[0]}.png"
+
+
+def plan_cuts(records: Iterable[Record], formats: Iterable[str], data: Path, out: Path) -> list[Cut]:
+    """The files that the formats need besides the JSONL files."""
+    cuts = []
+    for record in records:
+        rel = record.path.relative_to(data).as_posix()
+        if "flashface" in formats:
+            cuts.append(Cut(rel, record.path, crop_path(record.path, data, out), record.square_bbox))
+        if "adaface" in formats and record.identity is not None:
+            folder, name = out / ADAFACE / safe_name(record.identity), safe_name(rel)
+            box = square_around(record.bbox, record.width, record.height)
+            cuts.append(Cut(rel, record.path, folder / f"{name}.png", box))
+            cuts.append(Cut(rel, record.mask_path, folder / f"{name}_mask.png", box, is_mask=True))
+    return cuts
+
+
+def crop_path(picture: Path, data: Path, out: Path) -> Path:
+    return out / CROPS / f"{picture.relative_to(data).as_posix()}.png"
+
+
+def is_made(cut: Cut, made_from: Path) -> bool:
+    """Whether the file is there and newer than `made_from`, the JSON file of its picture."""
+    try:
+        return cut.target.stat().st_mtime_ns >= made_from.stat().st_mtime_ns
+    except OSError:
+        return False
+
+
+def make_cut(cut: Cut) -> None:
+    """Write one file, whole or not at all."""
+    image = read_image(cut.source)
+    if cut.is_mask:
+        image = np.where(image[:, :, 0] > 0, 255, 0).astype(np.uint8)
+    save_png(Image.fromarray(crop_square(image, cut.box)), cut.target)
+
+
+def square_around(box: tuple[float, ...], width: int, height: int) -> tuple[float, float, float, float]:
+    """The largest square of the picture with the face as near its middle as can be, on whole pixels."""
+    side = min(width, height)
+    left = min(max(round((box[0] + box[2] - side) / 2), 0), width - side)
+    top = min(max(round((box[1] + box[3] - side) / 2), 0), height - side)
+    return left, top, left + side, top + side
+
+
+def write_all(records: list[Record], formats: Iterable[str], data: Path, out: Path) -> None:
+    """Write the JSONL files; the pictures of `plan_cuts` are there already."""
+    if "flashface" in formats:
+        _write_flashface(records, data, out)
+    write_records(out / RECORDS, records)
+
+
+def _write_flashface(records: list[Record], data: Path, out: Path) -> None:
+    with atomic_file(out / FLASHFACE) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        for record in records:
+            row = {
+                "path": _portable(record.path, out),
+                "size": [record.width, record.height],
+                "caption": record.caption,
+                "ref": [_portable(crop_path(ref.path, data, out), out) for ref in record.ref],
+            }
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _portable(path: Path, folder: Path) -> str:
+    path, folder = Path(os.path.abspath(path)), Path(os.path.abspath(folder))
+    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.as_posix()
+
+
+def check_formats(formats: Iterable[str], identity: str) -> None:
+    """`UserError` for formats that need to know who is in a picture."""
+    if "adaface" in formats and identity == "none":
+        raise UserError("--format adaface: keeps a folder for each person; say who they are by --identity")

@@ -1,0 +1,142 @@
+"""What became of one picture, in memory and as the JSON files that a run leaves and goes on from.
+
+A picture `REL` (its path below the data folder, with its suffix, "/" between folders) ends in one of four folders:
+
+    single/REL.json, REL.png              one face; it becomes a record
+    multi/REL_0.json, REL_0.png, REL_1…   several faces, a pair of files for each
+    filtered/REL.json, REL.png            one face that a filter rejected
+    error/REL.json                        unreadable, or no face
+
+Keys of each JSON file. Of the picture: path (REL), stamp, outcome, reason, img_size [w, h], faces (how many), and where
+it passed the filters caption and caption_by. Of the face: face (its number), rect and bbox (the detected box x0, y0,
+x1, y1), square_bbox, mask_bbox, point (5 x [x, y] or null), scores, resize_s, embedding (or null) and those of
+`filters.measure`: face_px, blur, yaw, pitch, roll. Errors have the picture's keys only. All coordinates are in pixels
+of the upright picture, so resize_s, the authors' factor between picture and coordinates, is always 1.
+"""
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from feedface.output import save_ascii
+
+SINGLE, MULTI, ERROR, FILTERED = KINDS = ("single", "multi", "error", "filtered")
+Stamp = list[int]  # size in bytes and mtime in ns of the picture's file
+
+
+@dataclass
+class FoundFace:
+    """One face of a picture.
+
+    Attributes:
+        box: x0, y0, x1, y1 in pixels, as detected.
+        score: confidence in [0, 1].
+        landmarks: [5, 2] in pixels; None if the detector finds none.
+        embedding: [E] of unit length; None without a recogniser.
+        classes: uint8 [H, W], LaPa classes 0...10; None before parsing.
+    """
+
+    box: tuple[float, float, float, float]
+    score: float
+    landmarks: np.ndarray | None = None
+    embedding: np.ndarray | None = None
+    classes: np.ndarray | None = None
+
+
+@dataclass
+class Outcome:
+    """One picture, all steps done.
+
+    Attributes:
+        rel: path below the data folder, "/" between its parts.
+        path: where it is.
+        stamp: of the file that was read; None if it could not be opened: it is then tried again by every run.
+        size: width, height in pixels; None if it could not be read.
+        kind: one of `KINDS`.
+        reason: why it is not a single; empty for singles.
+        faces: the face's keys of the JSON files, one dictionary for each face.
+        masks: uint8 [H, W] LaPa classes of each face.
+        caption: of a single.
+        caption_by: where the caption is from; empty if none was asked for.
+    """
+
+    rel: str
+    path: Path
+    stamp: Stamp | None
+    size: tuple[int, int] | None
+    kind: str
+    reason: str = ""
+    faces: list[dict] = field(default_factory=list)
+    masks: list[np.ndarray] = field(default_factory=list)
+    caption: str = ""
+    caption_by: str = ""
+
+    def rows(self) -> list[dict]:
+        """The content of each JSON file of the picture."""
+        picture = {
+            "path": self.rel,
+            "stamp": self.stamp,
+            "outcome": self.kind,
+            "reason": self.reason,
+            "img_size": list(self.size) if self.size else None,
+            "faces": len(self.faces),
+        }
+        if self.caption_by:
+            picture |= {"caption": self.caption, "caption_by": self.caption_by}
+        return [picture | {"face": number} | face for number, face in enumerate(self.faces)] or [picture]
+
+
+def stems(rel: str, kind: str, faces: int) -> list[str]:
+    """Paths of the outcome's files below the output folder, without ".json" and ".png"."""
+    return [f"{kind}/{rel}_{number}" for number in range(faces)] if kind == MULTI else [f"{kind}/{rel}"]
+
+
+def first_stem(rel: str, kind: str) -> str:
+    """The stem whose JSON file is written last: where it is whole, the picture is done."""
+    return stems(rel, kind, 1)[0]
+
+
+def write_row(path: Path, row: dict) -> None:
+    """Write one JSON file, whole or not at all, a line for each key. `OutputError` names the file."""
+    lines = (f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in row.items())
+    save_ascii("{\n" + ",\n".join(lines) + "\n}\n", path)
+
+
+def read_row(path: Path) -> dict | None:
+    """One JSON file of an outcome; None if it is not there or not one."""
+    try:
+        row = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    keys = {"path", "stamp", "outcome", "reason", "faces"}
+    return row if isinstance(row, dict) and keys <= set(row) and row["outcome"] in KINDS else None
+
+
+def read_rows(out_folder: Path, first: dict) -> Iterator[dict]:
+    """All JSON files of the picture whose first one holds `first`; those that are missing are left out."""
+    yield first
+    if first["outcome"] == MULTI:
+        for stem in stems(first["path"], MULTI, first["faces"])[1:]:
+            row = read_row(out_folder / f"{stem}.json")
+            if row is not None:
+                yield row
+
+
+def rounded(values, digits: int = 2) -> list:
+    """Numbers or nested sequences of them as lists, rounded: the same text on every run."""
+    values = np.asarray(values, np.float64).round(digits) + 0.0  # + 0.0: no "-0.0"
+    return values.tolist()
+
+
+def plain(value: object, digits: int = 4) -> object:
+    """A measured value for JSON: rounded, no numpy types; not-a-number becomes None."""
+    if isinstance(value, bool | str) or value is None:
+        return value
+    if isinstance(value, int | np.integer):
+        return int(value)
+    value = float(value)
+    return round(value, digits) + 0.0 if math.isfinite(value) else None
