@@ -103,7 +103,8 @@ def measure(args: argparse.Namespace, photos: Path, out: Path, processes: int, w
     environment = os.environ | {"OMP_NUM_THREADS": str(args.threads)}
     done = subprocess.run([str(part) for part in command], env=environment, capture_output=True, text=True)
     if done.returncode:
-        raise UserError(f"make_data.py failed: {(done.stderr or done.stdout).strip().splitlines()[-1]}")
+        print(done.stdout, done.stderr, sep="\n", file=sys.stderr)
+        raise UserError(f"make_data.py failed with {processes} processes (exit code {done.returncode})")
     return json.loads(timings.read_text())
 
 

@@ -8,27 +8,17 @@ from collections import namedtuple
 
 import pytest
 
-from feedface.errors import UserError
 from feedface.files import atomic_file, atomic_folder, remove_leftovers
 
 Usage = namedtuple("Usage", "total used free")
 
 
-@pytest.mark.parametrize(
-    ("error", "free"),
-    [
-        (OSError(errno.ENOSPC, "No space left on device"), 10**9),
-        (RuntimeError("unexpected pos 121728 vs 121680"), 4096),  # torch.save on a full disk
-    ],
-)
 @pytest.mark.parametrize("kind", [atomic_file, atomic_folder])
-def test_full_disk(tmp_path, monkeypatch, kind, error, free):
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: Usage(10**10, 10**10 - free, free))
-    with (
-        pytest.raises(UserError, match=r"target: cannot be written, the disk is full; make room"),
-        kind(tmp_path / "target"),
-    ):
-        raise error
+def test_full_disk(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: Usage(10**10, 10**10 - 4096, 4096))
+    with pytest.raises(OSError, match=r"the disk is full, make room.*target") as caught, kind(tmp_path / "target"):
+        raise RuntimeError("unexpected pos 121728 vs 121680")  # torch.save on a full disk
+    assert caught.value.errno == errno.ENOSPC
     assert not list(tmp_path.iterdir())
 
 

@@ -25,12 +25,10 @@ def _finish(file: Path) -> None:
 
 
 def _check_full(error: Exception, path: Path) -> None:
-    """`UserError` when `error`, raised while `path` was written, comes of a full disk, however it is put."""
-    full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+    """`OSError` ENOSPC when `error`, raised while `path` was written, comes of a full disk, however it is put."""
     # torch and safetensors have words of their own for it; what they wrote in vain is still there.
-    full = full or (not isinstance(error, UserError) and shutil.disk_usage(path.parent).free < NEARLY_FULL)
-    if full:
-        raise UserError(f"{path}: cannot be written, the disk is full; make room and run the same command again")
+    if not isinstance(error, OSError | UserError) and shutil.disk_usage(path.parent).free < NEARLY_FULL:
+        raise OSError(errno.ENOSPC, "the disk is full, make room and run the same command again", str(path))
 
 
 def _temporary_name(path: Path) -> Path:

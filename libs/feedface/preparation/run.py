@@ -51,6 +51,7 @@ def run(options: Options) -> int:
         cuts = team.lead(lambda: ending.begin())
         team.each(lambda: _cut(cuts[team.index :: team.count], options.workers))
         team.lead(lambda: ending.finish(timings))
+    team.close()
     return 0
 
 

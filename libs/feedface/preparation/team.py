@@ -52,6 +52,13 @@ class Team:
         self.all(lambda: kept.append(work()))
         return kept[0]
 
+    def close(self) -> None:
+        """Part in an orderly way, after everything is done."""
+        if self.count > 1:
+            import torch.distributed
+
+            torch.distributed.destroy_process_group()
+
     def _shared(self, answer: list) -> Value:
         if self.count > 1:
             import torch.distributed
