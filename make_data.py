@@ -95,7 +95,7 @@ def make_parser() -> Parser:
     faces.add_argument("--duplicate_iou", type=float, default=0.7, help="of two masks of one face (default: 0.7)")
     filters = parser.add_argument_group("filters (default: none)")
     filters.add_argument("--min_face_px", type=float, help="shorter side of the face's box")
-    filters.add_argument("--min_blur", type=float, help="sharpness, 30 to 50 leaves out what is plainly blurred")
+    filters.add_argument("--min_blur", type=float, help="sharpness; 10 leaves out what is plainly blurred")
     for angle in ("yaw", "pitch", "roll"):
         filters.add_argument(f"--max_{angle}", type=float, metavar="DEGREES")
     filters.add_argument("--min_score", type=float, help="the detector's confidence, 0 to 1")

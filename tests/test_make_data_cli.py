@@ -153,6 +153,7 @@ def test_as_a_program(tmp_path):
     assert done.returncode == 0 and "--square" in done.stdout
 
 
+@pytest.mark.slow
 def test_two_processes_write_what_one_writes(command, tmp_path):
     make_data.main([str(option) for option in command])
     code, out = finish(start(changed(command, out_folder=tmp_path / "two"), TWO))
@@ -161,6 +162,7 @@ def test_two_processes_write_what_one_writes(command, tmp_path):
     assert tree(tmp_path / "two") == tree(tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_two_processes_say_an_error_once(command):
     code, out = finish(start(changed(command, detector="buffalo_none"), TWO))
     assert code != 0 and out.count("error: no face model pack") == 1

@@ -61,7 +61,7 @@ def kill_at_a_random_moment(process, workdir, rng):
 
 
 @pytest.mark.parametrize(
-    ("kills", "steps"), [(2, 300), pytest.param(20, 2500, marks=pytest.mark.slow)], ids=["2 times", "20 times"]
+    ("kills", "steps"), [(1, 60), pytest.param(20, 2500, marks=pytest.mark.slow)], ids=["once", "20 times"]
 )
 def test_killed_runs_end_like_an_unbroken_one(command, tmp_path, kills, steps):
     whole = run(command, tmp_path / "whole", f"--config.train.steps={steps}", "--config.checkpoint.every=100000")

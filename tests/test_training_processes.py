@@ -66,7 +66,7 @@ def samples_seen(workdir):
     return json.loads((workdir / "checkpoints" / "last" / "training" / "progress.json").read_text())["samples"]
 
 
-@pytest.mark.parametrize("cache", ["features", ""], ids=["cached", "pictures"])
+@pytest.mark.parametrize("cache", ["features", pytest.param("", marks=pytest.mark.slow)], ids=["cached", "pictures"])
 def test_two_processes_of_four_equal_one_of_eight(world, tmp_path, cache):
     def arguments(name, batch):
         cached = f"--config.cache.dir={tmp_path / name / cache}" if cache else "--config.cache.enabled=False"
@@ -94,6 +94,7 @@ def test_two_processes_of_four_equal_one_of_eight(world, tmp_path, cache):
     assert max(abs(a - b) / a for a, b in zip(one, again, strict=True)) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["fsdp", "zero2"])
 def test_sharded_run_is_the_same(world, tmp_path, kind):
     """Over two processes: the same losses as in one process, and checkpoints that either goes on from."""
