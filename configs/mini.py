@@ -56,7 +56,7 @@ def cpu() -> ConfigDict:
             ),
             "parser": fit_config(
                 image_px=96, identities=600, per_identity=4, crop_px=128, expand=2.4, width=16,
-                small={"crop_px": 96, "minutes": 24.0, "lr": 3e-3}, minutes=40.0, batch_size=8, lr=2e-3,
+                small={"crop_px": 96, "minutes": 24.0, "lr": 3e-3}, minutes=65.0, batch_size=8, lr=2e-3,
             ),
             "inspector": fit_config(
                 image_size=size, world_seed=0, first_identity=10_000, identities=1500, held_out=100, per_identity=10,

@@ -80,6 +80,34 @@ def picture(height, width, colour):
     return np.full((height, width, 3), colour, np.uint8)
 
 
+class Flat(nn.Module):
+    """As many numbers as asked for, whatever the picture shows."""
+
+    def __init__(self, numbers):
+        super().__init__()
+        self.numbers = numbers
+
+    def forward(self, image):
+        return image.mean((1, 2, 3))[:, None].expand(1, self.numbers) + 0
+
+
+def test_the_five_files_of_buffalo_l_are_told_apart_by_the_library(tmp_path):
+    """Its names, input sizes and numbers of outputs: only detector and recogniser stay in memory."""
+    folder = tmp_path / "models/buffalo_l"
+    export_onnx(
+        TwoFaces(redness), torch.zeros(1, 3, INPUT_PX, INPUT_PX), folder / "det_10g.onnx", list(DetectorFile.OUTPUTS)
+    )
+    export_onnx(Means(), torch.zeros(1, 3, 112, 112), folder / "w600k_r50.onnx", ["embedding"])
+    for name, side, numbers in (("2d106det", 192, 212), ("1k3d68", 192, 3309), ("genderage", 96, 3)):
+        export_onnx(Flat(numbers), torch.zeros(1, 3, side, side), folder / f"{name}.onnx", ["fc1"])
+    detector = InsightFaceDetector("buffalo_l", tmp_path)
+    assert set(detector._analysis.models) == {"detection", "recognition"}
+    faces = detector.detect(picture(INPUT_PX, INPUT_PX, (255, 0, 0)))
+    assert len(faces) == 2 and faces[0].landmarks.shape == (5, 2)
+    assert np.linalg.norm(faces[0].embedding) == pytest.approx(1, abs=1e-5)
+    assert detector.detect(picture(INPUT_PX, INPUT_PX, (0, 0, 255))) == []
+
+
 def test_faces_are_in_picture_pixels_and_the_largest_comes_first(packs):
     faces = InsightFaceDetector("red", packs).detect(picture(64, 128, (255, 0, 0)))  # fitted in at half its size
     assert len(faces) == 2

@@ -13,10 +13,9 @@ import importlib
 import sys
 from pathlib import Path
 
-from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
-from feedface.errors import UserError, run_cli
+from feedface.errors import run_cli
 
 # In the order in which they need each other.
 STAGES = (
@@ -28,20 +27,9 @@ PRESETS = ("cpu", "gpu")
 
 def read_config(preset: str, overrides: list[str]) -> ConfigDict:
     """configs/mini.py for `preset`, changed by `overrides` such as "--config.vae.steps=100"."""
-    from feedface.mini.common import ROOT
+    from feedface.mini.common import config_from_flags
 
-    arguments = ["mini", f"--config={ROOT / 'configs' / 'mini.py'}:{preset}", *overrides]
-    values = flags.FlagValues()
-    holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
-    try:
-        rest = values(arguments)[1:]
-        config = holder.value
-    # ml_collections reports a wrong key or type in all of these.
-    except (flags.Error, KeyError, AttributeError, TypeError, ValueError) as error:
-        raise UserError(f"{error}; the settings are in configs/mini.py") from None
-    if rest:
-        raise UserError(f"{rest[0]}: unknown argument; see --help")
-    return config
+    return config_from_flags("mini", preset, overrides)
 
 
 def main() -> None:

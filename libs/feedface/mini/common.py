@@ -14,6 +14,8 @@ from pathlib import Path
 import ml_collections
 import numpy as np
 import torch
+from absl import flags
+from ml_collections import config_flags
 from PIL import Image
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
@@ -224,6 +226,23 @@ def read_metrics(folder: Path) -> dict:
     if not path.exists():
         raise UserError(f"{path}: missing; run `python -m feedface.mini --stage {folder.name}` first")
     return json.loads(path.read_text())
+
+
+def config_from_flags(name: str, preset: str, overrides: Sequence[str]) -> ml_collections.ConfigDict:
+    """configs/NAME.py (for `preset`, if not ""), changed by `overrides` such as "--config.vae.steps=100"."""
+    file = f"configs/{name}.py"
+    arguments = [name, f"--config={ROOT / file}" + (f":{preset}" if preset else ""), *overrides]
+    values = flags.FlagValues()
+    holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
+    try:
+        rest = values(arguments)[1:]
+        config = holder.value
+    # ml_collections reports a wrong key or type in all of these.
+    except (flags.Error, KeyError, AttributeError, TypeError, ValueError) as error:
+        raise UserError(f"{error}; the settings are in {file}") from None
+    if rest:
+        raise UserError(f"{rest[0]}: unknown argument; see --help")
+    return config
 
 
 def load_portraits(workdir: Path, name: str = "train"):

@@ -3,13 +3,13 @@
 import torch
 from torch import Tensor
 
-from feedface.portraits.canvas import Canvas, col, smoothstep
+from feedface.portraits.canvas import BACKGROUND, Canvas, col, smoothstep
 from feedface.portraits.geometry import HeadFrame
 from feedface.portraits.scene import CLOTHES, COLOUR_RGB
 
 
 def paint_body(canvas: Canvas, head: HeadFrame) -> None:
-    """Neck, then the garment with its collar, folds and pattern."""
+    """Neck, then the garment with its collar, folds and pattern. They hide hair that falls behind them."""
     who, scene = head.who, head.scene
     skin, colour = who.skin(), COLOUR_RGB[scene.clothes_colour]
     garment = {name: scene.clothes == i for i, name in enumerate(CLOTHES)}
@@ -24,7 +24,7 @@ def paint_body(canvas: Canvas, head: HeadFrame) -> None:
         -by - 0.7, scale
     )
     shadow = 0.62 + 0.25 * smoothstep(0.0, 0.45, by)
-    canvas.paint(skin[:, :, None, None] * shadow[:, None], neck)
+    canvas.paint(skin[:, :, None, None] * shadow[:, None], neck, BACKGROUND)
 
     slope = 0.16 + 0.36 * (bx.abs() / col(1.45 + 0.2 * man)).pow(2.2)
     rounding = 2.0 * (bx.abs() - col(1.62 + 0.22 * man)).clamp(min=0).square()
@@ -39,13 +39,13 @@ def paint_body(canvas: Canvas, head: HeadFrame) -> None:
         (scene.clothes_colour == 6)[:, None], torch.tensor([[0.25, 0.3, 0.5]]), torch.tensor([[0.95, 0.95, 0.93]])
     )
     tint = torch.lerp(tint, pale[:, :, None, None] * side[:, None], stripes[:, None])
-    canvas.paint(tint, cloth)
+    canvas.paint(tint, cloth, BACKGROUND)
 
     neckline = _neckline(bx, by, garment, neck_half)
     opening = canvas.inside(neckline, scale) * cloth
     bare = skin[:, :, None, None] * (0.70 + 0.22 * smoothstep(0.0, 0.5, by))[:, None]
     bare = torch.lerp(bare, pale[:, :, None, None], col(garment["suit"].float())[:, None])
-    canvas.paint(bare, opening)
+    canvas.paint(bare, opening, BACKGROUND)
     hem = neckline.abs() - 0.035
     canvas.shade(
         torch.full_like(bx, 0.72), canvas.inside(hem, scale) * cloth * col(1 - garment["striped shirt"].float())
@@ -67,7 +67,7 @@ def _neckline(bx: Tensor, by: Tensor, garment: dict[str, Tensor], neck_half: Ten
 def _paint_hood(canvas: Canvas, bx: Tensor, by: Tensor, colour: Tensor, worn: Tensor, scale: Tensor) -> None:
     ring = ((bx / 0.72).square() + ((by - 0.16) / 0.34).square()).sqrt()
     roll = canvas.inside((ring - 1).abs() * 0.42 - 0.11, scale) * smoothstep(-0.12, 0.0, by)
-    canvas.paint(colour * 0.80, roll * worn)
+    canvas.paint(colour * 0.80, roll * worn, BACKGROUND)
     cords = (
         canvas.inside((bx.abs() - 0.20).abs() - 0.022, scale) * smoothstep(0.42, 0.46, by) * smoothstep(0.95, 0.90, by)
     )
