@@ -1,6 +1,7 @@
 # make demo   set everything up, then put the person of assets/demo_face.png into new pictures (models/mini, CPU)
 # make test   set everything up, then run the tests (make test-all: the slow ones too)
 # make mini   rebuild models/mini from nothing (hours on a CPU, minutes on a GPU); resumable
+# make reproduce   the paper's claims again, into docs/reproduction.md (hours); make reproduce QUICK=1: some minutes
 # The first Python that is new enough (diffusers and transformers, as pinned, need 3.11).
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
@@ -10,13 +11,14 @@ STAMP := $(VENV)/.installed
 DEMO_PROMPT ?= a photo of a smiling woman in a green hoodie on a beach
 PRESET ?= cpu
 
-.PHONY: demo test test-all lint mini evaluate clean
+.PHONY: demo test test-all lint mini evaluate reproduce clean
 
 demo: $(STAMP)
 	$(RUN) inference.py --prompt "$(DEMO_PROMPT)" --image assets/demo_face.png --n_samples 4 --output outputs/demo
 
+# A worker for each core, one thread each: many tests are too small to use more.
 test: $(STAMP)
-	HF_HUB_OFFLINE=1 $(RUN) -m pytest
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist loadfile
 	$(RUN) -m ruff check .
 
 test-all: $(STAMP)
@@ -30,7 +32,10 @@ mini: $(STAMP)
 	$(RUN) -m feedface.mini --stage all --preset $(PRESET)
 
 evaluate: $(STAMP)
-	$(RUN) -m feedface.evaluation.mini --model models/mini --out outputs/evaluation
+	$(RUN) evaluate.py --protocol mini --model models/mini --out outputs/evaluation
+
+reproduce: $(STAMP)
+	$(RUN) -m feedface.reproduction $(if $(QUICK),--quick)
 
 # torch goes first: the other packages then find their requirement met and do not pull another build.
 # --no-deps for the package itself: its requirements are the pinned ones above.

@@ -1,4 +1,4 @@
-"""The evaluation of a mini model from end to end, with a tiny random model and a random judge."""
+"""The evaluation in the mini world from end to end, with a tiny random model and a random judge."""
 
 import json
 
@@ -11,9 +11,13 @@ from tests.toy import make_toy_bundle
 from feedface.checkpoints.bundle import load_bundle
 from feedface.errors import UserError
 from feedface.evaluation.cases import crop_references, make_cases
+from feedface.evaluation.cli import main
 from feedface.evaluation.inspector import Inspector
-from feedface.evaluation.mini import Judge, draw, encode_faces, evaluate, parse
+from feedface.evaluation.judging import InspectorEye
+from feedface.evaluation.mini import Judge, draw, encode_faces, load_judge
+from feedface.evaluation.protocols import MiniCases
 from feedface.evaluation.report import people_sheet
+from feedface.faces.detect import Face
 from feedface.portraits import ATTRIBUTES
 from feedface.settings import Settings
 
@@ -102,31 +106,57 @@ def test_pictures_do_not_depend_on_the_batch_and_follow_the_face(model, cases):
     assert np.abs(together - other).max() > 1
 
 
-def test_evaluation_writes_scores_tables_and_sheets(model, judge_folder, tmp_path, capsys):
-    out = tmp_path / "out"
-    arguments = f"--model {model} --inspector {judge_folder} --out {out} --identities {PEOPLE}"
-    arguments += f" --samples_per_identity {SAMPLES} --references 0 1 2 --steps 2 --device cpu --batch_size 5"
-    scores = evaluate(parse(arguments.split()))
-    assert json.loads((out / "scores.json").read_text()) == scores
-    assert list(scores["rows"]) == [
-        "real other picture", "real other picture through the VAE", "0 references", "1 reference", "2 references",
-    ]  # fmt: skip
-    for row in scores["rows"].values():
-        for figure in row.values():
-            assert figure["low"] <= figure["value"] <= figure["high"]
-    assert scores["settings"]["steps"] == 2
-    assert set(scores["attributes_relative_to_no_face"]) == {"1", "2"}
-    assert sorted(path.name for path in out.iterdir()) == [
-        "scores.json", "scores.md", "sheet.png", "sheet_0_references.png", "sheet_2_references.png",
-    ]  # fmt: skip
-    table = (out / "scores.md").read_text()
-    assert table in capsys.readouterr().out
-    shown = scores["rows"]["1 reference"]["nearest_identity"]["value"]
-    line = next(line for line in table.splitlines() if line.startswith("| 1 reference"))
-    assert f"{shown:.1%}" in line
+def test_a_picture_without_a_face_is_nobodys(cases, judge_folder):
+    class Pack:
+        def faces(self, pictures):
+            return [
+                None if (picture == 0).all() else Face(np.array([1, 1, 9, 9], np.float32), 1.0) for picture in pictures
+            ]
 
-    again = evaluate(parse([*arguments.split(), "--out", str(tmp_path / "again")]))
-    assert again["rows"] == scores["rows"]
+    pictures = [cases.gallery[0, 0], np.zeros((64, 64, 3), np.uint8)]
+    inspector = Inspector.from_pretrained(judge_folder)
+    looks = InspectorEye(inspector, Pack()).look(pictures)
+    assert looks.found.tolist() == [True, False] and not looks.embeddings[1].any() and looks.faces[1] is None
+    assert InspectorEye(inspector, None).look(pictures).found.all()
+
+
+def test_cases_of_the_protocol(cases, judge_folder):
+    protocol = MiniCases(PEOPLE, SAMPLES, references=2, size=64, seed=5, stride=3)
+    case = protocol.load(1, InspectorEye(Inspector.from_pretrained(judge_folder), None))
+    assert case.name == protocol.names[1] == "person_20001"
+    assert list(case.prompts) == cases.prompts[1] and case.seeds == (5 + 2 * 3, 5 + 3 * 3)
+    assert np.array_equal(case.references[0], cases.references[1, 0]) and len(case.crops) == 2
+    assert case.own.shape == (2, 128) and case.others.shape == (4, 128)
+    assert np.array_equal(case.real[1], cases.pictures[1, 1])
+    assert case.asked[0]["gender"] == cases.asked["gender"][1, 0]
+
+
+def test_the_protocol(model, judge_folder, tmp_path):
+    out = tmp_path / "out"
+    arguments = f"--protocol mini --model {model} --inspector {judge_folder} --out {out} --identities {PEOPLE}"
+    arguments += f" --samples_per_identity {SAMPLES} --references 0 1 2 --steps 2 --device cpu --batch_size 5"
+    assert main(arguments.split()) == 0
+    scores = json.loads((out / "scores.json").read_text())
+    real = ["real other picture", "real other picture through the VAE"]
+    assert list(scores["systems"]) == [*real, "0 references", "1 reference", "2 references"]
+    assert list(scores["comparisons"]) == ["1 reference - 0 references", "2 references - 0 references"]
+    rows = [json.loads(line) for line in (out / "scores.jsonl").read_text().splitlines()]
+    assert len(rows) == 5 * PEOPLE * SAMPLES
+    for name, system in scores["systems"].items():
+        for figure in system["figures"].values():
+            assert figure["low"] <= figure["value"] <= figure["high"]
+        assert ("seconds" in system["figures"]) == (name not in real)
+        assert "attribute_all" in system["figures"] and "no face models" in system["not_measured"]["clip_face"]
+    assert scores["systems"]["1 reference"]["settings"]["steps"] == 2
+    assert (
+        scores["cases"]["chance"] == 1 / PEOPLE
+        and scores["systems"][real[0]]["normalised"]["text_measure"] == "attributes"
+    )
+    # The real pictures are those that the prompts describe, so a judge of them agrees with itself.
+    of_real = {row["case"]: row for row in rows if row["system"] == real[0] and row["prompt"] == 0}
+    case = of_real["person_20002"]
+    assert np.array_equal(np.asarray(Image.open(out / case["file"])), make_cases(PEOPLE, 2, SAMPLES, 64).pictures[2, 0])
+    assert {row["seed"] for row in rows} == set(range(PEOPLE * SAMPLES))
 
 
 def test_sheet_holds_every_person_and_prompt():
@@ -141,14 +171,8 @@ def test_sheet_holds_every_person_and_prompt():
         assert area == pytest.approx(cells, abs=0.2)
 
 
-@pytest.mark.parametrize(
-    "arguments", ["--identities 1", "--samples_per_identity 0", "--references -1", "--batch_size 0", "--seed -1"]
-)
-def test_numbers_out_of_range_are_user_errors(arguments):
-    with pytest.raises(UserError, match="out of range"):
-        parse(["--out", "x", *arguments.split()])
-
-
 def test_a_model_without_a_judge_says_what_to_do(model, tmp_path):
     with pytest.raises(UserError, match="--inspector"):
-        evaluate(parse(["--model", str(model), "--out", str(tmp_path / "out"), "--device", "cpu"]))
+        load_judge(None, load_bundle(model), torch.device("cpu"))
+    with pytest.raises(UserError, match="--inspector"):
+        main(["--protocol", "mini", "--model", str(model), "--out", str(tmp_path / "out"), "--device", "cpu"])

@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # heavy, and only named here
 # What CLIP was trained with (Radford et al. 2021); the face encoder takes 0.5 and 0.5 instead.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+TEXT_PROJECTION = "text_projection.safetensors"  # beside a bundle's text encoder, where its two encoders are a CLIP
 
 
 def resize_and_crop(images: Tensor, size: int) -> Tensor:

@@ -15,7 +15,7 @@ from feedface.checkpoints.face_encoder import is_face_controlnet, load_face_enco
 from feedface.checkpoints.storage import read_safetensors
 from feedface.data.dataset import Pixels
 from feedface.device import DTYPES
-from feedface.encoders import ImageEncoder, LatentCodec, TextEncoder
+from feedface.encoders import TEXT_PROJECTION, ImageEncoder, LatentCodec, TextEncoder
 from feedface.methods.feedface import face_states
 
 if TYPE_CHECKING:  # heavy, and only named here
@@ -115,6 +115,8 @@ def _hash_folder(folder: Path, prefixes: tuple[str, ...] | None) -> str:
     """Of all JSON and text files and all tensors, or only of tensors whose names begin with one of `prefixes`."""
     digest = hashlib.sha256()
     for file in sorted(folder.iterdir()):
+        if file.name == TEXT_PROJECTION:  # only judges use it
+            continue
         if file.suffix == ".safetensors":
             for name, value in sorted(read_safetensors(file, "cpu", None).items()):
                 if prefixes is None or name.startswith(prefixes):

@@ -1,79 +1,100 @@
-"""What an evaluation looks like to people: Markdown tables and contact sheets."""
+"""The report of an evaluation: report.html, tables and pictures, from what the evaluation left in its folder.
 
-import textwrap
+    python -m feedface.evaluation.report OUT      # again, for instance after a change of these words
 
-import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+scores.json holds
 
-ZOOM = 3
-GAP_PX, FONT_PX, LINE_PX = 10, 13, 16
-COLUMNS = {
-    "nearest_identity": "nearest identity",
-    "similarity_to_another_picture": "similarity to another picture",
-    "similarity_to_reference": "to the reference",
-    "similarity_to_strangers": "to strangers",
-    "attribute_all": "prompt attributes shown",
-}
-SHARES = ("nearest_identity", "attribute_")  # figures by the start of their name that are shares, shown in percent
+    {"protocol", "command", "judge": {…},
+     "cases": {…, "failed": {case: reason}, "people": {case: {"references": [files], "prompts": [texts], "notices"}}},
+     "systems": {name: {"settings", "model": {"path", "name", "digest"}, "figures": {key: figure},
+                        "normalised": {column of Table 1: figure or null, "left_out": {column: reason}},
+                        "not_measured": {key: reason}, "seconds", "peak_memory_mib", "detection_rate"}},
+     "comparisons": {"A - B": {key: figure}}}
 
+with figures {"value", "low", "high"}; scores.jsonl a line a scored picture. Files are named relative to the folder.
+"""
 
-def markdown(scores: dict) -> str:
-    """The tables of what `scores.json` holds; square brackets are 95 % intervals over people."""
-    cases, settings = scores["cases"], scores["settings"]
-    lines = [
-        f"{cases['identities']} people never trained on, {cases['samples_per_identity']} prompts each; "
-        f"chance {cases['chance']:.1%}; brackets: 95 % bootstrap intervals over people. "
-        f"Model {scores['model']['name']} ({scores['model']['digest']}), {settings['steps']} steps, "
-        f"guidance {settings['guidance']:g}, face scale {settings['face_scale']:g}, seed {settings['seed']}; "
-        f"{scores['seconds']['in all']:.0f} s on {settings['device']}.",
-        "",
-        *_table(scores["rows"], COLUMNS),
-        "",
-    ]
-    relative = scores["attributes_relative_to_no_face"]
-    if relative:
-        found = "; ".join(f"{count}: {_show('attribute_', figure)}" for count, figure in relative.items())
-        lines += [f"Prompt attributes shown, relative to no face, by number of references: {found}.", ""]
-    names = {name for row in scores["rows"].values() for name in row if name.startswith("attribute_")}
-    single = {name: name.removeprefix("attribute_").replace("_", " ") for name in sorted(names - {"attribute_all"})}
-    lines += ["Share of pictures that show what the prompt names:", "", *_table(scores["rows"], single), ""]
-    return "\n".join(lines) + f"\nCommand: `{scores['command']}`\n"
+import argparse
+from pathlib import Path
+
+from PIL import Image
+
+from feedface.errors import run_cli
+from feedface.evaluation.columns import Column, column_of
+from feedface.evaluation.page import html_page
+from feedface.evaluation.plots import scatter
+from feedface.evaluation.results import Results, load_results, spread
+from feedface.evaluation.sheets import Row, people_sheet, side_by_side
+from feedface.evaluation.tables import latex_table, markdown_page
+from feedface.files import atomic_file
+from feedface.output import save_png
+
+__all__ = ["people_sheet", "write_report"]
+
+SHEET_PEOPLE = 10
+# What stands for likeness and for the prompt in the scatter: the first that the most systems have.
+FACE_AXIS = ("face_other", "face_reference", "nearest", "clip_face")
+TEXT_AXIS = ("attributes", "image_reward", "clip_text")
 
 
-def _table(rows: dict[str, dict], columns: dict[str, str]) -> list[str]:
-    lines = [f"| pictures | {' | '.join(columns.values())} |", "|---" * (len(columns) + 1) + "|"]
-    for label, row in rows.items():
-        cells = [_show(name, row[name]) if name in row else "–" for name in columns]
-        lines.append(f"| {label} | {' | '.join(cells)} |")
-    return lines
+def write_report(out: Path) -> None:
+    """Write report.html (complete in one file), table.md, table.tex, face_against_text.png and sheet.png.
 
-
-def _show(name: str, figure: dict[str, float]) -> str:
-    value, low, high = (figure[key] for key in ("value", "low", "high"))
-    if name.startswith(SHARES):
-        return f"{value:.1%} [{100 * low:.1f}, {100 * high:.1f}]"
-    return f"{value:.2f} [{low:.2f}, {high:.2f}]"
-
-
-def people_sheet(references: np.ndarray, samples: np.ndarray, prompts: list[list[str]]) -> Image.Image:
-    """A row a person: a reference on the left, then samples with their prompts under them.
-
-    references: uint8 [I, H, W, 3]; samples: uint8 [I, S, H, W, 3]; prompts: [I][S]. Pictures are enlarged three times.
+    out: the folder of an evaluation; its scores.json, scores.jsonl and pictures are all that is read, and the same
+    files give the same bytes. Pictures that are gone become grey cells. `UserError` without the scores.
     """
-    font = ImageFont.load_default(FONT_PX)
-    side = ZOOM * references.shape[1]
-    letters = int(side / font.getlength("n" * 20) * 20)
-    labels = [["reference", *row] for row in prompts]
-    wrapped = [[textwrap.wrap(label, letters) for label in row] for row in labels]
-    row_px = side + LINE_PX * max(len(lines) for row in wrapped for lines in row) + GAP_PX
-    columns = samples.shape[1] + 1
-    sheet = Image.new("RGB", (columns * (side + GAP_PX) + GAP_PX, len(samples) * row_px + GAP_PX), "white")
-    pen = ImageDraw.Draw(sheet)
-    for person, row in enumerate(wrapped):
-        for column, lines in enumerate(row):
-            picture = references[person] if column == 0 else samples[person, column - 1]
-            left, top = GAP_PX + column * (side + GAP_PX), GAP_PX + person * row_px
-            sheet.paste(Image.fromarray(picture).resize((side, side), Image.Resampling.LANCZOS), (left, top))
-            for number, line in enumerate(lines):
-                pen.text((left, top + side + number * LINE_PX), line, "black", font)
-    return sheet
+    out = Path(out)
+    results = load_results(out)
+    text, face = axis(results, TEXT_AXIS), axis(results, FACE_AXIS)
+    points = {name: (results.figure(name, text.key), results.figure(name, face.key)) for name in results.systems}
+    plot = out / "face_against_text.png"
+    scatter(plot, points, _axis_label(text), _axis_label(face))
+    sheet = draw_sheet(results)
+    save_png(sheet, out / "sheet.png")
+    with Image.open(plot) as drawn:
+        page = html_page(results, drawn.convert("RGB"), sheet, (text, face))
+    for name, content in (
+        ("table.md", markdown_page(results)),
+        ("table.tex", latex_table(results)),
+        ("report.html", page),
+    ):
+        with atomic_file(out / name) as temporary:
+            temporary.write_text(content, encoding="utf-8", newline="\n", errors="replace")
+
+
+def axis(results: Results, keys: tuple[str, ...]) -> Column:
+    counts = [sum(results.figure(name, key) is not None for name in results.systems) for key in keys]
+    return column_of(keys[counts.index(max(counts))])
+
+
+def draw_sheet(results: Results) -> Image.Image:
+    """A row a person, at most `SHEET_PEOPLE` of them, evenly from all: the reference, then every system's picture of
+    one prompt and seed; another prompt from person to person."""
+    rows = []
+    for number, case in enumerate(spread(results.people, SHEET_PEOPLE)):
+        same = results.same_seed(case, number)
+        first = next(iter(same.values()))
+        seed = f", seed {first['seed']}" if first.get("seed") is not None else ""
+        prompt = results.prompt(first)
+        title = f"{case}{seed}: {prompt}" if prompt else f"{case}{seed}"
+        pictures = [results.picture(same[name]) if name in same else None for name in results.systems]
+        rows.append(Row(title, results.reference(case), pictures))
+    return side_by_side(list(results.systems), rows)
+
+
+def _axis_label(column: Column) -> str:
+    return f"{column.name} ({'share, ' if column.form == 'share' else ''}{column.better} is better)"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m feedface.evaluation.report", description=__doc__.split("\n\n")[0], allow_abbrev=False
+    )
+    parser.add_argument("out", type=Path, help="folder of an evaluation")
+    out = parser.parse_args().out
+    write_report(out)
+    print(out / "report.html")
+
+
+if __name__ == "__main__":
+    run_cli(main)

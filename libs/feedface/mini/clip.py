@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from feedface.checkpoints.bundle import save_component
+from feedface.checkpoints.storage import write_state
 from feedface.device import pick_device
-from feedface.encoders import CLIP_MEAN, CLIP_STD, ImageEncoder, TextEncoder, load_tokenizer
+from feedface.encoders import CLIP_MEAN, CLIP_STD, TEXT_PROJECTION, ImageEncoder, TextEncoder, load_tokenizer
 from feedface.mini.common import fit, in_batches, load_portraits, to_pixels, write_metrics
 
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -129,6 +130,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
     metrics |= {"vocabulary": len(tokenizer), "longest_caption_tokens": longest}
     write_metrics(folder, config, result, **metrics)
     save_component("text_encoder", text_encoder, bundle / "text_encoder")
+    # The U-ViT reads the text's states; only who compares text with pictures needs the projection.
+    write_state(bundle / "text_encoder" / TEXT_PROJECTION, projection.state_dict(), torch.float16)
     save_component("image_encoder", image_encoder, bundle / "image_encoder")
 
 

@@ -1,0 +1,1 @@
+"""What FeedFace is compared with: methods that train for each person."""

@@ -1,0 +1,180 @@
+"""The command line of evaluate.py: options, their checks, and who is called with them."""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from feedface.errors import UserError
+from feedface.evaluation.cases import FIRST_IDENTITY, GALLERY, MAX_IDENTITIES
+from feedface.settings import MAX_SEED, Settings, check_range, parse_size
+
+ROOT = Path(__file__).resolve().parents[3]
+PROTOCOLS = ("ppr10k", "mini")
+UNCOND = ("true_uncond", "empty_token", "paper")
+# What a protocol takes where nothing is said: the paper's numbers; a few minutes on two cores.
+DEFAULTS = {"ppr10k": {"references": [4], "base_images": 20}, "mini": {"references": [0, 1, 4], "base_images": 1}}
+OF_PPR10K, OF_MINI = ("data", "cases", "judge"), ("identities", "samples_per_identity", "inspector", "detector")
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        raise UserError(f"{message} (python evaluate.py --help lists all options)")
+
+
+def make_parser(description: str) -> Parser:
+    parser = Parser(
+        prog="evaluate.py", description=description, formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )  # fmt: skip
+    parser.add_argument("--protocol", choices=PROTOCOLS, required=True, help="who is drawn, and who judges")
+    parser.add_argument("--out", type=Path, default=Path("outputs/evaluation"), help="(default: %(default)s)")
+    systems = parser.add_argument_group("systems")
+    systems.add_argument("--model", type=Path, nargs="+", help="model folders (default: models/mini)")
+    systems.add_argument("--ckpt_path", type=Path, help="other face-controlnet weights, as in inference.py")
+    systems.add_argument("--systems", type=Path, help="JSON list of {name, model, ckpt_path?, settings?, pool?, …}")
+    systems.add_argument(
+        "--references", type=int, nargs="+", help="pictures shown, at most; several numbers: each is a system "
+        "(default: 4; mini: 0 1 4)",
+    )  # fmt: skip
+    systems.add_argument("--steps", type=int, help="evaluations of the model (this and the next four: the model's own)")
+    systems.add_argument("--guidance", type=float, help="g in e_u + g (e_c - e_u); the paper's scale is g - 1")
+    systems.add_argument("--face_scale", type=float, help="strength of the face, 0 to 5")
+    systems.add_argument("--uncond", choices=UNCOND, help="what the unconditional half sees")
+    systems.add_argument("--size", help="of the pictures in pixels: 512, or 512x768 (width x height)")
+    common = parser.add_argument_group("pictures")
+    common.add_argument("--samples", type=int, default=1, help="pictures a prompt (default: %(default)s)")
+    common.add_argument(
+        "--base_images", type=int, help="pictures a prompt without a face, for the normalisation and the background; "
+        "0: neither (default: 20; mini: 1)",
+    )  # fmt: skip
+    common.add_argument("--seed", type=int, default=0, help="of the noise (default: %(default)s)")
+    common.add_argument("--batch_size", type=int, help="pictures at a time (default: as many as fill 4 of 512 px)")
+    common.add_argument("--device", default="auto", help="auto (default), cuda, cuda:N, mps or cpu")
+    common.add_argument("--dtype", default="auto", help="auto (default: fp16 on a GPU, else fp32), fp32, bf16 or fp16")
+    common.add_argument("--clip", help="CLIP that judges, a folder or a name (default: the model's, if it has one)")
+    photos = parser.add_argument_group("--protocol ppr10k")
+    photos.add_argument("--data", type=Path, help="folder that the cases' pictures are in")
+    photos.add_argument("--cases", type=Path, nargs="+", help="job files in the authors' schema, or folders of them")
+    photos.add_argument("--judge", help="face models that judge: buffalo_l (default) or another insightface pack, mini")
+    mini = parser.add_argument_group("--protocol mini")
+    mini.add_argument("--identities", type=int, help="people (default: 100)")
+    mini.add_argument("--samples_per_identity", type=int, help="prompts a person (default: 4)")
+    mini.add_argument("--inspector", help="the judge's folder (default: the model's own)")
+    mini.add_argument("--detector", help="what cuts the references: truth (default), auto, mini, opencv, a pack")
+    return parser
+
+
+def parse(arguments: Sequence[str], description: str = "") -> argparse.Namespace:
+    """`UserError` for what can be known to be wrong before anything is loaded."""
+    args = make_parser(description).parse_args(arguments)
+    args.command = shlex.join(["python", "evaluate.py", *arguments])
+    for key in OF_MINI if args.protocol == "ppr10k" else OF_PPR10K:
+        if getattr(args, key) is not None:
+            raise UserError(f"--{key} does not go with --protocol {args.protocol}")
+    for key, value in DEFAULTS[args.protocol].items():
+        if getattr(args, key) is None:
+            setattr(args, key, value)
+    if args.protocol == "ppr10k":
+        if args.cases is None:
+            raise UserError("--cases is missing: job files, or a folder of them (json_examples/ has some)")
+        args.data = args.data or Path()
+        args.judge = args.judge or "buffalo_l"
+    else:
+        args.identities = 100 if args.identities is None else args.identities
+        args.samples_per_identity = 4 if args.samples_per_identity is None else args.samples_per_identity
+        check_range("--identities", args.identities, 2, MAX_IDENTITIES)
+        check_range("--samples_per_identity", args.samples_per_identity, 1, 64)
+    for count in args.references:
+        check_range("--references", count, 0, 32)
+    args.references = sorted(set(args.references))
+    check_range("--samples", args.samples, 1, 1000)
+    check_range("--base_images", args.base_images, 0, 1000)
+    if args.batch_size is not None:
+        check_range("--batch_size", args.batch_size, 1, 4096)
+    check_range("--seed", args.seed, 0, MAX_SEED - 2**40)
+    if args.systems is not None and (args.model or args.ckpt_path):
+        raise UserError("--systems names its own models: leave out --model and --ckpt_path")
+    size = args.size and parse_size(args.size)
+    args.settings = Settings(args.steps, args.guidance, args.face_scale, size, args.uncond)
+    return args
+
+
+def main(arguments: Sequence[str] | None = None, description: str = "") -> int:
+    args = parse(sys.argv[1:] if arguments is None else arguments, description)
+
+    # These bring in torch: seconds that a mistyped command line need not wait for.
+    from feedface.evaluation.systems import name_systems, read_systems
+
+    if args.systems is not None:
+        systems = read_systems(args.systems, args.references, args.settings)
+    else:
+        models = args.model or [ROOT / "models" / "mini"]
+        systems = name_systems(models, args.references, args.settings, args.ckpt_path)
+    return evaluate(args, systems)
+
+
+def evaluate(args: argparse.Namespace, systems: Sequence) -> int:
+    """Load the judges, open the systems one after the other; returns the exit code."""
+    from feedface.device import pick_device, pick_dtype
+    from feedface.evaluation.benchmark import Plan, run
+    from feedface.evaluation.judging import PackEye, mini_judges, photo_judges
+    from feedface.evaluation.mini import RealArtist
+    from feedface.evaluation.protocols import MiniCases, PhotoCases
+    from feedface.evaluation.systems import Bundles, ModelArtist
+    from feedface.model_files import model_digest
+    from feedface.output import check_writable
+    from feedface.preparation.models import limit_threads, pick_devices
+    from feedface.preparation.team import Team
+
+    team = Team()
+    check_writable(args.out)
+    device = pick_device(pick_devices(args.device, team.local_index)[1])
+    dtype = pick_dtype(args.dtype, device)
+    limit_threads(team.local_count)
+    bundles = Bundles(device, dtype)
+    shown = max(1, *(system.references for system in systems))
+    first = systems[0]
+
+    def load() -> tuple:
+        if args.protocol == "ppr10k":
+            protocol = PhotoCases(args.cases, args.data, shown, args.seed)
+            if not protocol.names:
+                return protocol, None
+            return protocol, photo_judges(args.judge, args.clip, bundles.get(first), device)
+        bundle = bundles.get(first)
+        judges = mini_judges(args.inspector, args.clip, bundle, device)
+        stride = max(args.samples, args.base_images)
+        protocol = MiniCases(
+            args.identities, args.samples_per_identity, shown, bundle.image_size, args.seed, stride,
+            args.detector or "truth", bundle.faces_root,
+        )  # fmt: skip
+        return protocol, judges
+
+    protocol, judges = team.each(load)
+
+    def opened(system):
+        def make(cases) -> ModelArtist:
+            bundle = bundles.get(system)
+            if isinstance(getattr(judges, "face", None), PackEye):
+                judges.face.check_apart(bundle)
+            return ModelArtist(system, bundle, device, dtype, args.batch_size)
+
+        return make
+
+    artists = [opened(system) for system in systems]
+    about = {"samples": args.samples, "base_images": args.base_images, "seed": args.seed}
+    if args.protocol == "mini":
+        about |= {"first_identity": FIRST_IDENTITY, "gallery_pictures": GALLERY, "chance": 1 / args.identities,
+                  "reference_crops": args.detector or "truth",
+                  "references_with_a_face_found": round(protocol.found, 4)}  # fmt: skip
+
+        def through(cases) -> RealArtist:
+            bundle = bundles.get(first)
+            return RealArtist(cases, bundle, model_digest(bundle), device)
+
+        artists = [RealArtist, through, *artists]
+    plan = Plan(args.out, args.samples, args.base_images,
+                {"protocol": args.protocol, "command": args.command, "cases": about})  # fmt: skip
+    return run(protocol, artists, judges, plan, team)

@@ -1,0 +1,172 @@
+"""Every figure of an evaluation in words: its name, what it is, which direction is better, and how it is written."""
+
+import math
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+from feedface.evaluation.metrics import Figure
+from feedface.evaluation.results import NORMALISED
+
+HIGHER, LOWER, ZERO, NEITHER = "higher", "lower", "zero", ""
+BETTER, WORSE, UNDECIDED = "better", "worse", "no difference shown"
+ARROWS = {HIGHER: "↑", LOWER: "↓", ZERO: "→ 0", NEITHER: ""}
+FACE, TEXT, REST, COST = "Is it the person?", "Is it what the prompt says?", "What else does the face change?", "Cost"
+
+
+@dataclass(frozen=True)
+class Column:
+    """better: HIGHER, LOWER, ZERO (nearer 0) or NEITHER. form: "score", "sum" (of scores), "share" (of 1, shown in
+    percent), "seconds", "time" (seconds of a whole run) or "mib"."""
+
+    key: str
+    name: str
+    better: str
+    about: str
+    form: str = "score"
+    group: str = ""
+
+    @property
+    def title(self) -> str:
+        return f"{self.name} {ARROWS[self.better]}".rstrip()
+
+
+FIGURES = (
+    Column("detection_rate", "face found", HIGHER,
+           "Pictures in which the judge finds a face. One without a face is not left out: it counts as similarity 0 "
+           "in the rows below.", "share", FACE),
+    Column("face_other", "face, another picture", HIGHER,
+           "Likeness of the drawn face to photos of the person that the system was never shown: the main figure for "
+           "identity, which a mere copy of the reference does not raise. Cosine of a face recogniser's embeddings: "
+           "1 the same picture, about 0 strangers.", group=FACE),
+    Column("face_reference", "face, the reference", HIGHER,
+           "The same to the photos that were shown. Higher than the row above by much: copied rather than understood.",
+           group=FACE),
+    Column("face_strangers", "face, other people", LOWER,
+           "The same to photos of all other people: how alike just any two faces are, the zero line of the two above.",
+           group=FACE),
+    Column("nearest", "nearest identity", HIGHER,
+           "Pictures whose face is nearer to its own person than to anyone else in the test; by chance one "
+           "in as many as there are people.", "share", FACE),
+    Column("clip_face", "face, CLIP", HIGHER,
+           "Cosine of CLIP image embeddings of the square face crops of reference and picture; sees hair, pose and "
+           "light too. Any two faces score high, so differences are small.", group=FACE),
+    Column("copy_paste", "copy-paste", ZERO,
+           "Which photo the face is nearer to: 1 is a copy of the one shown, 0 as near to an unseen one of the "
+           "same person, negative nearer to the unseen one.", group=FACE),
+    Column("diversity", "diversity", HIGHER,
+           "How different the faces of one person and prompt are: 1 - mean cosine of their embeddings; 0 is the same "
+           "face again and again.", group=FACE),
+    Column("image_reward", "ImageReward", HIGHER,
+           "A model of which of two pictures for a prompt people prefer; about -2 to 2, 0 is its average picture.",
+           group=TEXT),
+    Column("clip_text", "text, CLIP", HIGHER,
+           "Cosine of CLIP's text embedding of the prompt and its image embedding of the picture; 0.3 is usual for a "
+           "picture that fits.", group=TEXT),
+    Column("attributes", "attributes shown", HIGHER,
+           "Of all that the prompts name (clothes, hat, glasses, background, …), the share the judge sees in the "
+           "picture; below it one kind at a time.", "share", TEXT),
+    Column("background_pixels", "background, pixels", LOWER,
+           "Change outside face and hair against the picture of the same seed drawn without the face: mean absolute "
+           "difference, 0 none, 1 from black to white.", group=REST),
+    Column("background_clip", "background, CLIP", LOWER,
+           "The same as 1 - cosine of CLIP image embeddings, with both faces painted grey.", group=REST),
+    Column("seconds", "seconds a picture", LOWER, "Time to draw one picture, as the pictures were drawn.", "seconds",
+           COST),
+    Column("peak_memory_mib", "peak memory", LOWER, "The most memory that was in use.", "mib", COST),
+)  # fmt: skip
+
+TABLE_1 = (
+    Column("face", "face (recogniser)", HIGHER,
+           "Cosine of a face recogniser's embeddings of references and picture, per person scaled so that 0 is a "
+           "picture without the person (the base model alone) and 1 is how alike the references are."),
+    Column("clip_face", "face (CLIP)", HIGHER, "Cosine of CLIP image embeddings of the square face crops, as it is."),
+    Column("text", "text (ImageReward)", HIGHER,
+           "ImageReward, per person scaled so that 0 is the references themselves, which know nothing of the prompt, "
+           "and 1 is the base model without a face."),
+    Column("clip_text", "text (CLIP)", HIGHER, "Cosine of CLIP embeddings of prompt and picture, as it is."),
+    Column("overall", "overall", HIGHER, "The sum of the four, where all four were measured.", "sum"),
+    Column("seconds", "time", LOWER, "For all people of the test together.", "time"),
+)  # fmt: skip
+
+# Table 1 of the paper: 36 people of PPR10K, 5 to 8 prompts each; the hardware of its times is not told.
+PAPER = {
+    "DreamBooth": (0.176, 0.718, 0.878, 0.316, 2.09, 72 * 60),
+    "FeedFace": (0.293, 0.818, 0.760, 0.298, 2.17, 22 * 60),
+}
+
+
+def column_of(key: str) -> Column:
+    """The column of a key of a figure; one that is not known here is shown by its key."""
+    if key.startswith(NORMALISED):
+        column = next((column for column in TABLE_1 if column.key == key.removeprefix(NORMALISED)), None)
+        return column or Column(key, key, NEITHER, "")
+    known = next((column for column in FIGURES if column.key == key), None)
+    if known:
+        return known
+    if key.startswith("attribute_"):
+        name = key.removeprefix("attribute_").replace("_", " ")
+        return Column(key, f"· {name}", HIGHER, "", "share", TEXT)
+    return Column(key, key.replace("_", " "), NEITHER, "", group=REST)
+
+
+def ordered(keys: Iterable[str]) -> list[Column]:
+    """Columns of these keys: by group, the known ones first and in their order, single attributes under all of them."""
+    columns = [column_of(key) for key in dict.fromkeys(keys)]
+    groups = [FACE, TEXT, REST, COST]
+    known = {column.key: place for place, column in enumerate(FIGURES)}
+    return sorted(columns, key=lambda one: (groups.index(one.group), known.get(one.key, len(known)), one.key))
+
+
+def write_number(value: float, form: str) -> str:
+    if form == "share":
+        return f"{100 * value:.1f} %"
+    if form == "seconds":
+        return f"{value:.2f} s" if value < 100 else f"{value:.0f} s"
+    if form == "time":
+        return f"{value:.0f} s" if value < 120 else f"{value / 60:.0f} min" if value < 7200 else f"{value / 3600:.1f} h"
+    if form == "mib":
+        return f"{value:.0f} MiB" if value < 10_240 else f"{value / 1024:.1f} GiB"
+    return f"{value:.2f}" if form == "sum" else f"{value:.3f}"
+
+
+def write_interval(figure: Figure, form: str) -> str:
+    """[low, high] without units; "" where it is not known."""
+    ends = (figure.low, figure.high)
+    if not all(math.isfinite(end) for end in ends) or form == "mib":
+        return ""
+    if form == "time":  # in the unit of the value
+        scale, digits = (1, 0) if figure.value < 120 else (60, 0) if figure.value < 7200 else (3600, 1)
+    else:
+        scale, digits = {"share": (0.01, 1), "seconds": (1, 2), "sum": (1, 2)}.get(form, (1, 3))
+    return f"[{', '.join(f'{end / scale:.{digits}f}' for end in ends)}]"
+
+
+def write_figure(figure: Figure | None, form: str) -> str:
+    """ "0.293 [0.270, 0.310]", or "–" for what was not measured."""
+    if figure is None:
+        return "–"
+    return f"{write_number(figure.value, form)} {write_interval(figure, form)}".rstrip()
+
+
+def best(figures: Iterable[tuple[str, Figure | None]], column: Column, among: Collection[str]) -> set[str]:
+    """Of the systems `among`, those with the best value as it is written; none where fewer than two were measured or
+    all are equal."""
+    measured = {name: figure.value for name, figure in figures if figure is not None and name in among}
+    if len(measured) < 2 or column.better == NEITHER:
+        return set()
+    merit = {HIGHER: lambda value: value, LOWER: lambda value: -value, ZERO: lambda value: -abs(value)}[column.better]
+    top = write_number(max(measured.values(), key=merit), column.form)
+    first = {name for name, value in measured.items() if write_number(value, column.form) == top}
+    return first if len(first) < len(measured) else set()
+
+
+def verdict(difference: Figure, column: Column) -> str:
+    """BETTER, WORSE or UNDECIDED: whether, and on which side, the interval of a difference A - B leaves 0 out.
+
+    "" where the interval is not known or a difference says nothing: no direction, or best at 0.
+    """
+    if column.better not in (HIGHER, LOWER) or not math.isfinite(difference.low + difference.high):
+        return ""
+    if difference.low <= 0 <= difference.high:
+        return UNDECIDED
+    return BETTER if (difference.low > 0) == (column.better == HIGHER) else WORSE

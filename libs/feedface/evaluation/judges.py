@@ -1,0 +1,275 @@
+"""The judges of pictures of any kind: a face recogniser (who is it?) and a CLIP (is it what the prompt says?).
+
+faces = FaceJudge("buffalo_l")
+embeddings, found, boxes = faces.embed(pictures)
+clip = ClipJudge.load("openai/clip-vit-base-patch32", device)
+cosines = (clip.images(pictures) * clip.texts(prompts)).sum(1)
+
+Pictures are uint8 RGB [H, W, 3], of any size each. Letters: N pictures, M prompts, E width of a face embedding, D of a
+CLIP embedding. (The mini world has a judge of its own on top of these: `inspector.py`.)
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from feedface.checkpoints.bundle import Bundle, load_bundle
+from feedface.checkpoints.storage import quiet_transformers, read_safetensors
+from feedface.encoders import TEXT_PROJECTION, ImageEncoder, load_tokenizer
+from feedface.errors import UserError
+from feedface.faces.crop import crop_square, square_box
+from feedface.faces.detect import INSIGHTFACE_ROOT, Face, InsightFaceDetector
+
+BATCH_SIZE = 64
+USUAL_CLIP = "https://huggingface.co/openai/clip-vit-base-patch32"
+
+
+@dataclass(frozen=True)
+class NotMeasured:
+    """Stands where a judge cannot be had: `reason` says in one line why, and how to measure."""
+
+    reason: str
+
+
+class FaceJudge:
+    """An insightface pack (`buffalo_l`, mini, ...): its detector finds the face, its recogniser says whose it is.
+
+    Insightface's own packs are for non-commercial research only.
+
+    Args:
+        pack_name, root: the folder `{root}/models/{pack_name}` of ONNX files.
+        device, threads: see `faces.detect.InsightFaceDetector`.
+
+    Raises:
+        UserError: the pack is missing or broken, or has no recogniser.
+    """
+
+    def __init__(
+        self, pack_name: str, root: str | Path = INSIGHTFACE_ROOT, device: str = "cpu", threads: int | None = None
+    ):
+        self.name = pack_name
+        # The same object is a `FaceDetector`, for whoever else has to find the faces: it is loaded once.
+        self.detector = InsightFaceDetector(pack_name, root, device, threads=threads)
+        if not self.detector.has_recogniser:
+            raise UserError(f"the face models {pack_name!r} have no recogniser; judge with buffalo_l, or with mini")
+        self._recogniser = self.detector._analysis.models["recognition"]
+        width = self._recogniser.output_shape[-1]
+        self._width = width if isinstance(width, int) else 512  # a file may leave it open; ArcFace's is 512
+
+    def faces(self, pictures: Iterable[np.ndarray]) -> list[Face | None]:
+        """The largest face of each picture with its embedding, or None; for `background.masks_of_faces`."""
+        return [next(iter(self.detector.detect(picture)), None) for picture in pictures]
+
+    def embed(self, pictures: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Whose face each picture shows.
+
+        Returns:
+            embeddings: float32 [N, E], length 1; zeros where no face is found.
+            found: bool [N].
+            boxes: float32 [N, 4], x0, y0, x1, y1 in pixels of the largest face; zeros where none is found.
+        """
+        return self.arrays(self.faces(pictures))
+
+    def arrays(self, faces: Sequence[Face | None]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What `embed` returns, of faces that `faces` found."""
+        embeddings = np.zeros((len(faces), self._width), np.float32)
+        found, boxes = np.zeros(len(faces), bool), np.zeros((len(faces), 4), np.float32)
+        for row, face in enumerate(faces):
+            if face is not None:
+                embeddings[row], found[row], boxes[row] = face.embedding, True, face.box
+        return embeddings, found, boxes
+
+    def check_apart(self, bundle: Bundle) -> None:
+        """`UserError` if the recogniser is, byte for byte, a file that the model encodes faces with.
+
+        A model that has learned to please its judge proves nothing.
+        """
+        source = bundle.components.get("face_controlnet")
+        if source is None:
+            return
+        own = Path(self._recogniser.model_file)
+        files = [source] if source.is_file() else sorted(path for path in source.rglob("*") if path.is_file())
+        same_size = [path for path in files if path.stat().st_size == own.stat().st_size]
+        if same_size:
+            digest = _sha256(own)
+            for path in same_size:
+                if _sha256(path) == digest:
+                    raise UserError(
+                        f"the judge {self.name!r} is the model's own face encoder ({path} is its {own.name}), so its "
+                        "verdict would prove nothing; judge with another pack"
+                    )
+
+
+def face_crops(pictures: Iterable[np.ndarray], boxes: np.ndarray, found: np.ndarray) -> list[np.ndarray]:
+    """The squares around the faces that were found, as `faces.crop` cuts them: the pictures `found` has, in order."""
+    rows = zip(pictures, boxes, found, strict=True)
+    return [crop_square(picture, square_box(box)) for picture, box, there in rows if there]
+
+
+class ClipJudge:
+    """Pictures and prompts in one space (Radford et al. 2021); made by `load`.
+
+    Attributes:
+        name: where it came from.
+        reason: None; see `NotMeasured`.
+        text_reason: why `texts` cannot be had, or None if it can.
+    """
+
+    reason: str | None = None
+
+    def __init__(self, name: str, towers: "_WholeClip | _BundleClip", batch_size: int = BATCH_SIZE):
+        self.name, self.text_reason = name, towers.text_reason
+        self._towers, self._batch_size = towers, batch_size
+
+    @classmethod
+    def load(
+        cls, source: str | Path | None, device: str | torch.device = "cpu", bundle: Bundle | None = None
+    ) -> "ClipJudge | NotMeasured":
+        """A CLIP in single precision.
+
+        Args:
+            source: a folder that transformers' `CLIPModel.save_pretrained` and processor wrote, or a name on the
+                model hub. None: the two encoders of `bundle`, as the miniature has them.
+            device: as PyTorch names it.
+            bundle: only its path and components are used, whatever parts of it are loaded.
+
+        Returns:
+            The judge, or `NotMeasured` if `source` is None and there is no such bundle.
+
+        Raises:
+            UserError: what `source` names is missing, broken, or not a whole CLIP.
+        """
+        if source is not None:
+            return cls(str(source), _WholeClip(source, device))
+        if bundle is None or not {"image_encoder", "text_encoder", "tokenizer"} <= set(bundle.components):
+            return NotMeasured(f"no CLIP was named; download {USUAL_CLIP} and give its folder with --clip")
+        return cls(f"{bundle.name}'s own encoders", _BundleClip(bundle, device))
+
+    def images(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
+        """Embed N pictures: float32 [N, D], length 1."""
+        return self._embed(self._towers.images, pictures)
+
+    def texts(self, prompts: Sequence[str]) -> np.ndarray:
+        """Embed M prompts: float32 [M, D], length 1, all NaN where there is a `text_reason`.
+
+        What exceeds CLIP's text length is cut.
+        """
+        if self.text_reason is not None:
+            return np.full((len(prompts), self._towers.width), np.nan, np.float32)
+        return self._embed(self._towers.texts, prompts)
+
+    @torch.inference_mode()
+    def _embed(self, tower, items: Sequence) -> np.ndarray:
+        parts = [items[start : start + self._batch_size] for start in range(0, len(items), self._batch_size)]
+        rows = [F.normalize(tower(part).float(), dim=-1).cpu().numpy() for part in parts]
+        return np.concatenate(rows) if rows else np.zeros((0, self._towers.width), np.float32)
+
+
+class _WholeClip:
+    """transformers' `CLIPModel` with the picture processor and tokenizer that came with it."""
+
+    text_reason = None
+
+    def __init__(self, source: str | Path, device: str | torch.device):
+        from transformers import CLIPImageProcessorPil, CLIPModel
+
+        folder = _local(source)
+        try:
+            with quiet_transformers():
+                model, info = CLIPModel.from_pretrained(
+                    folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
+                )
+                # The other one needs torchvision, and resizes a little differently.
+                self._processor = CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
+        except Exception as error:  # transformers raises nearly every kind for what it cannot find or read
+            raise UserError(f"{source}: not a CLIP model: {str(error) or type(error).__name__}") from error
+        lost = [*(info.get("missing_keys") or ()), *(info.get("mismatched_keys") or ())]
+        if lost:  # a single tower, for example: the rest would be random
+            raise UserError(f"{source}: {len(lost)} weights of a CLIP missing or misshapen, such as {lost[0]}")
+        self._tokenizer = load_tokenizer(folder)
+        text = model.config.text_config
+        if len(self._tokenizer) != text.vocab_size:
+            raise UserError(f"{source}: its tokenizer has {len(self._tokenizer)} tokens, its model {text.vocab_size}")
+        self._length, self.width = text.max_position_embeddings, model.config.projection_dim
+        self._model = model.to(device).eval().requires_grad_(False)
+
+    def images(self, pictures: Sequence[np.ndarray]) -> Tensor:
+        pixels = self._processor([Image.fromarray(picture) for picture in pictures], return_tensors="pt").pixel_values
+        return self._model.get_image_features(pixel_values=pixels.to(self._model.device)).pooler_output
+
+    def texts(self, prompts: Sequence[str]) -> Tensor:
+        tokens = self._tokenizer(
+            list(prompts), padding="max_length", truncation=True, max_length=self._length, return_tensors="pt"
+        )
+        return self._model.get_text_features(**tokens.to(self._model.device)).pooler_output
+
+
+class _BundleClip:
+    """A bundle's image encoder, and its text encoder where a projection into the same space lies beside it.
+
+    Not independent: the model was trained on these embeddings. Good for what changes in the background, and for
+    comparing settings of one model.
+    """
+
+    def __init__(self, bundle: Bundle, device: str | torch.device):
+        # Anew from its files: what drew the pictures may be in half precision, and has no image encoder.
+        parts = load_bundle(bundle.path, device, torch.float32, components=["image_encoder", "text_encoder"])
+        self._image: ImageEncoder = parts.image_encoder
+        self._text, self._projection, self.text_reason = parts.text_encoder, None, None
+        self.width = self._image.clip.config.projection_dim
+        file = bundle.components["text_encoder"] / TEXT_PROJECTION
+        if file.is_file():
+            self._projection = _read_projection(file, self._text.clip.config.hidden_size, self.width, device)
+        else:
+            self.text_reason = (
+                f"{bundle.name}'s text encoder has no projection into the space of its image encoder ({file}); "
+                "name a whole CLIP with --clip"
+            )
+
+    def images(self, pictures: Sequence[np.ndarray]) -> Tensor:
+        if len({picture.shape for picture in pictures}) == 1:  # one tensor is several times faster
+            stack = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+            return self._image.encode(stack)[:, 0]
+        return self._image.encode(pictures)[:, 0]
+
+    def texts(self, prompts: Sequence[str]) -> Tensor:
+        ids = self._text.tokenize(prompts).to(self._text.clip.device)
+        return self._projection(self._text.clip(input_ids=ids).pooler_output)
+
+
+def _read_projection(file: Path, inputs: int, outputs: int, device: str | torch.device) -> nn.Linear:
+    weight = read_safetensors(file, device, torch.float32).get("weight")
+    if weight is None or weight.shape != (outputs, inputs):
+        found = "none" if weight is None else [*weight.shape]
+        raise UserError(f'{file}: needs a matrix "weight" of {[outputs, inputs]}, found {found}')
+    projection = nn.Linear(inputs, outputs, bias=False, device=device)
+    projection.weight.data = weight
+    return projection.requires_grad_(False)
+
+
+def _local(source: str | Path) -> Path:
+    """The folder itself, or that of a download from the model hub."""
+    if Path(source).is_dir():
+        return Path(source)
+    from huggingface_hub import snapshot_download
+
+    # A name would do for transformers, but where files are missing it makes a tokenizer of two tokens.
+    try:
+        return Path(snapshot_download(str(source), allow_patterns=["*.json", "*.txt", "*.safetensors"]))
+    except Exception as error:  # offline, unknown, malformed: an exception of its own for each
+        raise UserError(
+            f"{source}: no such folder, and not to be had from the model hub ({type(error).__name__}); download "
+            f"{USUAL_CLIP} and give its folder with --clip"
+        ) from error
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,78 @@
+"""The pictures of an evaluation on disk: each knows how it was made, so what is there is not drawn again.
+
+`<prompt>_<sample>.png` of a case's folder, numbers from 0. A file that is missing, damaged or made otherwise (other
+weights, settings, references, seed) is drawn anew in its place.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from feedface.errors import UserError
+from feedface.output import PictureInfo, save_png
+
+SECONDS, PEAK = "seconds", "peak_memory_mib"
+
+
+@dataclass(frozen=True)
+class Request:
+    """One picture that is wanted.
+
+    Attributes:
+        path: where it is, or will be.
+        info: how it is made.
+        case: number of the case among those of this process.
+        prompt, sample: numbers of the prompt, and of the picture of it.
+        crops: the faces shown, uint8 RGB squares; none: drawn without the face-controlnet.
+    """
+
+    path: Path
+    info: PictureInfo
+    case: int
+    prompt: int
+    sample: int
+    crops: tuple[np.ndarray, ...] = ()
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A finished picture: uint8 RGB [H, W, 3]; its share of the time its batch took, in seconds; and the most memory,
+    in MiB, that drawing it took."""
+
+    image: np.ndarray
+    seconds: float | None
+    peak_memory_mib: float | None
+
+
+def picture_name(prompt: int, sample: int) -> str:
+    return f"{prompt:03d}_{sample:03d}.png"
+
+
+def read_kept(path: Path, info: PictureInfo) -> Kept | None:
+    """The picture at `path` if it is whole and made as `info` says; `UserError` where the folder cannot be read."""
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            image.load()
+            text = image.text
+            if text.get("fingerprint") != info.fingerprint:
+                return None
+            return Kept(np.array(image.convert("RGB")), _number(text.get(SECONDS)), _number(text.get(PEAK)))
+    except PermissionError:
+        raise UserError(f"{path}: cannot be read (permission denied); name another --out") from None
+    except Exception:  # Whatever is wrong with the file: it is not a finished picture.
+        return None
+
+
+def save_kept(path: Path, kept: Kept, info: PictureInfo) -> None:
+    """Write a picture with all that `read_kept` asks for, whole or not at all. `OutputError` names the file."""
+    metadata = info.metadata()
+    for key, value in ((SECONDS, kept.seconds), (PEAK, kept.peak_memory_mib)):
+        if value is not None:
+            metadata.add_itxt(key, f"{value:.6g}")
+    save_png(Image.fromarray(kept.image), path, metadata)
+
+
+def _number(text: str | None) -> float | None:
+    return None if text is None else float(text)

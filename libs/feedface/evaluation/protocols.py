@@ -1,0 +1,177 @@
+"""Who is asked for, and what: the paper's cases out of job files, or the people of the mini world.
+
+A protocol has `names` of its cases, `problems` (one line each) with those it could not take, and `load(index, judge)`,
+which looks at one case's pictures. Letters: R references, G other pictures of the person, E embedding width.
+"""
+
+import contextlib
+import hashlib
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from feedface.errors import UserError
+from feedface.evaluation.cases import FIRST_IDENTITY, crop_references, make_cases
+from feedface.evaluation.judging import FaceEye
+from feedface.faces.crop import crop_square, square_box
+from feedface.images import read_image
+from feedface.jobs import Job, find_job_files, read_jobs
+from feedface.references import NoFaceError
+
+LONGEST_PX = 1024  # of references that are kept in memory: more than any judge looks at
+
+
+@dataclass
+class Case:
+    """One person and what is to be drawn.
+
+    Attributes:
+        seeds: of each prompt's first sample; the next samples add 1 each.
+        crops: R face crops, uint8 RGB squares; a system is shown the first so many of them.
+        references: the R pictures they are from, uint8 RGB, at most `LONGEST_PX` long.
+        own: [R, E], what the judge sees in them.
+        others: [G, E] the same of pictures that no system is shown; G may be 0.
+        asked: for each prompt attribute -> class index that it names (mini).
+        real: for each prompt a picture that shows what it says (mini).
+        notices: one line each, on pictures that were left out.
+        digest: changes with the pictures and the prompts.
+    """
+
+    name: str
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    crops: list[np.ndarray]
+    references: list[np.ndarray]
+    own: np.ndarray
+    others: np.ndarray
+    asked: list[dict[str, int]] | None = None
+    real: list[np.ndarray] | None = None
+    notices: list[str] = field(default_factory=list)
+    digest: str = ""
+
+    @property
+    def gallery(self) -> np.ndarray:
+        """What a picture has to be nearest to: the other pictures; the references where there are no others."""
+        return self.others if len(self.others) else self.own
+
+
+class PhotoCases:
+    """The paper's protocol (App. C): a case is a job in the authors' JSON schema, see `jobs`.
+
+    Args:
+        paths: job files, or folders of them.
+        data: folder that the pictures' paths are also relative to.
+        references: at most so many of a case's pictures, the first that show a face, are references.
+        seed: of the noise.
+    """
+
+    def __init__(self, paths: Sequence[Path], data: Path, references: int, seed: int):
+        if not data.is_dir():
+            raise UserError(f"--data {data}: no such folder")
+        files = [file.absolute() for file in find_job_files(paths)]
+        with contextlib.chdir(data):  # where a job's paths are looked for after its own folder
+            jobs, self.problems = read_jobs(files)
+            self.jobs = [(job, [path.absolute() for path in job.images]) for job in jobs]
+        self.references, self.seed = references, seed
+        self.names = [job.id for job, _ in self.jobs]
+
+    def load(self, index: int, judge: FaceEye) -> Case:
+        """Read a case's pictures and find the faces in them. `UserError`: a damaged picture, or no face in any."""
+        job, paths = self.jobs[index]
+        pictures = [read_image(path) for path in paths]
+        looks = judge.look(pictures)
+        places = np.flatnonzero(looks.found)
+        if not len(places):
+            raise NoFaceError(
+                f"no face found in any of its {len(paths)} pictures (judge {judge.name!r}): "
+                f"{', '.join(path.name for path in paths)}"
+            )
+        shown, unseen = places[: self.references], places[self.references :]
+        return Case(
+            name=job.id,
+            prompts=job.prompts,
+            seeds=tuple(self._seed(job, number) for number in range(len(job.prompts))),
+            crops=[crop_square(pictures[place], square_box(looks.faces[place].box)) for place in shown],
+            references=[_shrunk(pictures[place]) for place in shown],
+            own=looks.embeddings[shown],
+            others=looks.embeddings[unseen],
+            notices=[f"{paths[place]}: no face found, left out" for place in np.flatnonzero(~looks.found)],
+            digest=_digest([pictures[place] for place in places], job.prompts),
+        )
+
+    def _seed(self, job: Job, prompt: int) -> int:
+        """Noise of its own for every prompt, the same whichever other cases there are."""
+        return self.seed + zlib.crc32(f"{job.id}/{prompt}".encode())
+
+
+class MiniCases:
+    """People and scenes of the portrait world that nobody trained on, see `cases`; the other pictures are the gallery.
+
+    Args:
+        people, prompts: how many people, and prompts a person.
+        references: how many pictures of a person are references.
+        size: side of the pictures in pixels.
+        seed: of the noise of the first prompt of the first person; each further prompt adds `stride`.
+        detector: what cuts the references, see `cases.crop_references`.
+    """
+
+    def __init__(
+        self,
+        people: int,
+        prompts: int,
+        references: int,
+        size: int,
+        seed: int,
+        stride: int = 1,
+        detector: str = "truth",
+        faces_root: Path | None = None,
+    ):
+        self.cases = make_cases(people, references, prompts, size)
+        self.crops, self.found = crop_references(self.cases, detector, faces_root)
+        self.names = [f"person_{FIRST_IDENTITY + number}" for number in range(people)]
+        self.problems: list[str] = []
+        self.seed, self.stride = seed, stride
+
+    def load(self, index: int, judge: FaceEye) -> Case:
+        cases = self.cases
+        references, gallery = list(cases.references[index]), list(cases.gallery[index])
+        looks, shown = judge.look(references + gallery), len(references)
+        own, others = looks.embeddings[:shown], looks.embeddings[shown:][looks.found[shown:]]
+        if not own.any():
+            raise NoFaceError(f"the judge {judge.name!r} finds no face in its references")
+        prompts = tuple(cases.prompts[index])
+        first = self.seed + index * len(prompts) * self.stride
+        return Case(
+            name=self.names[index],
+            prompts=prompts,
+            seeds=tuple(first + number * self.stride for number in range(len(prompts))),
+            crops=list(self.crops[index]),
+            references=references,
+            own=own,
+            others=others,
+            asked=[
+                {name: int(values[index, number]) for name, values in cases.asked.items() if values[index, number] >= 0}
+                for number in range(len(prompts))
+            ],
+            real=list(cases.pictures[index]),
+            digest=_digest([*references, *gallery, *self.crops[index]], prompts),
+        )
+
+
+def _shrunk(picture: np.ndarray) -> np.ndarray:
+    factor = LONGEST_PX / max(picture.shape[:2])
+    if factor >= 1:
+        return picture
+    size = [max(1, round(side * factor)) for side in reversed(picture.shape[:2])]
+    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS))
+
+
+def _digest(pictures: Sequence[np.ndarray], prompts: Sequence[str]) -> str:
+    digest = hashlib.sha256(repr(tuple(prompts)).encode())
+    for picture in pictures:
+        digest.update(str(picture.shape).encode() + np.ascontiguousarray(picture).tobytes())
+    return digest.hexdigest()[:16]

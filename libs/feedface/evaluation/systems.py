@@ -1,0 +1,275 @@
+"""What is compared: models with their settings, and how one draws the pictures of all people.
+
+An artist is anything with the attributes and methods of `Artist`; `ModelArtist` is a bundle with its face-controlnet.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from feedface.checkpoints.bundle import Bundle
+from feedface.device import DTYPES
+from feedface.errors import UserError
+from feedface.evaluation.draw import draw_batch, encode_faces
+from feedface.evaluation.pictures import Kept, Request
+from feedface.evaluation.protocols import Case
+from feedface.json_lines import LocatedDict, LocatedList, load_json
+from feedface.model_files import load_model, model_digest
+from feedface.output import PictureInfo, safe_name
+from feedface.references import Reference
+from feedface.settings import Settings
+from feedface.training.tracking import peak_memory
+
+POOLS = ("concat", "mean", "first")
+SETTINGS_KEYS = ("steps", "guidance", "face_scale", "uncond", "size")
+EXAMPLE = '[{"name": "guidance 4", "model": "models/mini", "settings": {"guidance": 4}}]'
+BATCH_PX, MAX_BATCH = 4 * 512 * 512, 64
+
+
+@dataclass(frozen=True)
+class System:
+    """A model and how it is asked.
+
+    Attributes:
+        name: its label everywhere, and its folder's name.
+        model, ckpt_path: see `model_files.load_model`.
+        settings: None in it stands for the model's own default.
+        pool: how several faces are joined: "concat", "mean" or "first".
+        references: at most so many pictures of a person are shown; 0: none, the prompt alone.
+    """
+
+    name: str
+    model: Path
+    ckpt_path: Path | None = None
+    settings: Settings = field(default_factory=Settings)
+    pool: str = "concat"
+    references: int = 4
+
+
+class Artist(Protocol):
+    name: str
+    base: "Base | None"  # what it draws without a face; None: it has no such thing
+    one_sample: bool  # whether further samples of a prompt would be the same
+
+    def describe(self) -> dict:
+        """For scores.json: {"model": {path, name, digest}, "settings": {…}}."""
+
+    def crops(self, case: Case) -> tuple[np.ndarray, ...]:
+        """The faces of the person that it is shown."""
+
+    def info(self, case: Case, prompt: int, sample: int) -> PictureInfo:
+        """How a picture is made; `prompt` and `sample` are numbers."""
+
+    def draw(self, requests: Sequence[Request]) -> Iterator[tuple[Request, Kept]]:
+        """Draw pictures, in an order of its own."""
+
+
+@dataclass(frozen=True)
+class Base:
+    """A model without its face: `name` says which weights and settings, so that equal ones are drawn once."""
+
+    name: str
+    info: Callable[[Case, int, int], PictureInfo]
+
+
+class ModelArtist:
+    """A loaded model that draws with the faces it is shown."""
+
+    one_sample = False
+
+    def __init__(
+        self, system: System, bundle: Bundle, device: torch.device, dtype: torch.dtype, batch_size: int | None = None
+    ):
+        self.name, self.system, self.bundle, self.device, self.dtype = system.name, system, bundle, device, dtype
+        self.settings = system.settings.for_model(
+            bundle.defaults, bundle.image_size, bundle.vae.factor * bundle.uvit.patch_size
+        )
+        width, height = self.settings.size
+        self.batch_size = batch_size or min(MAX_BATCH, max(1, BATCH_PX // (width * height)))
+        self.digest = model_digest(bundle)
+        # Without a face neither its weights nor its strength matter.
+        parts = {kind: path for kind, path in bundle.components.items() if kind != "face_controlnet"}
+        self._base_digest = model_digest(replace(bundle, components=parts))
+        dtypes = {"dtype": next(name for name, kind in DTYPES.items() if kind == dtype)}
+        self._settings = asdict(self.settings) | dtypes
+        self._base_settings = {key: value for key, value in self._settings.items() if key != "face_scale"}
+        label = hashlib.sha256(json.dumps([self._base_digest, self._base_settings]).encode()).hexdigest()[:8]
+        self.base = Base(f"{safe_name(bundle.name)}-{label}", self._base_info)
+
+    def describe(self) -> dict:
+        bundle = self.bundle
+        own = {"references": self.system.references, "pool": self.system.pool, "batch_size": self.batch_size}
+        ckpt = self.system.ckpt_path
+        return {
+            "model": {
+                "path": str(self.system.model),
+                "ckpt_path": None if ckpt is None else str(ckpt),
+                "name": bundle.name,
+                "digest": self.digest,
+            },
+            "settings": self._settings | {"size": list(self.settings.size)} | own | {"device": str(self.device)},
+        }
+
+    def crops(self, case: Case) -> tuple[np.ndarray, ...]:
+        return tuple(case.crops[: self.system.references]) if self.settings.face_scale else ()
+
+    def info(self, case: Case, prompt: int, sample: int) -> PictureInfo:
+        crops = self.crops(case)
+        if not crops:
+            return self._base_info(case, prompt, sample)
+        settings = self._settings | {"pool": self.system.pool}
+        digests = tuple(Reference("", crop).digest for crop in crops)
+        seed = case.seeds[prompt] + sample
+        return PictureInfo(case.prompts[prompt], seed, self.bundle.name, self.digest, settings, digests)
+
+    def draw(self, requests: Sequence[Request]) -> Iterator[tuple[Request, Kept]]:
+        """Faces are encoded once a person; a batch holds people whose faces have the same number of tokens."""
+        groups: dict[int, list[Request]] = {}
+        for request in requests:
+            groups.setdefault(len(request.crops), []).append(request)
+        for group in groups.values():
+            tokens: dict[int, torch.Tensor] = {}
+            for start in range(0, len(group), self.batch_size):
+                batch = group[start : start + self.batch_size]
+                begun = time.perf_counter()
+                faces = self._faces(batch, tokens)
+                if self.device.type == "cuda":
+                    torch.cuda.reset_peak_memory_stats(self.device)
+                pictures = draw_batch(
+                    self.bundle,
+                    [request.info.prompt for request in batch],
+                    [request.info.seed for request in batch],
+                    faces,
+                    self.settings,
+                    self.device,
+                )
+                seconds = (time.perf_counter() - begun) / len(batch)
+                peak = peak_memory(self.device) / 2**20
+                for request, image in zip(batch, pictures, strict=True):
+                    yield request, Kept(image, seconds, peak)
+
+    def _faces(self, batch: Sequence[Request], tokens: dict[int, torch.Tensor]) -> torch.Tensor | None:
+        """[B, n, D]; fills `tokens`, case -> [1, n, D]."""
+        if not batch[0].crops:
+            return None
+        for request in batch:
+            if request.case not in tokens:
+                crops = np.empty((1, len(request.crops)), dtype=object)
+                for place, crop in enumerate(request.crops):  # numpy would take equal ones apart
+                    crops[0, place] = crop
+                tokens[request.case] = encode_faces(self.bundle, crops, self.device, self.dtype, self.system.pool)
+        return torch.cat([tokens[request.case] for request in batch])
+
+    def _base_info(self, case: Case, prompt: int, sample: int) -> PictureInfo:
+        seed = case.seeds[prompt] + sample
+        return PictureInfo(case.prompts[prompt], seed, self.bundle.name, self._base_digest, self._base_settings, ())
+
+
+class Bundles:
+    """Loads models, and keeps the last one: systems that differ in settings alone share it."""
+
+    def __init__(self, device: torch.device, dtype: torch.dtype):
+        self.device, self.dtype = device, dtype
+        self._key, self._bundle = None, None
+
+    def get(self, system: System) -> Bundle:
+        key = (system.model, system.ckpt_path)
+        if key != self._key:
+            self._key, self._bundle = None, None  # before the next one is loaded, so that memory never holds two
+            self._bundle = load_model(system.model, system.ckpt_path, self.device, self.dtype)
+            self._key = key
+        return self._bundle
+
+
+def name_systems(
+    models: Sequence[Path], counts: Sequence[int], settings: Settings, ckpt_path: Path | None
+) -> list[System]:
+    """The systems of a command line: every model with every number of references, named by what differs."""
+    if len(set(models)) < len(models):
+        raise UserError("--model: the same folder twice; use --systems to compare settings of one model")
+    if ckpt_path is not None and len(models) > 1:
+        raise UserError("--ckpt_path goes with one --model; use --systems for several")
+    labels = {model: model.name or str(model) for model in models}
+    if len(set(labels.values())) < len(models):
+        labels = {model: str(model) for model in models}
+    systems = []
+    for model in models:
+        for count in counts:
+            shown = f"{count} reference{'' if count == 1 else 's'}"
+            if len(models) == 1:
+                name = shown if len(counts) > 1 else labels[model]
+            else:
+                name = labels[model] if len(counts) == 1 else f"{labels[model]}, {shown}"
+            systems.append(System(name, model, ckpt_path, settings, references=count))
+    return systems
+
+
+def read_systems(file: Path, counts: Sequence[int], settings: Settings) -> list[System]:
+    """Read a list of {"name", "model", "ckpt_path"?, "settings"?, "pool"?, "references"?}.
+
+    Models are looked for beside the file, then in the working directory; the numbers and `settings` given here are
+    for systems that have none of their own. `UserError` with the line for all else.
+    """
+    data = load_json(file)
+    if not isinstance(data, LocatedList) or not data:
+        raise UserError(f"{file}:1: not a list of systems; it looks like {EXAMPLE}")
+    systems: list[System] = []
+    for entry, line in zip(data, data.lines, strict=True):
+        try:
+            for system in _read_system(entry, file, counts, settings):
+                if any(safe_name(system.name) == safe_name(other.name) for other in systems):
+                    raise UserError(f"the name {system.name!r} is used twice")
+                systems.append(system)
+        except UserError as error:
+            raise UserError(f"{file}:{line}: {error}") from None
+    return systems
+
+
+def _read_system(entry: object, file: Path, counts: Sequence[int], settings: Settings) -> Iterator[System]:
+    if not isinstance(entry, LocatedDict):
+        raise UserError(f"not a system; one looks like {EXAMPLE[1:-1]}")
+    unknown = set(entry) - {"name", "model", "ckpt_path", "settings", "pool", "references"}
+    if unknown:
+        raise UserError(f"unknown key {sorted(unknown)[0]!r}")
+    for key in ("name", "model"):
+        if not isinstance(entry.get(key), str) or not entry[key].strip():
+            raise UserError(f'"{key}" is missing or not text')
+    own = entry.get("settings", {})
+    if not isinstance(own, dict) or set(own) - set(SETTINGS_KEYS):
+        raise UserError(f'"settings" is an object of {", ".join(SETTINGS_KEYS)}')
+    if "size" in own:
+        own = own | {"size": _size(own["size"])}
+    pool = entry.get("pool", "concat")
+    if pool not in POOLS:
+        raise UserError(f'"pool" {pool!r}: use one of {", ".join(POOLS)}')
+    model, ckpt = (_found(entry.get(key), file) for key in ("model", "ckpt_path"))
+    shown = entry.get("references")
+    if shown is not None and (isinstance(shown, bool) or not isinstance(shown, int) or not 0 <= shown <= 32):
+        raise UserError('"references" is a whole number from 0 to 32')
+    for count in counts if shown is None else [shown]:
+        several = shown is None and len(counts) > 1
+        name = f"{entry['name']}, {count} reference{'' if count == 1 else 's'}" if several else entry["name"]
+        yield System(name, model, ckpt, Settings(**own).over(settings), pool, count)
+
+
+def _size(value: object) -> tuple[int, int]:
+    sides = [value, value] if isinstance(value, int) else value
+    if not isinstance(sides, list) or len(sides) != 2 or not all(type(side) is int for side in sides):
+        raise UserError('"size" is a number of pixels, or [width, height]')
+    return tuple(sides)
+
+
+def _found(name: object, file: Path) -> Path | None:
+    if name is None:
+        return None
+    if not isinstance(name, str):
+        raise UserError(f"not the name of a file or folder: {name!r}")
+    beside = file.parent / name
+    return beside if beside.exists() else Path(name)

@@ -1,0 +1,89 @@
+"""Pictures noised to a level and denoised again by the base model alone: how much of a person it knows how to draw.
+
+Shapes: B batch, C h w latent, Dc width of the CLIP-image embedding, T text tokens of Dt numbers.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from feedface.backbones.uvit import UViT
+from feedface.checkpoints.bundle import Bundle
+from feedface.diffusion.guidance import GuidedNoise
+from feedface.diffusion.sampling import initial_noise
+from feedface.diffusion.schedule import BETA_END, BETA_START, NUM_TIMESTEPS, add_noise, alphas_cumprod, timestep_of
+from feedface.mini.common import to_pixels, to_uint8
+
+
+def times_from(level: int, steps: int) -> list[int]:
+    """Timesteps `level` … 1, uniform in log-SNR, as dense as `steps` of them are from 1000 (`sampling`'s default)."""
+    alpha_bar = alphas_cumprod()
+    sigma = ((1 - alpha_bar) / alpha_bar).sqrt()
+    length = (sigma[level - 1] / sigma[0]).log() / (sigma[-1] / sigma[0]).log()
+    count = 1 + round(float(length) * (steps - 1))
+    if count == 1:
+        return [level]
+    grid = torch.linspace(float(sigma[level - 1].log()), float(sigma[0].log()), count, dtype=torch.float64).exp()
+    return sorted({level, *timestep_of(grid).round().long().tolist()}, reverse=True)
+
+
+@torch.no_grad()
+def denoise(
+    uvit: UViT, latents: Tensor, clip_img: Tensor, text: Tensor, level: int, steps: int, seeds: Sequence[int]
+) -> Tensor:
+    """Noise pictures to timestep `level` and draw what the base makes of them: latents [B,C,h,w], float32.
+
+    latents [B,C,h,w] and clip_img [B,1,Dc]: the clean picture's, both noised, as in training. text [B,T,Dt]: the true
+    captions. No guidance and no face, so the result is a sample of what the base thinks the picture was.
+    """
+    from diffusers import DPMSolverMultistepScheduler
+
+    solver = DPMSolverMultistepScheduler(
+        num_train_timesteps=NUM_TIMESTEPS, beta_start=BETA_START, beta_end=BETA_END, beta_schedule="scaled_linear"
+    )
+    times = times_from(level, steps)
+    solver.set_timesteps(timesteps=[time - 1 for time in times])  # diffusers' 999 … 0 stand for our 1000 … 1
+    model = GuidedNoise(uvit, text)
+    shapes = (latents.shape[1:], clip_img.shape[1:])
+    noises = [noise.to(text.device) for noise in initial_noise(seeds, *shapes)]
+    t = torch.full((len(seeds),), level)
+    noisy = [add_noise(clean.float(), noise, t) for clean, noise in zip((latents, clip_img), noises, strict=True)]
+    joint = torch.cat([part.flatten(1) for part in noisy], dim=1)
+    sizes = [part[0].numel() for part in noisy]
+    for time, timestep in zip(times, solver.timesteps, strict=True):
+        parts = [part.reshape(-1, *shape) for part, shape in zip(joint.split(sizes, dim=1), shapes, strict=True)]
+        noise = torch.cat([part.flatten(1) for part in model(*parts, time)], dim=1)
+        joint = solver.step(noise, timestep, joint).prev_sample
+    return joint.split(sizes, dim=1)[0].reshape(latents.shape)
+
+
+@torch.inference_mode()
+def through_base(
+    bundle: Bundle,
+    pictures: np.ndarray,
+    prompts: Sequence[str],
+    level: int,
+    steps: int,
+    seed: int,
+    batch_size: int,
+    device: torch.device,
+) -> np.ndarray:
+    """Pictures uint8 [N,H,W,3] noised to timestep `level` (row i from seed + i) and denoised with their captions."""
+    parts = []
+    for start in tqdm(range(0, len(pictures), batch_size), desc=f"denoise from {level}", unit="batch"):
+        rows = range(start, min(start + batch_size, len(pictures)))
+        pixels = to_pixels(pictures[rows.start : rows.stop], device)
+        latents = denoise(
+            bundle.uvit,
+            bundle.vae.encode(pixels, sample=False),
+            bundle.image_encoder.encode(pixels),
+            bundle.text_encoder.encode(prompts[rows.start : rows.stop]),
+            level,
+            steps,
+            [seed + row for row in rows],
+        )
+        parts.append(to_uint8(bundle.vae.decode(latents)))
+    return np.concatenate(parts)

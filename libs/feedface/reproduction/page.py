@@ -1,0 +1,83 @@
+"""The page: docs/reproduction.md and its figures, written from result files alone."""
+
+import shutil
+from pathlib import Path
+
+import ml_collections
+
+from feedface.errors import UserError
+from feedface.files import atomic_file
+from feedface.mini.common import say
+from feedface.reproduction import claims, sections
+from feedface.reproduction.results import Results
+
+SECTIONS = (claims.losses, claims.references, claims.trade, claims.sites, claims.efficiency)
+
+
+def write_page(results: Results, config: ml_collections.ConfigDict, out: Path, notes: list[str]) -> Path:
+    """Write `out/reproduction.md` and `out/reproduction/*.png`; returns the page's path.
+
+    results: must hold all of `plan`. A section whose files are missing says so instead of stopping the page.
+    notes: paragraphs for the head of the page, such as what a quick run measured itself.
+    """
+    folder = out / "reproduction"
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = [_head(results, config, notes)]
+    for section in (*SECTIONS, sections.baseline, sections.limits):
+        try:
+            parts.append(section(results, config, folder))
+        except UserError as error:
+            parts.append(f"## {section.__doc__.splitlines()[0].rstrip('.')}\n\nNot measured: {error}.")
+            say(f"page: {error}")
+    page = out / "reproduction.md"
+    with atomic_file(page) as temporary:
+        temporary.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    say(f"written to {page}")
+    return page
+
+
+def keep_results(workdir: Path, out: Path) -> None:
+    """Copy the result files, JSON and contact sheets, beside the page, where `--quick` and readers find them."""
+    folder = out / "reproduction" / "results"
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in sorted((workdir / "results").glob("*.*")):
+        with atomic_file(folder / file.name) as temporary:
+            shutil.copyfile(file, temporary)
+
+
+def _head(results: Results, config: ml_collections.ConfigDict, notes: list[str]) -> str:
+    measure, train, world = config.measure, config.train, config.world
+    lines = [
+        "# The paper's claims, made again in the miniature",
+        "",
+        "`make reproduce` writes this page from nothing but this repository (hours on two CPU cores, resumable); "
+        "`make reproduce QUICK=1` measures what needs no training anew, with fewer people, in minutes.",
+        "",
+        f"The model is `{config.model}`: 64 px portraits of a procedural world, a 6 M U-ViT trained on it, and face-"
+        f"controlnets of 2 M. Trainings of claims 1, 4 and 5 start from nothing, on {world.identities} people x "
+        f"{world.per_identity} pictures, {train.samples} samples in batches of {train.batch_size}, lr "
+        f"{train.lr:g}: far "
+        "fewer than the committed model's 172 800, so their figures are lower; they are for comparing with each other. "
+        f"Measured on {measure.people} people nobody was trained on, {measure.samples_per_person} prompts each, "
+        f"{measure.steps} evaluations a picture, one reference unless said, the same prompts and noise everywhere. The "
+        "judge is `models/mini/inspector`, trained apart on other people.",
+        "",
+        "**identity**: cosine of the judge's embeddings with *other* pictures of the person (real pictures of one "
+        f"person: 0.50). **nearest**: share of pictures nearest to that person among {measure.people} (chance "
+        f"{1 / measure.people:.0%}). **attributes**: share of what the prompts name that is shown. "
+        "**background**: mean "
+        "absolute difference outside face and hair to the picture of the same seed without a face, in 1/255. Brackets: "
+        "95 % bootstrap intervals over people (and seeds). A sentence *holds* where the interval of the paired "
+        "difference excludes 0; *not told apart* says that it does not.",
+    ]
+    for note in notes:
+        lines += ["", note]
+    if "cost" in results:
+        cost = results.get("cost")
+        lines += [
+            "",
+            f"Cost: {cost['trainings']} trainings, {cost['training_hours']:.1f} h, and "
+            f"{cost['measuring_hours']:.1f} h of "
+            "drawing and judging (sections 6 and 7 apart), by the clock, one thread each.",
+        ]
+    return "\n".join(lines)
