@@ -183,7 +183,7 @@ def test_finished_people_are_kept_and_broken_ones_made_again(bundle, settings, c
     repaired = Sessions(bundle, QUICK, 2, settings, tmp_path)(person, 0, 8)
     assert len(trainings) == 1
     assert np.array_equal(repaired[0], made[0])
-    Sessions(bundle, replace(QUICK, lr=2e-3), 2, settings, tmp_path)(person, 0, 8)
+    Sessions(bundle, replace(QUICK, lr=2 * QUICK.lr), 2, settings, tmp_path)(person, 0, 8)
     assert len(trainings) == 2
 
 

@@ -31,7 +31,7 @@ def result(identity, attributes=6, background=0.02, parameters=2_000_000, seed=0
         "attributes_shown": [attributes] * PEOPLE,
         "attributes_asked": [10] * PEOPLE,
     }
-    return {"people": people, "parameters": parameters, "measurement": {}, "seconds": 3.0}
+    return {"people": people, "parameters": parameters, "measurement": {}, "seconds": 3.0, "model": "abc"}
 
 
 @pytest.fixture

@@ -194,7 +194,7 @@ def test_the_whole_measurement_also_when_it_is_stopped(inspector, tmp_path, monk
     printed = capsys.readouterr().out
     value = rows[limits.UNSEEN]["through the VAE"]["similarity_to_another_picture"]["value"]
     line = next(line for line in printed.splitlines() if line.startswith("| through the VAE"))
-    assert f"{value:.2f} [" in line
+    assert f"{value:z.2f} [" in line
 
     # Stopped before two rows were there: the same figures come out, and what was there is taken.
     part = out.with_name("limits.json.part")

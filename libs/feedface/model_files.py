@@ -21,6 +21,7 @@ from feedface.checkpoints.bundle import INDEX, Bundle, check_parts, load_bundle,
 from feedface.checkpoints.official import load_face_controlnet
 from feedface.checkpoints.release import TEXT_ENCODER, is_release, load_release
 from feedface.checkpoints.storage import load_network
+from feedface.encoders import TEXT_PROJECTION
 from feedface.errors import UserError
 from feedface.methods.feedface import FaceControlNet
 
@@ -92,6 +93,8 @@ def model_digest(bundle: Bundle) -> str:
         if root is None:  # the authors' files have no tokenizer of their own
             continue
         for path in sorted(path for path in root.rglob("*") if path.is_file()) if root.is_dir() else [root]:
+            if path.name == TEXT_PROJECTION:  # only judges use it
+                continue
             size = path.stat().st_size
             digest.update(f"{kind}/{path.name}:{size}".encode())
             with open(path, "rb") as file:

@@ -44,7 +44,11 @@ TARGETS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2", "skip_linear")
 
 @dataclass(frozen=True)
 class DreamBoothSettings:
-    """How a person is learned. The defaults are the best of a sweep on the miniature's held-out people.
+    """How a person is learned.
+
+    Steps and rate are the miniature's: of 40, 80, 120, 160 and 240 steps at 1e-3 and 3e-3, the ones with the highest
+    mean similarity to another picture, on three people that neither model nor evaluation has (4 prompts each). Later
+    the four pictures are learned by heart and the similarity falls. Nothing else was tried.
 
     Attributes:
         train_steps: optimizer steps.
@@ -57,11 +61,11 @@ class DreamBoothSettings:
         seed: of all draws of the training.
     """
 
-    train_steps: int = 300
-    lr: float = 1e-3
+    train_steps: int = 120
+    lr: float = 3e-3
     rank: int = 16
     alpha: float = 16.0
-    batch_size: int = 8
+    batch_size: int = 4
     prior_weight: float = 1.0
     clip_weight: float = 0.1
     flip: float = 0.5

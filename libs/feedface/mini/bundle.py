@@ -90,7 +90,7 @@ def card(records: dict[str, dict], world: dict, config: ml_collections.ConfigDic
         )
     lines += [
         "",
-        "How well the whole follows face and prompt: `python -m feedface.evaluation.mini --model models/mini`; "
+        "How well the whole follows face and prompt: `python evaluate.py --protocol mini --model models/mini`; "
         "the README has the results.",
         "",
         "Weights: Apache-2.0, as the code. No photo of anybody was used.",

@@ -3,7 +3,8 @@
     python -m feedface.reproduction                     all of it: hours on two cores; run it again to go on
     python -m feedface.reproduction --quick             minutes: what needs no training is measured anew, with fewer
                                                         people; the rest is taken from docs/reproduction/results
-    python -m feedface.reproduction --stage train --share 0/2     every second training only: two shells, two cores
+    python -m feedface.reproduction --stage train --share 0/2     every second training only: two shells, two cores;
+                                                                  likewise --stage measure
     python -m feedface.reproduction --config.measure.people=50    a setting changed (configs/reproduction.py)
 
 Everything is kept in --workdir. The page is written to --out: reproduction.md, and figures and results beside it.
@@ -31,7 +32,7 @@ def main() -> None:
     )
     parser.add_argument("--stage", default="all", choices=("all", *STAGES))
     parser.add_argument("--quick", action="store_true", help="measure what needs no training, and write a page of it")
-    parser.add_argument("--share", default="0/1", help="k/n: only every n-th training, from the k-th (default: all)")
+    parser.add_argument("--share", default="0/1", help="k/n: only every n-th training or measurement (default: all)")
     parser.add_argument("--workdir", type=Path, help="default: .cache/reproduction, with --quick …-quick")
     parser.add_argument("--out", type=Path, help="default: docs, with --quick outputs/reproduction")
     arguments, overrides = parser.parse_known_args()
@@ -66,7 +67,7 @@ def run_stage(
             if not runs.is_done(run, config, workdir):
                 runs.train(run, config, workdir)
     elif stage == "measure":
-        wanted = [*plan.committed(), *([] if quick else plan.trained(config))]
+        wanted = [*plan.committed(), *([] if quick else plan.trained(config))][share[0] :: share[1]]
         measure_all([(one, plan.folder_of(one, config, workdir)) for one in wanted], config, workdir)
     elif stage == "dreambooth":
         people, pictures = config.dreambooth.people, config.dreambooth.pictures

@@ -170,7 +170,7 @@ def _show(name: str, figure: dict[str, float]) -> str:
     value, low, high = (figure[key] for key in ("value", "low", "high"))
     if name in ("nearest_identity", "attribute_all"):
         return f"{value:.1%} [{100 * low:.1f}, {100 * high:.1f}]"
-    return f"{value:.2f} [{low:.2f}, {high:.2f}]"
+    return f"{value:z.2f} [{low:z.2f}, {high:z.2f}]"
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:

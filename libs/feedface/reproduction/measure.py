@@ -25,7 +25,7 @@ from feedface.faces.detect import make_detector
 from feedface.faces.parse import make_parser
 from feedface.files import atomic_file
 from feedface.mini.common import say
-from feedface.model_files import load_model
+from feedface.model_files import load_model, model_digest
 from feedface.settings import Settings
 
 DIGITS = 4
@@ -83,6 +83,7 @@ class Measurer:
             people |= self._background(pictures, bundle, settings)
         return {
             "measurement": asdict(wanted),
+            "model": model_digest(self.bundle),
             "settings": asdict(settings),
             "cases": self.config.measure.to_dict(),
             "parameters": sum(p.numel() for p in bundle.face_controlnet.trainable_parameters()),

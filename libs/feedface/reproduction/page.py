@@ -8,7 +8,7 @@ import ml_collections
 from feedface.errors import UserError
 from feedface.files import atomic_file
 from feedface.mini.common import say
-from feedface.reproduction import claims, sections
+from feedface.reproduction import claims, plan, sections
 from feedface.reproduction.results import Results
 
 SECTIONS = (claims.losses, claims.references, claims.trade, claims.sites, claims.efficiency)
@@ -72,6 +72,11 @@ def _head(results: Results, config: ml_collections.ConfigDict, notes: list[str])
     ]
     for note in notes:
         lines += ["", note]
+    models = {}
+    for numbers, measured in (("2 and 3", plan.committed()), ("1, 4 and 5", plan.trained(config))):
+        found = {results.get(one.name)["model"] for one in measured if one.name in results}
+        models[numbers] = ", ".join(sorted(found)) or "not measured"
+    lines += ["", f"Weights behind sections {'; '.join(f'{name}: {which}' for name, which in models.items())}."]
     if "cost" in results:
         cost = results.get("cost")
         lines += [

@@ -74,7 +74,7 @@ def baseline(results: Results, config: ml_collections.ConfigDict, folder: Path) 
             f"![face against text]({folder.name}/dreambooth.png)",
             f"![pictures]({folder.name}/dreambooth_sheet.png)",
             "",
-            f"Command: `{scores['command']}`",
+            "Command: `python -m feedface.reproduction --stage dreambooth`",
         ]
     )
 
@@ -95,7 +95,7 @@ def limits(results: Results, config: ml_collections.ConfigDict, folder: Path) ->
             "",
             markdown(found["rows"]),
             "",
-            f"Command: `{found['command']}`",
+            "Command: `python -m feedface.reproduction --stage limits`",
         ]
     )
 
