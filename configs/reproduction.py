@@ -23,7 +23,7 @@ def full() -> ConfigDict:
                 "lr": 1e-3,
                 "warmup_steps": 50,
                 "ema": 0.99,
-                "measured_at": (2_048, 4_096, 6_144, 8_192),  # samples; a checkpoint of each is kept
+                "measured_at": (2_048, 4_096, 8_192),  # samples; a checkpoint of each is kept
                 "seeds": (0, 1, 2),  # of claim 1; the other claims use the first
                 "mlp_ratio": 0.25,
             },
@@ -35,6 +35,6 @@ def full() -> ConfigDict:
                 "seed": 0,
                 "batch_size": 50,
             },
-            "dreambooth": {"people": 16, "pictures": 4},
+            "dreambooth": {"people": 24, "pictures": 4},
         }
     )

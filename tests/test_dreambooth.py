@@ -33,7 +33,7 @@ from feedface.settings import Settings
 PEOPLE, REFERENCES, SAMPLES = 2, 2, 2
 PARTS = ("uvit", "vae", "text_encoder", "image_encoder")
 CPU = torch.device("cpu")
-QUICK = DreamBoothSettings(train_steps=3, rank=2, batch_size=2, warmup_steps=1)
+QUICK = DreamBoothSettings(train_steps=3, rank=2, batch_size=2, warmup_steps=1, prior_weight=1.0)
 
 
 @pytest.fixture(scope="module")

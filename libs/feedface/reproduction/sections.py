@@ -57,12 +57,13 @@ def baseline(results: Results, config: ml_collections.ConfigDict, folder: Path) 
             f"{len(cases['people'])} people, {cases['references']} pictures each, for both; "
             f"{cases['samples_per_identity']} prompts a person. DreamBooth: LoRA of rank {training['rank']} on "
             "all linear "
-            f"layers of the U-ViT, {training['train_steps']} steps, prior preservation; its settings were chosen "
-            "on other "
-            "people. Normalised as in App. C, with the judge's identity for the face and its attributes for the text: "
-            "face 0 is the model without a face, 1 the references among each other; text 1 is the model without "
-            "a face, 0 "
-            "the references themselves. Overall is their sum (the paper's adds two CLIP columns).",
+            f"layers of the U-ViT, {training['train_steps']} steps at {training['lr']:g}, prior of weight "
+            f"{training['prior_weight']:g}; chosen on three other people (of two rates, three weights, 40 to 240 "
+            "steps). "
+            "Normalised as in App. C, but over all people together, with the judge's identity for the face and its "
+            "attributes for the text: face 0 is the model without a face, 1 the references among each other; text 1 is "
+            "the model without a face, 0 the references themselves. Overall is their sum; the paper's adds two CLIP "
+            "columns.",
             "",
             table(
                 ["", "identity", "nearest", "attributes", "face, norm.", "text, norm.", "overall", "seconds a person"],
