@@ -11,6 +11,7 @@ Everything is kept in --workdir. The page is written to --out: reproduction.md, 
 """
 
 import argparse
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -77,7 +78,8 @@ def run_stage(
     elif stage == "page":
         folders, notes = [results], []
         if quick:
-            folders.append(ROOT / "docs" / "reproduction" / "results")
+            kept = ROOT / "docs" / "reproduction"
+            folders += [kept / "results", kept]  # contact sheets lie beside the figures
             notes.append(
                 f"**Quick run**: sections 2 and 3 were measured now, on {config.measure.people} people; the "
                 "others show "
@@ -94,7 +96,7 @@ def _call(module: str, config: ml_collections.ConfigDict, out: Path, **options) 
     if out.is_file():
         return
     out.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", f"feedface.{module}", "--model", config.model, "--out", str(out)]
+    command = [sys.executable, "-m", f"feedface.{module}", "--model", config.model, "--out", os.path.relpath(out)]
     command += [f"--{key}={value}" for key, value in options.items()]
     code = subprocess.run(command).returncode
     if code:

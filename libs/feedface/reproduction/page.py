@@ -9,7 +9,7 @@ from feedface.errors import UserError
 from feedface.files import atomic_file
 from feedface.mini.common import say
 from feedface.reproduction import claims, plan, sections
-from feedface.reproduction.results import Results
+from feedface.reproduction.results import NO, OPEN, YES, Results, table
 
 SECTIONS = (claims.losses, claims.references, claims.trade, claims.sites, claims.efficiency)
 
@@ -22,13 +22,14 @@ def write_page(results: Results, config: ml_collections.ConfigDict, out: Path, n
     """
     folder = out / "reproduction"
     folder.mkdir(parents=True, exist_ok=True)
-    parts = [_head(results, config, notes)]
+    parts = []
     for section in (*SECTIONS, sections.baseline, sections.limits):
         try:
             parts.append(section(results, config, folder))
         except UserError as error:
             parts.append(f"## {section.__doc__.splitlines()[0].rstrip('.')}\n\nNot measured: {error}.")
             say(f"page: {error}")
+    parts.insert(0, _head(results, config, notes) + "\n\n" + _verdicts(parts))
     page = out / "reproduction.md"
     with atomic_file(page) as temporary:
         temporary.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
@@ -37,12 +38,22 @@ def write_page(results: Results, config: ml_collections.ConfigDict, out: Path, n
 
 
 def keep_results(workdir: Path, out: Path) -> None:
-    """Copy the result files, JSON and contact sheets, beside the page, where `--quick` and readers find them."""
+    """Copy the result files beside the page, where `--quick` and readers find them."""
     folder = out / "reproduction" / "results"
     folder.mkdir(parents=True, exist_ok=True)
-    for file in sorted((workdir / "results").glob("*.*")):
+    for file in sorted((workdir / "results").glob("*.json")):
         with atomic_file(folder / file.name) as temporary:
             shutil.copyfile(file, temporary)
+
+
+def _verdicts(parts: list[str]) -> str:
+    """How many sentences of each section hold."""
+    rows = []
+    for part in parts:
+        counts = [part.count(f"| **{verdict}** |") for verdict in (YES, OPEN, NO)]
+        if any(counts):
+            rows.append([part.splitlines()[0].removeprefix("## "), *map(str, counts)])
+    return table(["section", "sentences that hold", OPEN, "do not hold"], rows)
 
 
 def _head(results: Results, config: ml_collections.ConfigDict, notes: list[str]) -> str:
