@@ -27,9 +27,9 @@ def _finish(file: Path) -> None:
 def _check_full(error: Exception, path: Path) -> None:
     """`OSError` ENOSPC when `error`, raised while `path` was written, comes of a full disk, however it is put."""
     # torch and safetensors have words of their own for it; what they wrote in vain is still there.
-    nameless = isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None
-    other = not isinstance(error, OSError | UserError) and shutil.disk_usage(path.parent).free < NEARLY_FULL
-    if nameless or other:
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None:
+        raise OSError(errno.ENOSPC, error.strerror, str(path))
+    if not isinstance(error, OSError | UserError) and shutil.disk_usage(path.parent).free < NEARLY_FULL:
         raise OSError(errno.ENOSPC, "the disk is full, make room and run the same command again", str(path))
 
 
