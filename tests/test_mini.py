@@ -165,6 +165,30 @@ def test_latents_and_image_embeddings_have_unit_variance(built):
     assert loaded.image_encoder.encode(common.to_pixels(images)).std().item() == pytest.approx(1, rel=0.05)
 
 
+def test_the_base_goes_on_from_other_weights_and_its_world_is_encoded_once(built, config, tmp_path, monkeypatch):
+    for folder in ("world", "bundle"):
+        shutil.copytree(built / folder, tmp_path / folder)
+    (tmp_path / "uvit").mkdir()
+    shutil.copy(built / "uvit/features.safetensors", tmp_path / "uvit")
+    encoded = []
+    encode = uvit.encode
+    monkeypatch.setattr(
+        uvit, "encode", lambda portraits, *rest: encoded.append(len(portraits)) or encode(portraits, *rest)
+    )
+    changed = config.copy_and_resolve_references()
+    changed.uvit.update(start=str(built / "bundle"), lr=0.0, seed=7, steps=1)
+    uvit.run(changed, tmp_path)
+    assert encoded == [6]  # the held-out pictures alone
+    before, after = (load_bundle(folder / "bundle", components=["uvit"]).uvit for folder in (built, tmp_path))
+    for one, other in zip(before.parameters(), after.parameters(), strict=True):
+        assert torch.equal(one, other)
+    changed.uvit.update(face_weight=3.0, seed=8)
+    shutil.rmtree(tmp_path / "bundle/uvit")
+    (tmp_path / "uvit/checkpoint.pt").unlink()
+    uvit.run(changed, tmp_path)
+    assert encoded == [6, 16, 6]
+
+
 def test_the_decoder_learns_on_and_the_latents_stay(built, config, tmp_path):
     for folder in ("world", "bundle"):
         shutil.copytree(built / folder, tmp_path / folder)

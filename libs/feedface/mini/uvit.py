@@ -1,5 +1,7 @@
 """Stage `uvit`: the base model, a small U-ViT that draws portraits from a prompt, without anybody's face."""
 
+import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,6 +9,8 @@ import ml_collections
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from feedface.backbones.uvit import UViT
@@ -14,6 +18,7 @@ from feedface.checkpoints.bundle import Bundle, load_bundle, save_component
 from feedface.device import pick_device
 from feedface.diffusion.sampling import sample
 from feedface.diffusion.schedule import NUM_TIMESTEPS, add_noise, alphas_cumprod
+from feedface.files import atomic_file
 from feedface.mini.bundle import write_bundle_index
 from feedface.mini.common import fit, in_batches, load_portraits, save_sheet, to_pixels, to_uint8, write_metrics
 
@@ -48,6 +53,35 @@ def encode(portraits, encoders: Bundle, device: torch.device, face_weight: float
     text = in_batches(portraits.captions, encoders.text_encoder.encode)
     parts = (torch.stack(pair, dim=1) for pair in zip(*views, strict=True))
     return Features(*parts, text=text, empty_text=encoders.text_encoder.encode([""]).cpu())
+
+
+def encoded(portraits, encoders: Bundle, device: torch.device, face_weight: float, file: Path) -> Features:
+    """`encode`, kept in `file`: on a CPU, encoding a world anew takes as long as minutes of training."""
+    digest = hashlib.sha256(json.dumps([face_weight, portraits.captions]).encode())
+    for array in (portraits.images, portraits.masks):
+        digest.update(np.ascontiguousarray(array))
+    for name in ENCODERS:
+        for key, value in sorted(getattr(encoders, name).state_dict().items()):
+            digest.update(key.encode() + value.cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
+    kept = _read(file, digest.hexdigest())
+    if kept is not None:
+        return Features(**kept)
+    features = encode(portraits, encoders, device, face_weight)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(file) as temporary:
+        save_file({key: value.contiguous() for key, value in vars(features).items()}, temporary,
+                  metadata={"digest": digest.hexdigest()})  # fmt: skip
+    return features
+
+
+def _read(file: Path, digest: str) -> dict[str, Tensor] | None:
+    """What `file` holds if it is of `digest`."""
+    if not file.is_file():
+        return None
+    with safe_open(file, framework="pt") as opened:
+        if (opened.metadata() or {}).get("digest") != digest:
+            return None
+        return {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
 
 
 def noise_loss(uvit: UViT, features: Features, config: ml_collections.ConfigDict, generator: torch.Generator):
@@ -89,13 +123,16 @@ def min_snr_weights(t: Tensor, gamma: float) -> Tensor:
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
-    """Train on `config.uvit` and leave `<workdir>/bundle/uvit/`; the bundle then makes portraits without a face."""
+    """Train on `config.uvit` and leave `<workdir>/bundle/uvit/`; the bundle then makes portraits without a face.
+
+    `config.start`: a model whose U-ViT, of the same shape, to go on from; "" for random weights.
+    """
     config, folder, bundle = config.uvit, workdir / "uvit", workdir / "bundle"
     device = pick_device(config.device)
     write_bundle_index(bundle, config.image_size)
     encoders = load_bundle(bundle, device, components=ENCODERS)
     portraits, held_out = load_portraits(workdir, "train"), load_portraits(workdir, "held_out")
-    features = encode(portraits, encoders, device, config.face_weight)
+    features = encoded(portraits, encoders, device, config.face_weight, folder / "features.safetensors")
     torch.manual_seed(config.seed)
     uvit = UViT(
         img_size=features.latents.shape[-2:],
@@ -108,6 +145,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
         num_text_tokens=features.text.shape[1],
         clip_img_dim=features.clip_img.shape[-1],
     ).to(device)
+    if config.start:
+        uvit.load_state_dict(load_bundle(config.start, device, components=["uvit"]).uvit.state_dict())
 
     def step(generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         return noise_loss(uvit, features, config, generator)
