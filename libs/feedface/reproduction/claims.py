@@ -1,6 +1,7 @@
 """The claims that rest on `plan`'s measurements: what the paper says, what was measured, whether it holds.
 
-Each function writes its plots beside the page and returns its section as Markdown. Columns, the same everywhere:
+Each function writes its plots beside the page and returns its section as Markdown; its docstring is the section's
+title where it cannot be written. Columns, the same everywhere:
 identity: cosine of the judge's embeddings with other pictures of the person; nearest: share of pictures that the judge
 takes for the person among all people measured; attributes: share of what prompts name that is shown; background: mean
 absolute difference outside face and hair to the picture without a face, in 1/255.
@@ -43,7 +44,7 @@ def rows_of(results: Results, names: dict[str, str], columns: Sequence[str] = tu
 
 
 def losses(results: Results, config: ml_collections.ConfigDict, folder: Path) -> str:
-    """Claim 1."""
+    """1. The regularization mask loss."""
     last, seeds = config.train.measured_at[-1], config.train.seeds
 
     def names(loss: str, samples: int = last) -> list[str]:
@@ -97,7 +98,7 @@ def losses(results: Results, config: ml_collections.ConfigDict, folder: Path) ->
 
 
 def references(results: Results, config: ml_collections.ConfigDict, folder: Path) -> str:
-    """Claim 2."""
+    """2. Several pictures of the person."""
     names = {f"{count}, {pool}": plan.pooled(count, pool) for pool in ("concat", "mean") for count in plan.COUNTS}
     names.pop("1, mean")
     points = {
@@ -130,7 +131,7 @@ def references(results: Results, config: ml_collections.ConfigDict, folder: Path
 
 
 def trade(results: Results, config: ml_collections.ConfigDict, folder: Path) -> str:
-    """Claim 3."""
+    """3. Guidance and the strength of the face."""
     scales = {f"face scale {scale:g}": plan.scaled(scale) for scale in plan.FACE_SCALES}
     guidances = {f"guidance {guidance:g}": plan.guided(guidance) for guidance in plan.GUIDANCES}
     unconds = {f"unconditional: {mode}": plan.unconditional(mode) for mode in plan.UNCONDS}
@@ -175,7 +176,7 @@ def trade(results: Results, config: ml_collections.ConfigDict, folder: Path) -> 
 
 
 def sites(results: Results, config: ml_collections.ConfigDict, folder: Path) -> str:
-    """Claim 4."""
+    """4. Where the control acts."""
     last, seed = config.train.measured_at[-1], config.train.seeds[0]
     default = plan.at(f"regularization-seed{seed}", last)
     names = {f"sites: {name}": plan.at(f"sites-{name.replace(' ', '-')}", last) for name in list(SITES)[1:]}
@@ -228,7 +229,7 @@ def sites(results: Results, config: ml_collections.ConfigDict, folder: Path) -> 
 
 
 def efficiency(results: Results, config: ml_collections.ConfigDict, folder: Path) -> str:
-    """Claim 5."""
+    """5. Few samples, few people."""
     seeds, seen = config.train.seeds, config.train.measured_at
     rows, points = [], []
     for samples in seen:
