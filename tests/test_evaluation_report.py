@@ -3,10 +3,10 @@
 import json
 import math
 import shutil
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from html_reader import Reader
 from PIL import Image
 
 from feedface.errors import UserError
@@ -22,31 +22,6 @@ PEOPLE = {"ann": 40, "b c/d": 140, "zoë": 240}  # name -> green
 FILES = ("report.html", "table.md", "table.tex", "face_against_text.png", "sheet.png")
 COMMAND = 'python evaluate.py --cases "a b" <x>'
 FIGURE = {"value": 0.29349, "low": 0.27, "high": 0.31001}
-
-
-class Reader(HTMLParser):
-    """Checks that tags are closed in order; collects text and what is loaded from elsewhere."""
-
-    def __init__(self, text: str):
-        super().__init__()
-        self.open, self.text, self.sources = [], "", []
-        self.feed(text)
-        assert self.open == []
-
-    def handle_starttag(self, tag, attributes):
-        self.sources += [value for name, value in attributes if name in ("src", "href")]
-        if tag not in ("meta", "img", "br"):
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.handle_starttag(tag, attributes)
-        self.handle_endtag(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text += data
 
 
 def colour(system: str | None, person: str, prompt: int = 0) -> tuple[int, int, int]:

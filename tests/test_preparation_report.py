@@ -2,10 +2,10 @@
 
 import json
 import re
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from html_reader import Reader
 from PIL import Image
 
 from feedface.faces.detect import Face
@@ -19,27 +19,6 @@ from feedface.preparation.sheet import BOX, POINT, SQUARE, Picture, draw_tile
 
 ODD = '<b>"ü" & co'
 FILES = ("report.html", "report.png")
-
-
-class Reader(HTMLParser):
-    """Checks that tags are closed in order; collects text and what is loaded from elsewhere."""
-
-    def __init__(self, text: str):
-        super().__init__()
-        self.open, self.text, self.sources = [], "", []
-        self.feed(text)
-        assert self.open == []
-
-    def handle_starttag(self, tag, attributes):
-        self.sources += [value for name, value in attributes if name in ("src", "href")]
-        if tag not in ("meta", "img", "br"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text += data
 
 
 @pytest.fixture(scope="module")

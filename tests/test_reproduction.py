@@ -54,9 +54,9 @@ def change(folder, name, **values):
 
 
 def test_verdicts_follow_from_the_intervals():
-    assert Check.above_zero("", Figure(0.2, 0.1, 0.3)).holds == YES
-    assert Check.above_zero("", Figure(-0.2, -0.3, -0.1)).holds == NO
-    assert Check.above_zero("", Figure(0.2, -0.1, 0.3)).holds == OPEN
+    assert Check.of("", Figure(0.2, 0.1, 0.3)).holds == YES
+    assert Check.of("", Figure(-0.2, -0.3, -0.1)).holds == NO
+    assert Check.of("", Figure(0.2, -0.1, 0.3)).holds == OPEN
 
 
 def test_differences_are_paired(folder):
@@ -163,7 +163,7 @@ def test_two_people_are_measured_for_real_and_once(tmp_path, config):
 def test_the_judge_knows_real_pictures_of_the_people(tmp_path, config):
     """The other pictures themselves are nearest to their people, and show what the prompts say."""
     config.measure.update(people=10, samples_per_person=1, references=1)
-    measurer = Measurer(config, tmp_path)
+    measurer = Measurer(config)
     found = measurer.judge(measurer.cases.pictures, shown=1)
     assert found["nearest"].mean() > 0.8 and found["other"].mean() > 0.3 > abs(found["strangers"].mean())
     swapped = measurer.judge(measurer.cases.pictures[::-1], shown=1)

@@ -243,6 +243,16 @@ def save_network(
         write_state(temporary / "model.safetensors", state, dtype)
 
 
+def save_half(folder: str | os.PathLike, network: nn.Module) -> None:
+    """Write a network with a `config` in half precision; batch statistics stay in single."""
+    # A running variance can lie outside what half precision holds; it is a few kilobytes.
+    state = {
+        key: value.half() if value.is_floating_point() and "running_" not in key else value
+        for key, value in network.state_dict().items()
+    }
+    save_network(folder, network.config, state, None)
+
+
 def write_index(
     path: str | os.PathLike,
     *,

@@ -13,8 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from feedface.checkpoints.bundle import load_network, write_json
-from feedface.files import atomic_folder
+from feedface.checkpoints.bundle import load_network, save_half
 
 
 @dataclass
@@ -98,16 +97,7 @@ class Inspector(nn.Module):
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Write `config.json` and `model.safetensors` (half precision; batch statistics stay in single)."""
-        from safetensors.torch import save_file
-
-        # A running variance can lie outside what half precision holds; it is a few kilobytes.
-        state = {
-            key: (tensor.half() if tensor.is_floating_point() and "running_" not in key else tensor).cpu().contiguous()
-            for key, tensor in self.state_dict().items()
-        }
-        with atomic_folder(folder) as temporary:
-            save_file(state, temporary / "model.safetensors", metadata={"format": "pt"})
-            write_json(temporary / "config.json", self.config)
+        save_half(folder, self)
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike, device: str | torch.device = "cpu") -> "Inspector":

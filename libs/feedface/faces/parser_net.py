@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from feedface.checkpoints.storage import load_network, write_json
-from feedface.files import atomic_folder
+from feedface.checkpoints.bundle import load_network, save_half
 
 CLASSES = 11
 LEVELS = (1, 2, 4, 6)  # width at half, quarter, ... of the crop's side, in units of `width`
@@ -55,16 +54,7 @@ class ParserNet(nn.Module):
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Write `config.json` and `model.safetensors` (half precision; batch statistics stay in single)."""
-        from safetensors.torch import save_file
-
-        # A running variance can lie outside what half precision holds; it is a few kilobytes.
-        state = {
-            key: (value.half() if value.is_floating_point() and "running_" not in key else value).cpu().contiguous()
-            for key, value in self.state_dict().items()
-        }
-        with atomic_folder(folder) as temporary:
-            save_file(state, temporary / "model.safetensors", metadata={"format": "pt"})
-            write_json(temporary / "config.json", self.config)
+        save_half(folder, self)
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike, device: str | torch.device = "cpu") -> "ParserNet":

@@ -210,6 +210,15 @@ def say(line: str, log=None) -> None:
         print(line, file=log, flush=True)
 
 
+def add_seconds(folder: Path, seconds: float) -> float:
+    """Add to what earlier, resumed parts of a run in `folder` took, kept in its seconds.json; returns the sum."""
+    path = folder / "seconds.json"
+    total = round(seconds + (json.loads(path.read_text()) if path.exists() else 0), 1)
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(total))
+    return total
+
+
 def write_metrics(folder: Path, config: ml_collections.ConfigDict, result: FitResult | None, **metrics) -> dict:
     """Write `folder/metrics.json` (settings, cost, what was measured) and print the latter."""
     record = {"settings": config.to_dict(), "training": asdict(result) if result else None, "metrics": metrics}

@@ -1,6 +1,5 @@
 """Stage `control`: the face-controlnet, trained by train.py itself with configs/mini_face.py."""
 
-import json
 import subprocess
 import sys
 import time
@@ -11,9 +10,8 @@ import ml_collections
 from feedface.checkpoints.bundle import load_bundle, save_component
 from feedface.device import fast_bfloat16, pick_device
 from feedface.errors import UserError
-from feedface.files import atomic_file
 from feedface.mini.bundle import write_bundle_index
-from feedface.mini.common import ROOT, FitResult, write_metrics
+from feedface.mini.common import ROOT, FitResult, add_seconds, write_metrics
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
@@ -39,7 +37,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
     command += [f"--workdir={folder}", *(f"--config.{key}={value}" for key, value in changes.items())]
     started = time.monotonic()
     code = subprocess.run(command, cwd=ROOT).returncode
-    seconds = _add_seconds(folder, time.monotonic() - started)
+    seconds = add_seconds(folder, time.monotonic() - started)
     if code:
         raise UserError(f"control: train.py ended with exit code {code}; running this stage again goes on from there")
 
@@ -50,12 +48,3 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
     # The loss stands in the run's own logs (tensorboard --logdir <workdir>/control/logs).
     result = FitResult(config.steps, config.steps * config.batch_size, seconds, None, parameters)
     write_metrics(folder, config, result)
-
-
-def _add_seconds(folder: Path, seconds: float) -> float:
-    """Time over all resumed parts, kept beside the checkpoints."""
-    path = folder / "seconds.json"
-    total = seconds + (json.loads(path.read_text()) if path.exists() else 0)
-    with atomic_file(path) as temporary:
-        temporary.write_text(json.dumps(total))
-    return total

@@ -69,14 +69,14 @@ def losses(results: Results, config: ml_collections.ConfigDict, folder: Path) ->
     }
     plots.bars(folder / "losses_background.png", background, "change outside the face, 1/255")
     checks = [
-        Check.above_zero("the mask loss changes the background more", gap("mask", "background_pixels", sign=-1)),
-        Check.above_zero("the standard loss does too", gap("standard", "background_pixels", sign=-1)),
-        Check.not_below_zero("text is kept at least as well as with the mask loss", gap("mask", "attributes")),
-        Check.not_below_zero("… as with the standard loss", gap("standard", "attributes")),
-        Check.not_below_zero("identity at half time is at least the mask loss's", gap("mask", IDENTITY, last // 2)),
-        Check.not_below_zero("… the standard loss's", gap("standard", IDENTITY, last // 2)),
-        Check.not_below_zero("identity at the end is at least the mask loss's", gap("mask", IDENTITY)),
-        Check.not_below_zero("… the standard loss's", gap("standard", IDENTITY)),
+        Check.of("the mask loss changes the background more", gap("mask", "background_pixels", sign=-1)),
+        Check.of("the standard loss does too", gap("standard", "background_pixels", sign=-1)),
+        Check.of("text is kept at least as well as with the mask loss", gap("mask", "attributes")),
+        Check.of("… as with the standard loss", gap("standard", "attributes")),
+        Check.of("identity at half time is at least the mask loss's", gap("mask", IDENTITY, last // 2)),
+        Check.of("… the standard loss's", gap("standard", IDENTITY, last // 2)),
+        Check.of("identity at the end is at least the mask loss's", gap("mask", IDENTITY)),
+        Check.of("… the standard loss's", gap("standard", IDENTITY)),
     ]
     return "\n".join(
         [
@@ -108,9 +108,9 @@ def references(results: Results, config: ml_collections.ConfigDict, folder: Path
     plots.curves(folder / "references.png", points, "pictures of the person", FACE_LABEL)
     four, one = plan.pooled(4, "concat"), plan.DEFAULT
     checks = [
-        Check.above_zero("four pictures give more identity than one", results.difference(four, one, IDENTITY)),
-        Check.above_zero("five give more than four", results.difference(plan.pooled(5, "concat"), four, IDENTITY)),
-        Check.not_below_zero(
+        Check.of("four pictures give more identity than one", results.difference(four, one, IDENTITY)),
+        Check.of("five give more than four", results.difference(plan.pooled(5, "concat"), four, IDENTITY)),
+        Check.of(
             "four concatenated are at least as good as averaged",
             results.difference(four, plan.pooled(4, "mean"), IDENTITY),
         ),
@@ -143,15 +143,11 @@ def trade(results: Results, config: ml_collections.ConfigDict, folder: Path) -> 
     strong, weak = plan.scaled(plan.FACE_SCALES[-1]), plan.scaled(plan.FACE_SCALES[0])
     high, low = plan.guided(plan.GUIDANCES[-2]), plan.guided(plan.GUIDANCES[0])
     checks = [
-        Check.above_zero(
-            "a stronger face (2 against 0.5) has more identity", results.difference(strong, weak, IDENTITY)
-        ),
-        Check.above_zero("… and costs text", results.difference(weak, strong, "attributes")),
-        Check.above_zero(
-            "guidance 6, the paper's, has more identity than none", results.difference(high, low, IDENTITY)
-        ),
-        Check.above_zero("… and shows more of the prompt", results.difference(high, low, "attributes")),
-        Check.not_below_zero(
+        Check.of("a stronger face (2 against 0.5) has more identity", results.difference(strong, weak, IDENTITY)),
+        Check.of("… and costs text", results.difference(weak, strong, "attributes")),
+        Check.of("guidance 6, the paper's, has more identity than none", results.difference(high, low, IDENTITY)),
+        Check.of("… and shows more of the prompt", results.difference(high, low, "attributes")),
+        Check.of(
             "the paper's unconditional half (zero face vector) is at least as good for identity as the release's "
             "(noise for text, no face)",
             results.difference(plan.unconditional("paper"), plan.unconditional("true_uncond"), IDENTITY),
@@ -195,18 +191,16 @@ def sites(results: Results, config: ml_collections.ConfigDict, folder: Path) -> 
     plots.scatter(folder / "sites.png", points, "trained parameters, millions", FACE_LABEL)
     name = {key.removeprefix("sites: "): value for key, value in names.items()}
     checks = [
-        Check.not_below_zero(
+        Check.of(
             "every other block is at least as good as all",
             results.difference(name["every other"], name["all"], IDENTITY),
         ),
-        Check.not_below_zero(
+        Check.of(
             "blocks on both sides are at least as good as in-blocks only",
             results.difference(name["every other"], name["in only"], IDENTITY),
         ),
-        Check.not_below_zero(
-            "… as out-blocks only", results.difference(name["every other"], name["out only"], IDENTITY)
-        ),
-        Check.not_below_zero(
+        Check.of("… as out-blocks only", results.difference(name["every other"], name["out only"], IDENTITY)),
+        Check.of(
             "seeing the block's output (release) is at least as good as its input (Fig. 1)",
             results.difference(default, plan.at("control-input", last), IDENTITY),
         ),
@@ -247,15 +241,15 @@ def efficiency(results: Results, config: ml_collections.ConfigDict, folder: Path
     )
     fewest, more = people[f"{FEWER_PEOPLE[0]}"], people[f"{FEWER_PEOPLE[-1]}"]
     checks = [
-        Check.above_zero(
+        Check.of(
             f"{seen[-1]} samples give more identity than {seen[0]}",
             results.difference_over_seeds(final, first, IDENTITY),
         ),
-        Check.above_zero(
+        Check.of(
             f"{config.world.identities} people give more than {FEWER_PEOPLE[0]}",
             results.difference(all_people, fewest, IDENTITY),
         ),
-        Check.not_below_zero(
+        Check.of(
             f"{FEWER_PEOPLE[-1]} people are at least as good as {config.world.identities}",
             results.difference(more, all_people, IDENTITY),
         ),

@@ -48,8 +48,8 @@ class Measurement:
 class Measurer:
     """Renders the cases once, and draws the pictures without a face once for each kind of guidance."""
 
-    def __init__(self, config: ml_collections.ConfigDict, workdir: Path, device: str | None = None):
-        self.config, self.workdir, self.device = config, workdir, pick_device(device)
+    def __init__(self, config: ml_collections.ConfigDict, device: str | None = None):
+        self.config, self.device = config, pick_device(device)
         measure = config.measure
         self.bundle = load_model(config.model, None, self.device, torch.float32)
         size = self.bundle.image_size
@@ -77,10 +77,10 @@ class Measurer:
         bundle = self.bundle if control is None else load_model(self.config.model, control, self.device, torch.float32)
         settings = self.settings(wanted)
         begun = time.perf_counter()
-        pictures = self._draw(bundle, wanted, settings)
+        pictures = self._draw(bundle, wanted, settings) if wanted.references else self._without_face(settings)[0]
         people = self.judge(pictures, wanted.references)
         if wanted.references:
-            people |= self._background(pictures, bundle, settings)
+            people |= self._background(pictures, settings)
         return {
             "measurement": asdict(wanted),
             "model": model_digest(self.bundle),
@@ -116,14 +116,9 @@ class Measurer:
         drawn = draw(bundle, self.prompts, faces, settings, measure.seed, measure.batch_size, self.device, wanted.name)
         return drawn.reshape(self.cases.pictures.shape)
 
-    def _background(self, pictures: np.ndarray, bundle: Bundle, settings: Settings) -> dict[str, np.ndarray]:
-        key = (settings.guidance, settings.uncond)
-        if key not in self._base:
-            base = self._draw(bundle, Measurement("without a face", references=0), settings)
-            base = base.reshape(-1, *base.shape[2:])
-            self._base[key] = base, face_masks(base, self.detector, self.parser)
-        base, base_masks = self._base[key]
-        flat = pictures.reshape(base.shape)
+    def _background(self, pictures: np.ndarray, settings: Settings) -> dict[str, np.ndarray]:
+        base, base_masks = self._without_face(settings)
+        base, flat = (some.reshape(-1, *some.shape[2:]) for some in (base, pictures))
         masks = face_masks(flat, self.detector, self.parser)
         changes = background_changes(flat, base, masks, base_masks, self.clip)
         found = {"background_found": np.array([change is not None for change in changes], float)}
@@ -135,6 +130,15 @@ class Measurer:
         return means | {
             "face_found": np.array([mask is not None for mask in masks]).reshape(pictures.shape[:2]).mean(1)
         }
+
+    def _without_face(self, settings: Settings) -> tuple[np.ndarray, list]:
+        """Pictures [I, S, H, W, 3] of the base model and the face masks in them, once for each kind of guidance."""
+        key = (settings.guidance, settings.uncond)
+        if key not in self._base:
+            drawn = self._draw(self.bundle, Measurement("without a face", references=0), settings)
+            masks = face_masks(drawn.reshape(-1, *drawn.shape[2:]), self.detector, self.parser)
+            self._base[key] = drawn, masks
+        return self._base[key]
 
     def _embed(self, pictures: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         people, each = pictures.shape[:2]
@@ -150,7 +154,7 @@ def measure_all(
     missing = [(one, control) for one, control in wanted if not result_file(workdir, one.name).exists()]
     if not missing:
         return
-    measurer = Measurer(config, workdir)
+    measurer = Measurer(config)
     for number, (one, control) in enumerate(missing, 1):
         say(f"measuring {one.name} ({number} of {len(missing)})")
         result = measurer.measure(one, control)

@@ -22,14 +22,9 @@ class Check:
     holds: str
 
     @classmethod
-    def above_zero(cls, sentence: str, figure: Figure) -> "Check":
-        """For "more than": YES if the whole interval is above 0, NO if it is below, else OPEN."""
+    def of(cls, sentence: str, figure: Figure) -> "Check":
+        """For "more than" and "at least as": YES if the whole interval is above 0, NO if it is below, else OPEN."""
         return cls(sentence, figure, YES if figure.low > 0 else NO if figure.high < 0 else OPEN)
-
-    @classmethod
-    def not_below_zero(cls, sentence: str, figure: Figure) -> "Check":
-        """For "at least as": NO if the whole interval is below 0, YES if it is above, else OPEN."""
-        return cls.above_zero(sentence, figure)
 
 
 class Results:

@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import ml_collections
@@ -15,7 +15,7 @@ import ml_collections
 from feedface.data.records import read_records
 from feedface.errors import UserError
 from feedface.files import atomic_file
-from feedface.mini.common import ROOT, say
+from feedface.mini.common import ROOT, add_seconds, say
 from feedface.portraits import write_world
 
 # The miniature's U-ViT has three in-blocks, one in the middle, three out-blocks.
@@ -40,18 +40,16 @@ class Run:
     sites: str = "default"
     control_input: str = "output"
     people: int | None = None
-    standard_share: float | None = None
-    needed_by: tuple[int, ...] = field(default=())  # claims
 
 
 def all_runs(config: ml_collections.ConfigDict) -> list[Run]:
     """In the order in which they are worth most."""
     first, *more = config.train.seeds
-    runs = [Run(f"{loss}-seed{first}", first, loss, needed_by=(1, 4, 5)) for loss in LOSSES]
-    runs += [Run(f"sites-{name.replace(' ', '-')}", first, sites=name, needed_by=(4,)) for name in list(SITES)[1:]]
-    runs += [Run("control-input", first, control_input="input", needed_by=(4,))]
-    runs += [Run(f"people-{count}", first, people=count, needed_by=(5,)) for count in FEWER_PEOPLE]
-    runs += [Run(f"{loss}-seed{seed}", seed, loss, needed_by=(1,)) for seed in more for loss in LOSSES]
+    runs = [Run(f"{loss}-seed{first}", first, loss) for loss in LOSSES]
+    runs += [Run(f"sites-{name.replace(' ', '-')}", first, sites=name) for name in list(SITES)[1:]]
+    runs += [Run("control-input", first, control_input="input")]
+    runs += [Run(f"people-{count}", first, people=count) for count in FEWER_PEOPLE]
+    runs += [Run(f"{loss}-seed{seed}", seed, loss) for seed in more for loss in LOSSES]
     return runs
 
 
@@ -118,18 +116,9 @@ def train(run: Run, config: ml_collections.ConfigDict, workdir: Path) -> None:
     say(f"run {run.name}")
     begun = time.monotonic()
     code = subprocess.run(command, cwd=ROOT).returncode
-    _add_seconds(workdir / "runs" / run.name, time.monotonic() - begun)
+    add_seconds(workdir / "runs" / run.name, time.monotonic() - begun)
     if code:
         raise UserError(f"run {run.name}: train.py ended with exit code {code}; the same command goes on from there")
-
-
-def _add_seconds(folder: Path, seconds: float) -> None:
-    """Time over all resumed parts of a run, beside its checkpoints."""
-    file = folder / "seconds.json"
-    before = json.loads(file.read_text()) if file.is_file() else 0
-    if folder.is_dir():
-        with atomic_file(file) as temporary:
-            temporary.write_text(json.dumps(round(before + seconds, 1)))
 
 
 def write_cost(config: ml_collections.ConfigDict, workdir: Path) -> None:

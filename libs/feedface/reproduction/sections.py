@@ -39,9 +39,9 @@ def baseline(results: Results, config: ml_collections.ConfigDict, folder: Path) 
     plots.scatter(folder / "dreambooth.png", points, "attributes shown", "identity: similarity to another picture")
     gaps = {name: Figure(**figure) for name, figure in scores["differences"].items()}
     checks = [
-        Check.above_zero("FeedFace has more face than DreamBooth", gaps["similarity_to_another_picture"]),
-        Check.above_zero("DreamBooth follows the text better", _negative(gaps["attributes"])),
-        Check.above_zero("FeedFace is better overall", gaps["overall"]),
+        Check.of("FeedFace has more face than DreamBooth", gaps["similarity_to_another_picture"]),
+        Check.of("DreamBooth follows the text better", _negative(gaps["attributes"])),
+        Check.of("FeedFace is better overall", gaps["overall"]),
     ]
     training, sheet = scores["training"], results.find("dreambooth_sheet.png")
     if sheet is not None:
