@@ -228,6 +228,9 @@ def test_the_best_is_that_of_the_column_as_it_is_written():
     assert winners("") == set()
     assert winners(HIGHER, "ad") == set(), "all the same"
     assert winners(HIGHER, "ac") == set(), "nothing to compare with"
+    figures |= {"base": Figure(0.0, 0.0, 0.0), "a": Figure(0.02, 0.01, 0.03)}
+    background = Column("background_pixels", "background", LOWER, "")
+    assert best([(name, figures[name]) for name in ("base", "a")], background, figures) == set()
 
 
 def test_real_pictures_are_shown_but_never_the_best(copy):

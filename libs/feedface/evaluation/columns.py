@@ -150,8 +150,14 @@ def write_figure(figure: Figure | None, form: str) -> str:
 
 def best(figures: Iterable[tuple[str, Figure | None]], column: Column, among: Collection[str]) -> set[str]:
     """Of the systems `among`, those with the best value as it is written; none where fewer than two were measured or
-    all are equal."""
-    measured = {name: figure.value for name, figure in figures if figure is not None and name in among}
+    all are equal.
+
+    A background that never differs is that of the base model itself: nobody's merit.
+    """
+    measured = {name: figure for name, figure in figures if figure is not None and name in among}
+    if column.key.startswith("background_"):
+        measured = {name: figure for name, figure in measured.items() if figure.high > 0}
+    measured = {name: figure.value for name, figure in measured.items()}
     if len(measured) < 2 or column.better == NEITHER:
         return set()
     merit = {HIGHER: lambda value: value, LOWER: lambda value: -value, ZERO: lambda value: -abs(value)}[column.better]
