@@ -64,6 +64,25 @@ def test_guidance_of_one_is_the_conditional_pass_alone(setting):
     assert sizes[0] == BATCH
 
 
+@pytest.mark.parametrize("mode", UNCOND_MODES)
+@torch.no_grad()
+def test_an_evaluation_without_guidance_or_face_is_that_pass_alone(setting, mode: str):
+    uvit, net, img, clip_img, text, uncond_text, tokens = setting
+    options = {"guidance": GUIDANCE, "uncond_mode": mode, "face_controlnet": net}
+    model = GuidedNoise(uvit, text, uncond_text, face_tokens=tokens, **options)
+    alone = GuidedNoise(uvit, text, face_controlnet=net, face_tokens=tokens)
+    faceless = GuidedNoise(uvit, text, uncond_text, **options)
+    sizes = []
+    uvit.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
+    assert torch.equal(model(img, clip_img, T, guided=False)[0], alone(img, clip_img, T)[0])
+    assert torch.equal(model(img, clip_img, T, controlled=False)[0], faceless(img, clip_img, T)[0])
+    assert sizes == [BATCH, BATCH, 2 * BATCH, 2 * BATCH]
+    # one face for all rows, too
+    shared = GuidedNoise(uvit, text, uncond_text, face_tokens=tokens[:1], **options)
+    alone = GuidedNoise(uvit, text, face_controlnet=net, face_tokens=tokens[:1])
+    torch.testing.assert_close(shared(img, clip_img, T, guided=False)[0], alone(img, clip_img, T)[0])
+
+
 def test_without_faces_or_at_scale_zero_there_is_no_control(setting):
     uvit, net, _, _, text, uncond_text, tokens = setting
     assert GuidedNoise(uvit, text, uncond_text, guidance=2, face_controlnet=net).control is None

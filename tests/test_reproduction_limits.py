@@ -105,12 +105,15 @@ class Oracle:
 
         self.clean, self.alpha_bar, self.times = (img, clip_img), alphas_cumprod(), []
 
-    def __call__(self, img, clip_img, text, t_img, t_text, data_type, control):
-        assert control is None and (t_text == 0).all()
+    def conditions(self, text, t_text, data_type, latent_size):
+        assert (t_text == 0).all()
+
+    def __call__(self, img, clip_img, conditions, t_img, *, control, **rest):
+        assert control is None
         self.times.append(int(t_img[0]))
         a = self.alpha_bar[int(t_img[0]) - 1]
         noise = [(x - a.sqrt() * clean) / (1 - a).sqrt() for x, clean in zip((img, clip_img), self.clean, strict=True)]
-        return SimpleNamespace(img=noise[0].float(), clip_img=noise[1].float())
+        return SimpleNamespace(img=noise[0].float(), clip_img=noise[1].float(), deep=None)
 
 
 @pytest.mark.parametrize("level", [1, 200, 1000])
@@ -129,9 +132,12 @@ def test_noise_depends_on_the_seed_alone_and_grows_with_the_level():
     class Lazy:
         """Says that there is no noise: what went in comes out, scaled."""
 
-        def __call__(self, img, clip_img, *rest, control=None):
+        def conditions(self, *rest):
+            return None
+
+        def __call__(self, img, clip_img, *rest, **options):
             seen.setdefault(len(img), img.clone())
-            return SimpleNamespace(img=torch.zeros_like(img), clip_img=torch.zeros_like(clip_img))
+            return SimpleNamespace(img=torch.zeros_like(img), clip_img=torch.zeros_like(clip_img), deep=None)
 
     text = torch.zeros(2, 3, 8)
     spread = []

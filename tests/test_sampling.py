@@ -12,6 +12,7 @@ from feedface.diffusion.sampling import SCHEDULERS, initial_noise, sample
 from feedface.diffusion.schedule import alphas_cumprod
 
 SEEDS = list(range(16))
+PARTS = ("img_size", "in_chans", "clip_img_dim", "num_text_tokens", "text_dim", "conditions")  # of a U-ViT
 
 
 class GaussianModel:
@@ -31,7 +32,10 @@ class GaussianModel:
         signal, noise = (1 / (1 + ratio)) ** 0.5, (ratio / (1 + ratio)) ** 0.5
         return signal * self.mean, (signal**2 * self.spread**2 + noise**2).sqrt(), noise
 
-    def __call__(self, img, clip_img, text, t_img, t_text, data_type, control=None) -> UViTOutput:
+    def conditions(self, text, *_) -> Tensor:
+        return text
+
+    def __call__(self, img, clip_img, text, t_img, *_, **__) -> UViTOutput:
         mean, deviation, noise = self.moments(float(t_img[0]))
         x = torch.cat([img.flatten(1), clip_img.flatten(1)], dim=1)
         predicted = noise * (x - mean) / deviation**2
@@ -50,7 +54,7 @@ def error(scheduler: str, steps: int) -> float:
     drawn = sample(model, text=text, seeds=SEEDS, steps=steps, guidance=1, scheduler=scheduler)
     noise = initial_noise(SEEDS, (4, 4, 4), (1, 8))
     joint, noise = (torch.cat([part.flatten(1) for part in parts], dim=1) for parts in (drawn, noise))
-    end = 0 if scheduler in ("dpmsolver++", "unipc") else 1
+    end = 1 if scheduler in ("dpmsolver++singlestep", "ddim") else 0
     return (joint - model.exact(noise, end)).square().mean().sqrt().item()
 
 
@@ -101,7 +105,7 @@ def test_steps_count_evaluations(scheduler: str, steps: int):
         seen.append(t_img[0].item())
         return model(img, clip_img, text, t_img, *rest, **options)
 
-    for name in ("img_size", "in_chans", "clip_img_dim", "num_text_tokens", "text_dim"):
+    for name in PARTS:
         setattr(counted, name, getattr(model, name))
     options = {"guidance": 1, "scheduler": scheduler, "progress": lambda *done: reported.append(done)}
     latents, _ = sample(counted, text=torch.zeros(1, 3, 2), seeds=[0], steps=steps, **options)
@@ -113,15 +117,134 @@ def test_steps_count_evaluations(scheduler: str, steps: int):
     assert latents.isfinite().all()
 
 
-@pytest.mark.parametrize("mode", ["true_uncond", "paper"])
-def test_a_sample_depends_on_its_seed_not_on_its_batch(mode: str):
+def test_jumps_at_given_timesteps():
+    # a model whose data is one point gives it in any number of jumps, from any timesteps
+    model = GaussianModel()
+    model.spread = torch.zeros(1, 72)
+    seen = []
+
+    def counted(img, clip_img, text, t_img, *rest, **options):
+        seen.append(t_img[0].item())
+        return model(img, clip_img, text, t_img)
+
+    for name in PARTS:
+        setattr(counted, name, getattr(model, name))
+    drawn = sample(counted, text=torch.zeros(1, 3, 2), seeds=SEEDS, guidance=1, timesteps=[1000, 700, 300, 40])
+    assert seen == pytest.approx([1000, 700, 300, 40], abs=1e-2)
+    joint = torch.cat([part.flatten(1) for part in drawn], dim=1)
+    torch.testing.assert_close(joint, model.mean.expand(len(SEEDS), -1), atol=1e-3, rtol=1e-3)
+    # where the data is spread, each jump is DDIM's
+    model = GaussianModel()
+    drawn = sample(model, text=torch.zeros(1, 3, 2), seeds=[7], guidance=1, timesteps=[1000, 400])
+    x = torch.cat([part.flatten(1) for part in initial_noise([7], (4, 4, 4), (1, 8))], dim=1)
+    for t, later in ((1000, 400), (400, 0)):
+        mean, deviation, noise = model.moments(t)
+        predicted = noise * (x - mean) / deviation**2
+        clean = (x - noise * predicted) / (1 - noise**2) ** 0.5
+        noise = model.moments(later)[2]
+        x = (1 - noise**2) ** 0.5 * clean + noise * predicted
+    torch.testing.assert_close(torch.cat([part.flatten(1) for part in drawn], dim=1), x, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("timesteps", [[], [400, 400], [300, 500], [1001], [500, 0]])
+def test_timesteps_that_do_not_fall_are_refused(timesteps: list[int]):
+    with pytest.raises(ValueError, match="must fall"):
+        sample(GaussianModel(), text=torch.zeros(1, 3, 2), seeds=[0], guidance=1, timesteps=timesteps)
+
+
+SAVINGS = {"guidance_interval": (200, 800), "face_interval": (0, 600), "reuse": 2}
+
+
+def toy_options(mode: str = "true_uncond") -> dict:
+    """A toy model with a face, a prompt and the empty one."""
     torch.manual_seed(0)
     uvit = toy_uvit()
     net = toy_face_controlnet(uvit)
     text, empty = inputs(uvit)[2]
-    tokens = net.encode(torch.rand(1, 3, 32, 32))
-    options = {"text": text[None], "empty_text": empty[None], "uncond_mode": mode, "steps": 3, "guidance": 2.0}
-    options |= {"face_controlnet": net, "face_tokens": tokens, "latent_size": (8, 12)}
+    options = {"uvit": uvit, "text": text[None], "empty_text": empty[None], "uncond_mode": mode, "guidance": 2.0}
+    with torch.no_grad():
+        tokens = net.encode(torch.rand(1, 3, 32, 32))
+    return options | {"face_controlnet": net, "face_tokens": tokens, "latent_size": (8, 12)}
+
+
+@pytest.mark.parametrize("mode", ["true_uncond", "paper"])
+def test_the_fast_path_is_the_plain_path(mode: str):
+    """Against a loop written plainly: two passes, all inputs and the face's keys anew at each step, DDIM's formula."""
+    options = toy_options(mode)
+    uvit, net, text, tokens = (options[key] for key in ("uvit", "face_controlnet", "text", "face_tokens"))
+    timesteps = [1000, 650, 300]
+    latents, clip_img = sample(seeds=[3, 4], face_scale=0.7, timesteps=timesteps, **options)
+
+    parts = initial_noise([3, 4], (4, 8, 12), (1, 16), (16, 8))
+    x, uncond_text = parts[:2], parts[2] if mode == "true_uncond" else options["empty_text"].expand(2, -1, -1)
+    ones, zeros = torch.ones(2, dtype=torch.long), torch.zeros(2)
+    with torch.no_grad():
+        for t, later in zip(timesteps, [*timesteps[1:], 0], strict=True):
+            now = torch.full((2,), float(t))
+            faces = net.bind(tokens.expand(2, -1, -1), 0.7)
+            c = uvit(*x, text.expand(2, -1, -1), now, zeros, ones, control=faces)
+            faces = net.bind(torch.zeros_like(tokens), 0.7) if mode == "paper" else None
+            u = uvit(*x, uncond_text, now, zeros + 1000 * (mode == "true_uncond"), ones, control=faces)
+            noise = [b + 2 * (a - b) for a, b in ((c.img, u.img), (c.clip_img, u.clip_img))]
+            alpha_bar = alphas_cumprod().float()
+            before, after = alpha_bar[t - 1], alpha_bar[later - 1] if later else torch.tensor(1.0)
+            clean = [(part - (1 - before).sqrt() * e) / before.sqrt() for part, e in zip(x, noise, strict=True)]
+            x = [after.sqrt() * part + (1 - after).sqrt() * e for part, e in zip(clean, noise, strict=True)]
+    torch.testing.assert_close(latents, x[0], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(clip_img, x[1], atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_what_does_not_change_is_computed_once():
+    options = toy_options()
+    uvit, net = options["uvit"], options["face_controlnet"]
+    calls = []
+    modules = {"text": uvit.text_embed, "type": uvit.token_embedding, "img": uvit.patch_embed, "head": uvit.text_out}
+    for name, module in {**modules, "keys": net.blocks[0].cross_attn.to_k}.items():
+        module.register_forward_hook(lambda *_, name=name: calls.append(name))
+    sample(seeds=[0, 1], steps=4, **options)
+    assert sorted(calls) == ["img"] * 4 + ["keys", "text", "type"]
+
+
+@torch.no_grad()
+def test_savings_that_cover_everything_change_nothing_and_others_save_work():
+    options = {**toy_options(), "seeds": [0, 1], "steps": 8}
+    uvit, net = options["uvit"], options["face_controlnet"]
+    deep, faces = [], []
+    uvit.mid_block.register_forward_pre_hook(lambda module, args: deep.append(len(args[0])))
+    net.blocks[0].register_forward_pre_hook(lambda module, args: faces.append(len(args[0])))
+    plain, _ = sample(**options)
+    everything, _ = sample(guidance_interval=(0, 1000), face_interval=(0, 1000), reuse=1, **options)
+    assert torch.equal(everything, plain)
+    assert (deep, faces) == ([4] * 16, [2] * 16)
+    for name, value in SAVINGS.items():
+        deep.clear()
+        faces.clear()
+        saved, _ = sample(**options, **{name: value})
+        assert not torch.equal(saved, plain)
+        assert sum(deep) < 32 or sum(faces) < 16
+
+
+@pytest.mark.parametrize("savings", [{}, SAVINGS], ids=["plain", "savings"])
+@pytest.mark.parametrize("mode", ["true_uncond", "paper"])
+def test_rows_of_a_batch_may_have_prompts_and_faces_of_their_own(mode: str, savings: dict):
+    options = {**toy_options(mode), "steps": 6, **savings}
+    net = options["face_controlnet"]
+    options["text"] = torch.cat([options["text"], options["empty_text"] + 1])
+    with torch.no_grad():
+        options["face_tokens"] = net.encode(torch.rand(2, 3, 32, 32))
+    together, _ = sample(seeds=[3, 4], **options)
+    for row in range(2):
+        own = {name: options[name][row : row + 1] for name in ("text", "face_tokens")}
+        alone, _ = sample(seeds=[3 + row], **{**options, **own})
+        torch.testing.assert_close(together[row : row + 1], alone, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("savings", [{"steps": 3}, {"steps": 8, **SAVINGS}], ids=["plain", "savings"])
+@pytest.mark.parametrize("mode", ["true_uncond", "paper"])
+def test_a_sample_depends_on_its_seed_not_on_its_batch(mode: str, savings: dict):
+    options = {**toy_options(mode), **savings}
+    uvit = options.pop("uvit")
     latents, clip_img = sample(uvit, seeds=[3, 4, 5], **options)
     assert latents.shape == (3, 4, 8, 12)
     assert clip_img.shape == (3, 1, 16)
@@ -133,7 +256,11 @@ def test_a_sample_depends_on_its_seed_not_on_its_batch(mode: str):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"steps": 0}, {"steps": 1000}, {"scheduler": "euler"}, {"uncond_mode": "x"}, {"uncond_mode": "paper"}]
+    "wrong",
+    [
+        *({"steps": 0}, {"steps": 1000}, {"scheduler": "euler"}, {"scheduler": "ddim:karras"}),
+        *({"uncond_mode": "x"}, {"uncond_mode": "paper"}),
+    ],
 )
 def test_wrong_settings_are_refused(wrong: dict):
     uvit = toy_uvit()

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tests.toy import toy_uvit
+from tests.toy import toy_face_controlnet, toy_uvit
 
 from feedface.backbones.uvit import UViT, timestep_embedding
 
@@ -54,6 +54,57 @@ def test_sizes_that_do_not_fit_are_refused(uvit: UViT):
         uvit(*inputs(uvit, size=(7, 8)))
     with pytest.raises(ValueError, match="9x9"):
         UViT(img_size=9)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (6, 12)])
+@torch.no_grad()
+def test_conditions_embedded_beforehand_give_the_same_to_the_bit(uvit: UViT, size: tuple[int, int]):
+    img, clip_img, text, t_img, t_text, data_type = given = inputs(uvit, size=size)
+    conditions = uvit.conditions(text, t_text + 1000, data_type, size)
+    calls = []
+    for module in (uvit.text_embed, uvit.token_embedding):
+        module.register_forward_hook(lambda *_: calls.append("embedded anew"))
+    out = uvit(img, clip_img, conditions, t_img)
+    second = uvit(img[1:], clip_img[1:], conditions[1:], t_img[1:])
+    assert not calls
+    plain = uvit(*given[:4], t_text + 1000, data_type)
+    for part in ("img", "clip_img", "text"):
+        assert torch.equal(getattr(out, part), getattr(plain, part))
+    torch.testing.assert_close(second.img, plain.img[1:], atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match=r"4x4 with conditions for"):
+        uvit(img[..., :4, :4], clip_img, conditions, t_img)
+
+
+@torch.no_grad()
+def test_only_the_heads_asked_for_are_evaluated(uvit: UViT):
+    given, plain = inputs(uvit), uvit(*inputs(uvit))
+    out = uvit(*given, heads=("img", "clip_img"))
+    assert out.text is None
+    assert torch.equal(out.img, plain.img)
+    assert torch.equal(out.clip_img, plain.clip_img)
+
+
+@torch.no_grad()
+def test_deep_blocks_reused(uvit: UViT):
+    uvit = UViT(**{**uvit.config, "depth": 7})
+    torch.manual_seed(0)
+    given = inputs(uvit)
+    plain = uvit(*given)
+    assert uvit.shallow_blocks == 1
+    seen = []
+
+    def control(site, tokens_in, tokens_out):
+        seen.append(site)
+
+    again = uvit(*given, control=control, deep=plain.deep)
+    assert seen == ["in_blocks.0", "out_blocks.2"]
+    # at the same step nothing has changed, at another one the shallow blocks bring what is new
+    assert torch.equal(again.img, plain.img)
+    assert again.deep is plain.deep
+    later = (given[0] * 0.5, *given[1:])
+    reused, fresh = uvit(*later, deep=plain.deep), uvit(*later)
+    assert not torch.equal(reused.img, plain.img)
+    assert not torch.equal(reused.img, fresh.img)
 
 
 def test_rows_and_columns_are_not_mixed_up(uvit: UViT):
@@ -108,6 +159,16 @@ def test_gradient_checkpointing_gives_the_same_gradients(uvit: UViT):
         gradients.append([parameter.grad.clone() for parameter in uvit.in_blocks.parameters()])
     for plain, recomputed in zip(*gradients, strict=True):
         torch.testing.assert_close(recomputed, plain)
+
+
+def test_control_without_gradients_gives_the_same_to_the_bit(uvit: UViT):
+    # where no gradient is recorded, its answer is added in place
+    net = toy_face_controlnet(uvit)
+    for rows in (None, slice(0, 1)):
+        control = net.bind(net.encode(torch.rand(1, 3, 32, 32)), rows=rows)
+        with torch.no_grad():
+            plain = uvit(*inputs(uvit), control=control)
+        assert torch.equal(plain.img, uvit(*inputs(uvit), control=control).img)
 
 
 def test_attention_maps(uvit: UViT):

@@ -7,7 +7,7 @@ Source: Bao et al. 2023, "One Transformer Fits All Distributions in Multi-Modal 
 
 import math
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,24 +19,53 @@ from torch.utils.checkpoint import checkpoint
 # An attribute `rows` (slice or index) limits it to these rows of the batch; it then gets and returns only them.
 Control = Callable[[str, Tensor, Tensor], Tensor | None]
 
+HEADS = ("img", "clip_img", "text")
+
 
 @dataclass
 class UViTOutput:
-    """Predicted noise: `img` [B,C,H,W], `clip_img` [B,1,clip_img_dim], `text` [B,T,text_dim].
+    """Predicted noise: `img` [B,C,H,W], `clip_img` [B,1,clip_img_dim], `text` [B,T,text_dim]; None if not asked for.
 
-    `attention` holds, for each block asked for, the attention weights [B, heads, L, L].
+    `deep` [B,L,D] is what the deep blocks gave, for `UViT.forward(deep=…)` at a later step. `attention` holds, for
+    each block asked for, the attention weights [B, heads, L, L].
     """
 
-    img: Tensor
-    clip_img: Tensor
-    text: Tensor
+    img: Tensor | None
+    clip_img: Tensor | None
+    text: Tensor | None
+    deep: Tensor | None = None
     attention: dict[str, Tensor] = field(default_factory=dict)
 
 
-def timestep_embedding(t: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
-    """Sinusoidal embedding [B, dim] (float32) of timesteps [B], which may be fractional: cosines, then sines."""
+@dataclass(frozen=True)
+class Conditions:
+    """What the U-ViT sees that stays the same over the steps of a generation; made by `UViT.conditions`.
+
+    `tokens` [B,2+T,D]: t_text, data type and text, embedded and with their positions. `t_img_position` [1,1,D],
+    `image_positions` [1,1+N,D]: those of the tokens that change. `frequencies` [D/2]: see `timestep_embedding`.
+    """
+
+    grid: tuple[int, int]
+    tokens: Tensor
+    t_img_position: Tensor
+    image_positions: Tensor
+    frequencies: Tensor
+
+    def __getitem__(self, rows: slice) -> "Conditions":
+        """Those of some rows of the batch."""
+        return replace(self, tokens=self.tokens[rows])
+
+
+def timestep_frequencies(dim: int, device: torch.device, max_period: float = 10_000.0) -> Tensor:
+    """The table [dim // 2] (float32) of `timestep_embedding`: from 1 down, geometrically, towards 1 / max_period."""
     half = dim // 2
-    frequencies = torch.exp(-math.log(max_period) / half * torch.arange(half, dtype=torch.float32, device=t.device))
+    return torch.exp(-math.log(max_period) / half * torch.arange(half, dtype=torch.float32, device=device))
+
+
+def timestep_embedding(t: Tensor, dim: int, frequencies: Tensor | None = None) -> Tensor:
+    """Sinusoidal embedding [B, dim] (float32) of timesteps [B], which may be fractional: cosines, then sines."""
+    if frequencies is None:
+        frequencies = timestep_frequencies(dim, t.device)
     angles = t.float()[:, None] * frequencies
     return F.pad(torch.cat([angles.cos(), angles.sin()], dim=-1), (0, dim % 2))
 
@@ -180,6 +209,12 @@ class UViT(nn.Module):
         ]
 
     @property
+    def shallow_blocks(self) -> int:
+        """How many blocks at each end are evaluated at every step, also where the deep ones' output is reused."""
+        half = len(self.in_blocks)
+        return min(half, max(1, half // 5))
+
+    @property
     def image_start(self) -> int:
         """Index of the first image token: image tokens are `[image_start:]`."""
         return self.clip_img_index + 1
@@ -213,68 +248,99 @@ class UViT(nn.Module):
         change = control(site, x[image], out[image])
         if change is None:
             return out
-        if rows is None:
-            return out + F.pad(change, (0, 0, self.image_start, 0))
-        out = out.clone()  # the control's backward pass still needs the tokens it read
+        if torch.is_grad_enabled():
+            out = out.clone()  # the control's backward pass still needs the tokens it read
         out[image] += change
         return out
+
+    def conditions(
+        self, text: Tensor, t_text: Tensor, data_type: Tensor, latent_size: tuple[int, int] | None = None
+    ) -> Conditions:
+        """Embed what stays the same over the steps of a generation: pass it to `forward` in place of `text`.
+
+        Args: see `forward`; `latent_size` is the (height, width) of its `img`, by default `img_size`. Raises
+        `ValueError` when that is not divisible by the patch.
+        """
+        P = self.patch_size
+        H, W = latent_size or self.img_size
+        if H % P or W % P:
+            raise ValueError(f"latent of {H}x{W} is not divisible by the patch size {P}")
+        grid = (H // P, W // P)
+        dtype = self.pos_embed.dtype
+        frequencies = timestep_frequencies(self.embed_dim, t_text.device)
+        tokens = torch.cat(
+            [
+                timestep_embedding(t_text, self.embed_dim, frequencies).to(dtype)[:, None],
+                self.token_embedding(data_type)[:, None],
+                self.text_embed(text.to(dtype)),
+            ],
+            dim=1,
+        )
+        t_img, same, image = self._positions(grid).split([1, tokens.shape[1], 1 + grid[0] * grid[1]], dim=1)
+        return Conditions(grid, tokens + same, t_img, image, frequencies)
 
     def forward(
         self,
         img: Tensor,
         clip_img: Tensor,
-        text: Tensor,
+        text: Tensor | Conditions,
         t_img: Tensor,
-        t_text: Tensor,
-        data_type: Tensor,
+        t_text: Tensor | None = None,
+        data_type: Tensor | None = None,
         control: Control | None = None,
         attention_maps: Collection[str] = (),
+        heads: Collection[str] = HEADS,
+        deep: Tensor | None = None,
     ) -> UViTOutput:
         """Predict the noise in `img` [B,C,H,W], `clip_img` [B,1,Dc] and `text` [B,T,Dt].
 
         `t_img` [B] is the timestep of image and CLIP image, `t_text` [B] that of the text: 0 is clean, 1000 pure
-        noise. `data_type` [B] is 1 in the authors' inference. `attention_maps` names blocks whose weights to return.
-        Tokens have the weights' dtype. Raises `ValueError` when H or W is not divisible by the patch.
+        noise. `data_type` [B] is 1 in the authors' inference. In place of `text`, `t_text` and `data_type`, `text` may
+        be the `conditions` made of them. `heads`: what to predict. `attention_maps` names blocks whose weights to
+        return. Tokens have the weights' dtype.
+
+        `deep`: the `UViTOutput.deep` of an earlier step to go on with, so that only `shallow_blocks` at each end are
+        evaluated; the long skips bring what is new past the rest (the idea of Ma et al. 2024, DeepCache, on a U-Net).
+
+        Raises `ValueError` when H or W is not divisible by the patch, or not those of the `conditions`.
         """
         P = self.patch_size
         B, _, H, W = img.shape
-        if H % P or W % P:
-            raise ValueError(f"latent of {H}x{W} is not divisible by the patch size {P}")
-        grid = (H // P, W // P)
+        same = text if isinstance(text, Conditions) else self.conditions(text, t_text, data_type, (H, W))
+        grid = same.grid
+        if (grid[0] * P, grid[1] * P) != (H, W):
+            raise ValueError(f"latent of {H}x{W} with conditions for {grid[0] * P}x{grid[1] * P}")
         dtype = self.pos_embed.dtype
-        x = torch.cat(
-            [
-                timestep_embedding(t_img, self.embed_dim).to(dtype)[:, None],
-                timestep_embedding(t_text, self.embed_dim).to(dtype)[:, None],
-                self.token_embedding(data_type)[:, None],
-                self.text_embed(text.to(dtype)),
-                self.clip_img_embed(clip_img.to(dtype)),
-                self.patch_embed(img.to(dtype)),
-            ],
-            dim=1,
-        )
-        x = x + self._positions(grid)
+        time = timestep_embedding(t_img, self.embed_dim, same.frequencies).to(dtype)[:, None]
+        image = torch.cat([self.clip_img_embed(clip_img.to(dtype)), self.patch_embed(img.to(dtype))], dim=1)
+        x = torch.cat([time + same.t_img_position, same.tokens, image + same.image_positions], dim=1)  # [B,L,D]
 
         maps: dict[str, list[Tensor]] = {name: [] for name in attention_maps}
         run = self._controlled
         if self.gradient_checkpointing and torch.is_grad_enabled() and not maps:
             run = lambda *args: checkpoint(self._controlled, *args, use_reentrant=False)  # noqa: E731
+        half = len(self.in_blocks)
+        evaluated = half if deep is None else self.shallow_blocks  # at each end
         skips = []
-        for i, block in enumerate(self.in_blocks):
+        for i in range(evaluated):
             site = f"in_blocks.{i}"
-            x = run(site, block, x, None, maps.get(site), control)
+            x = run(site, self.in_blocks[i], x, None, maps.get(site), control)
             skips.append(x)
-        x = run("mid_block", self.mid_block, x, None, maps.get("mid_block"), control)
-        for i, block in enumerate(self.out_blocks):
+        x = run("mid_block", self.mid_block, x, None, maps.get("mid_block"), control) if deep is None else deep
+        for i in range(half - evaluated, half):
+            if i == half - self.shallow_blocks:
+                deep = x
             site = f"out_blocks.{i}"
-            x = run(site, block, x, skips.pop(), maps.get(site), control)
+            x = run(site, self.out_blocks[i], x, skips.pop(), maps.get(site), control)
         x = self.norm(x)
 
-        patches = self.decoder_pred(x[:, self.image_start :])  # [B, N, P*P*C]
-        patches = patches.reshape(B, *grid, P, P, self.in_chans)
-        return UViTOutput(
-            img=patches.permute(0, 5, 1, 3, 2, 4).reshape(B, self.in_chans, H, W),
-            clip_img=self.clip_img_out(x[:, self.clip_img_index : self.image_start]),
-            text=self.text_out(x[:, self.text_span]),
-            attention={name: found[0] for name, found in maps.items()},
-        )
+        noise: dict[str, Tensor | None] = dict.fromkeys(HEADS)
+        if "img" in heads:
+            patches = self.decoder_pred(x[:, self.image_start :])  # [B, N, P*P*C]
+            patches = patches.reshape(B, *grid, P, P, self.in_chans)
+            noise["img"] = patches.permute(0, 5, 1, 3, 2, 4).reshape(B, self.in_chans, H, W)
+        if "clip_img" in heads:
+            noise["clip_img"] = self.clip_img_out(x[:, self.clip_img_index : self.image_start])
+        if "text" in heads:
+            noise["text"] = self.text_out(x[:, self.text_span])
+        return UViTOutput(**noise, deep=deep, attention={name: found[0] for name, found in maps.items()})

@@ -21,10 +21,14 @@ UNCOND_MODES = ("true_uncond", "empty_token", "paper")
 class GuidedNoise:
     """Callable `(img [B,C,H,W], clip_img [B,1,Dc], t) -> (noise in img, noise in clip_img)`, float32, under guidance.
 
-    All that stays the same over the steps (texts of both halves, the faces' keys and values) is prepared once here.
+    All that stays the same over the steps (tokens of both halves' conditions, the faces' keys and values) is prepared
+    once here. Savings at single steps, see `plan.Evaluation`: `guided=False` evaluates the conditional half alone,
+    `controlled=False` leaves the face out, `reused=True` goes on with the deep blocks' output of the call before, which
+    must have been guided and controlled alike.
 
     `text` [B,T,Dt]; `uncond_text` of the same shape: noise for "true_uncond", the encoded empty prompt for the other
-    modes, unused at `guidance` 1, which skips the unconditional half. `face_tokens` [B,n,D] or [1,n,D].
+    modes, unused at `guidance` 1, which skips the unconditional half. `face_tokens` [B,n,D] or [1,n,D]. `latent_size`
+    is (H, W), by default the U-ViT's own.
     """
 
     def __init__(
@@ -38,6 +42,7 @@ class GuidedNoise:
         face_controlnet: FaceControlNet | None = None,
         face_tokens: Tensor | None = None,
         face_scale: float = 1.0,
+        latent_size: tuple[int, int] | None = None,
     ):
         if uncond_mode not in UNCOND_MODES:
             raise ValueError(f"uncond_mode must be one of {', '.join(UNCOND_MODES)}, not {uncond_mode!r}")
@@ -57,22 +62,40 @@ class GuidedNoise:
             elif face_tokens is not None:
                 faces = face_tokens.expand(batch, -1, -1)
                 face_tokens = torch.cat([faces, torch.zeros_like(faces)])
-        self.text, self.t_text = text, t_text
-        self.data_type = torch.ones(len(text), dtype=torch.long, device=text.device)  # the release's at inference
+        data_type = torch.ones(len(text), dtype=torch.long, device=text.device)  # the release's at inference
+        self.conditions = uvit.conditions(text, t_text, data_type, latent_size)
         self.control = None
         if face_controlnet is not None and face_tokens is not None:
             self.control = face_controlnet.bind(face_tokens, face_scale, rows)
+        self._deep: Tensor | None = None
 
-    def __call__(self, img: Tensor, clip_img: Tensor, t: float) -> tuple[Tensor, Tensor]:
-        if self.guided:
+    def __call__(
+        self,
+        img: Tensor,
+        clip_img: Tensor,
+        t: float,
+        *,
+        guided: bool = True,
+        controlled: bool = True,
+        reused: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        batch = len(img)
+        guided = guided and self.guided
+        conditions, control = self.conditions, self.control if controlled else None
+        if guided:
             img, clip_img = torch.cat([img, img]), torch.cat([clip_img, clip_img])
+        elif self.guided:
+            conditions = conditions[:batch]
+            control = control and control.first(batch)
         t_img = torch.full((len(img),), t, dtype=torch.float32, device=img.device)
-        out = self.uvit(img, clip_img, self.text, t_img, self.t_text, self.data_type, control=self.control)
-        return self._guide(out.img), self._guide(out.clip_img)
+        deep = self._deep if reused else None
+        out = self.uvit(img, clip_img, conditions, t_img, control=control, heads=("img", "clip_img"), deep=deep)
+        self._deep = out.deep
+        return self._guide(out.img, guided), self._guide(out.clip_img, guided)
 
-    def _guide(self, noise: Tensor) -> Tensor:
+    def _guide(self, noise: Tensor, guided: bool) -> Tensor:
         noise = noise.float()
-        if not self.guided:
+        if not guided:
             return noise
         conditional, unconditional = noise.chunk(2)
         return unconditional + self.guidance * (conditional - unconditional)

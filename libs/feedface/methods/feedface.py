@@ -5,6 +5,7 @@ Source: Xiang et al., "FeedFace: Efficient Inference-based Face Personalization 
 Tiny Papers), Fig. 1; defaults are those of the released weights.
 """
 
+import copy
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -92,6 +93,15 @@ class FaceControl:
         block, keys, values = self._sites[site]
         change = block(tokens_in if self._on_input else tokens_out, keys, values)
         return change if self._scale == 1 else self._scale * change
+
+    def first(self, count: int) -> "FaceControl":
+        """The same control for a batch of the first `count` rows alone, all of which it must act on."""
+        control = copy.copy(self)
+        control.rows = None
+        control._sites = {
+            site: (block, keys[:count], values[:count]) for site, (block, keys, values) in self._sites.items()
+        }
+        return control
 
 
 @torch.no_grad()

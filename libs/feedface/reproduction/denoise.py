@@ -46,7 +46,7 @@ def denoise(
     )
     times = times_from(level, steps)
     solver.set_timesteps(timesteps=[time - 1 for time in times])  # diffusers' 999 … 0 stand for our 1000 … 1
-    model = GuidedNoise(uvit, text)
+    model = GuidedNoise(uvit, text, latent_size=latents.shape[-2:])
     shapes = (latents.shape[1:], clip_img.shape[1:])
     noises = [noise.to(text.device) for noise in initial_noise(seeds, *shapes)]
     t = torch.full((len(seeds),), level)
