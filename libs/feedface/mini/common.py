@@ -149,7 +149,8 @@ def fit(
         if now - logged > LOG_EVERY_S:
             speed = (step - logged_step) * config.batch_size / (now - logged)
             details = "".join(f" {name} {float(number):.4f}" for name, number in extra.items())
-            progress = f"step {step} ({used:.0%}, {elapsed_s / 60:.1f} min)"
+            left_min = elapsed_s / 60 * (1 / used - 1) if used else math.nan
+            progress = f"step {step} ({used:.0%}, {elapsed_s / 60:.1f} min, {left_min:.1f} left)"
             say(f"{stage}: {progress} loss {mean_loss:.4f}{details} {speed:.0f} samples/s", log)
             logged, logged_step = now, step
         if now - saved > config.save_every_s:

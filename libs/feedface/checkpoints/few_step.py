@@ -1,0 +1,215 @@
+"""Few-step adapters: what a model needs on top of its weights to draw in four evaluations without guidance.
+
+A bundle's folder `few_step/`: config.json (`FewStep` but its weights) and model.safetensors with two matrices for each
+changed linear layer, `<network>.<module>.lora_A` [r, in] and `.lora_B` [out, r], network "uvit" or "face_controlnet";
+`.lora_scale` [r], if there, multiplies the columns of B, so that both may be in 8 bits. Merged, W + B A, they cost
+nothing at sampling. Low rank: Hu et al. 2021, "LoRA". `docs/few_steps.md` says how one is made.
+"""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from feedface.checkpoints.storage import read_json, read_safetensors, write_json, write_state
+from feedface.diffusion.guidance import UNCOND_MODES
+from feedface.diffusion.schedule import NUM_TIMESTEPS
+from feedface.errors import UserError
+from feedface.files import atomic_file, atomic_folder
+
+if TYPE_CHECKING:  # reads this module's adapters
+    from feedface.checkpoints.bundle import Bundle
+
+COMPONENT = "few_step"
+NETWORKS = ("uvit", "face_controlnet")
+A, B, SCALE = ".lora_A", ".lora_B", ".lora_scale"
+CONFIG_KEYS = ("timesteps", "guidance", "face_scale", "uncond")
+MAX_STEPS = 32
+
+
+@dataclass(frozen=True)
+class FewStep:
+    """An adapter. Sample with `timesteps`, first-order steps, guidance 1, and the faces at `face_scale`.
+
+    Attributes:
+        timesteps: t of each evaluation, whole, falling within 1000 … 1; the last step goes to 0.
+        guidance, face_scale, uncond: those of the guided model that was distilled: its pictures are imitated.
+        weights: by module, such as "uvit.mid_block.mlp.fc1": A [r, in] and B [out, r], float32.
+        digest: changes with config and weights.
+    """
+
+    timesteps: tuple[int, ...]
+    guidance: float
+    face_scale: float
+    uncond: str
+    weights: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
+    digest: str = ""
+
+    @property
+    def steps(self) -> int:
+        """Evaluations a picture."""
+        return len(self.timesteps)
+
+
+# ---------------------------------------------------------------------------------------------------------- reading
+
+
+def read_few_step(folder: str | os.PathLike) -> FewStep:
+    """Read and check an adapter; its weights stay on the CPU. `UserError` names what is missing, broken or unknown."""
+    folder = Path(folder)
+    config = _checked(read_json(folder / "config.json"), folder / "config.json")
+    file = folder / "model.safetensors"
+    state = read_safetensors(file, "cpu", None)
+    weights = {}
+    for name in sorted({key.rpartition(".")[0] for key in state}):
+        a, b, scale = (state.pop(name + end, None) for end in (A, B, SCALE))
+        if a is None or b is None or a.dim() != 2 or b.dim() != 2 or len(a) != b.shape[1]:
+            raise UserError(f"{file}: {name} needs {A[1:]} [r, in] and {B[1:]} [out, r]")
+        if scale is not None and scale.shape != (len(a),):
+            raise UserError(f"{file}: {name}{SCALE} has shape {[*scale.shape]}, needed is [{len(a)}]")
+        # The projector is left alone, so that face tokens are the same with and without the adapter.
+        if not name.startswith(("uvit.", "face_controlnet.blocks.")):
+            raise UserError(f"{file}: {name}: an adapter changes linears of uvit and of face_controlnet.blocks only")
+        weights[name] = (a.float(), b.float() if scale is None else b.float() * scale)
+    if state:
+        raise UserError(f"{file}: {next(iter(state))} is unknown; known are {A}, {B} and {SCALE} of linears")
+    if not weights:
+        raise UserError(f"{file}: holds no weights")
+    digest = hashlib.sha256((folder / "config.json").read_bytes() + file.read_bytes()).hexdigest()[:16]
+    return replace(config, weights=weights, digest=digest)
+
+
+def _checked(config: dict[str, Any], file: Path) -> FewStep:
+    for key in CONFIG_KEYS:
+        if key not in config:
+            raise UserError(f'{file}: "{key}" is missing; needed are {", ".join(CONFIG_KEYS)}')
+    for key in config:
+        if key not in (*CONFIG_KEYS, "made_by"):
+            raise UserError(f'{file}: "{key}" is unknown; known are {", ".join(CONFIG_KEYS)}, made_by')
+    times = config["timesteps"]
+    falling = isinstance(times, list) and all(type(t) is int for t in times) and times == sorted(set(times))[::-1]
+    if not falling or not 1 <= len(times) <= MAX_STEPS or times[0] > NUM_TIMESTEPS or times[-1] < 1:
+        raise UserError(f'{file}: "timesteps" must be 1 to {MAX_STEPS} falling whole numbers within 1000 … 1')
+    for key in ("guidance", "face_scale"):
+        if type(config[key]) not in (int, float) or not 0 <= config[key] <= 50:
+            raise UserError(f'{file}: "{key}" must be a number from 0 to 50, not {config[key]!r}')
+    if config["uncond"] not in UNCOND_MODES:
+        raise UserError(f'{file}: "uncond" must be one of {", ".join(UNCOND_MODES)}, not {config["uncond"]!r}')
+    return FewStep(tuple(times), config["guidance"], config["face_scale"], config["uncond"])
+
+
+def save_few_step(folder: str | os.PathLike, adapter: FewStep, made_by: Mapping[str, Any] | None = None) -> None:
+    """Write an adapter, whole or not at all; config.json keeps `made_by`, settings and figures of its making.
+
+    Weights are stored in 8 bits: B A = U S V by singular values, and the columns of U and rows of V, of length 1, each
+    with its own step. That changes B A by one to two percent of itself, and halves the file.
+    """
+    state = {}
+    for name, (a, b) in adapter.weights.items():
+        state[name + A], state[name + B], state[name + SCALE] = _in_8_bits(a, b)
+    config = {key: getattr(adapter, key) for key in CONFIG_KEYS}
+    with atomic_folder(folder) as temporary:
+        write_json(temporary / "config.json", {**config, **({"made_by": dict(made_by)} if made_by else {})})
+        write_state(temporary / "model.safetensors", state, None)
+
+
+def _in_8_bits(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A [r,in], B [out,r] -> int8 A', B' and float32 s [r] with B diag(s) A' close to B A."""
+    # Of factors, not of the product: that is out x in, and of rank r only.
+    q_b, r_b = torch.linalg.qr(b.double())
+    q_a, r_a = torch.linalg.qr(a.double().T)
+    u, s, vt = torch.linalg.svd(r_b @ r_a.T)
+    u, v = q_b @ u, q_a @ vt.T  # [out,r], [in,r]
+    steps_u, steps_v = (x.abs().amax(dim=0).clamp(min=1e-12) / 127 for x in (u, v))
+    rounded_u, rounded_v = ((x / step).round().to(torch.int8) for x, step in ((u, steps_u), (v, steps_v)))
+    return rounded_v.T.contiguous(), rounded_u, (s * steps_u * steps_v).float()
+
+
+# ---------------------------------------------------------------------------------------------------------- merging
+
+
+def merge_network(adapter: FewStep, kind: str, network: nn.Module) -> None:
+    """Add the adapter to the weights of one network, in place: W + B A in float32, rounded once to the weights' dtype.
+
+    `kind` is "uvit" or "face_controlnet". Adding it twice is the caller's mistake; quantise after it, not before.
+    """
+    for name, (a, b) in adapter.weights.items():
+        part, _, module = name.partition(".")
+        if part == kind:
+            weight = _linear(network, module, name).weight
+            if weight.shape != (len(b), a.shape[1]):
+                raise UserError(
+                    f"{name}: the few-step adapter has {len(b)}x{a.shape[1]}, the model {[*weight.shape]}; it belongs "
+                    "to another model"
+                )
+            change = b.to(weight.device, torch.float32) @ a.to(weight.device, torch.float32)
+            with torch.no_grad():
+                weight.copy_(weight.float() + change)
+
+
+def _linear(network: nn.Module, module: str, name: str) -> nn.Linear:
+    try:
+        found = network.get_submodule(module)
+    except AttributeError:
+        found = None
+    if not isinstance(found, nn.Linear):
+        raise UserError(
+            f"{name}: the model has no such linear layer; the few-step adapter belongs to another model (or these "
+            "weights are in 8 bits, which cannot take one)"
+        )
+    return found
+
+
+def merge_few_step(bundle: "Bundle") -> FewStep:
+    """Merge the bundle's adapter into its U-ViT and face-controlnet, unless it is merged already; returns it."""
+    if bundle.few_step is None:
+        if COMPONENT not in bundle.components:
+            raise UserError(
+                f"{bundle.path}: this model has no few-step adapter; docs/few_steps.md says how one is made"
+            )
+        adapter = read_few_step(bundle.components[COMPONENT])
+        for kind in NETWORKS:
+            if getattr(bundle, kind) is not None:
+                merge_network(adapter, kind, getattr(bundle, kind))
+        bundle.few_step = adapter
+    return bundle.few_step
+
+
+def restore_few_step(bundle: "Bundle") -> None:
+    """Undo `merge_few_step`, to the bit: the touched weights are read again from the files they came from."""
+    if bundle.few_step is None:
+        return
+    for kind in NETWORKS:
+        network = getattr(bundle, kind)
+        prefix = kind + "."
+        touched = [name.removeprefix(prefix) for name in bundle.few_step.weights if name.startswith(prefix)]
+        if network is not None and touched:
+            # An adapter's networks always lie in folders: one with a control of another origin has no adapter.
+            file = bundle.components[kind] / "model.safetensors"
+            with torch.no_grad(), safe_open(file, framework="pt") as stored:
+                for module in touched:
+                    network.get_submodule(module).weight.copy_(stored.get_tensor(module + ".weight"))
+    bundle.few_step = None
+
+
+def add_few_step(model: str | os.PathLike, folder: str | os.PathLike) -> None:
+    """Copy the adapter in `folder` into the model folder `model`, as its part "few_step"."""
+    from feedface.checkpoints.bundle import INDEX, read_index
+
+    read_index(model)
+    read_few_step(folder)
+    model, folder = Path(model), Path(folder)
+    with atomic_folder(model / COMPONENT) as temporary:
+        for name in ("config.json", "model.safetensors"):
+            shutil.copyfile(folder / name, temporary / name)
+    index = read_json(model / INDEX)
+    index["components"][COMPONENT] = COMPONENT
+    with atomic_file(model / INDEX) as temporary:
+        write_json(temporary, index)

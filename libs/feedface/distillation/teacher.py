@@ -1,0 +1,96 @@
+"""The teacher: the model under guidance, solved finely from noise to picture; what it passes on the way is the lesson.
+
+Shapes: B batch, S student steps, J numbers of a joint vector (see `jumps`), T text tokens, n face tokens.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from diffusers import DPMSolverMultistepScheduler
+from torch import Tensor
+
+from feedface.checkpoints.bundle import Bundle
+from feedface.diffusion.guidance import GuidedNoise
+from feedface.diffusion.sampling import initial_noise
+from feedface.diffusion.schedule import BETA_END, BETA_START, NUM_TIMESTEPS, alphas_cumprod, timestep_of
+from feedface.distillation.jumps import Joint
+
+
+def fine_timesteps(timesteps: Sequence[int], substeps: int) -> list[int]:
+    """`substeps` whole timesteps for each of the student's: from it on, uniform in log-SNR, to before the next.
+
+    The last of the student's steps is divided as if it went to timestep 1. `ValueError` where they are too close, or do
+    not begin at pure noise.
+    """
+    if list(timesteps[:1]) != [NUM_TIMESTEPS] or timesteps[-1] < 1:
+        raise ValueError(f"timesteps must fall from {NUM_TIMESTEPS} to 1 or more, not {list(timesteps)}")
+    alpha_bar = alphas_cumprod()
+    ratio = ((1 - alpha_bar) / alpha_bar).log() / 2  # minus half the log-SNR
+    fine: list[int] = []
+    for start, end in pairwise([*timesteps, 1]):
+        levels = torch.linspace(ratio[start - 1], ratio[end - 1], substeps + 1, dtype=torch.float64)[:-1]
+        fine += [start, *(round(float(t)) for t in timestep_of(levels[1:].exp()))]
+    if any(later >= earlier for earlier, later in pairwise(fine)):
+        raise ValueError(f"timesteps {list(timesteps)} leave no room for {substeps} substeps each")
+    return fine
+
+
+def fine_solver(timesteps: Sequence[int]) -> Any:
+    """diffusers' DPM-Solver++ of order 2 that evaluates at `timesteps` (falling, 1000 … 1) and ends at 0."""
+    solver = DPMSolverMultistepScheduler(
+        num_train_timesteps=NUM_TIMESTEPS,
+        beta_start=BETA_START,
+        beta_end=BETA_END,
+        beta_schedule="scaled_linear",
+        solver_order=2,
+    )
+    solver.set_timesteps(timesteps=[t - 1 for t in timesteps])
+    solver.set_begin_index(0)
+    return solver
+
+
+class Teacher:
+    """Draws trajectories with a bundle's own guidance, face scale and unconditional half."""
+
+    def __init__(self, bundle: Bundle, timesteps: Sequence[int], substeps: int, device: torch.device):
+        self.bundle, self.timesteps, self.device = bundle, tuple(timesteps), device
+        self.fine = fine_timesteps(timesteps, substeps)
+        self.joint = Joint.of(bundle.uvit)
+        self.guidance, self.face_scale, self.uncond = (
+            bundle.defaults[key] for key in ("guidance", "face_scale", "uncond")
+        )
+        self._empty_text: Tensor | None = None
+
+    @torch.no_grad()
+    def draw(self, text: Tensor, seeds: Sequence[int], faces: Tensor | None) -> Tensor:
+        """States [B,S+1,J], float32: at each of the student's timesteps, the first pure noise, and at 0.
+
+        `text` [B,T,Dt], `faces` [B,n,D] or None. The noise is that of `sample` with the same seeds.
+        """
+        uvit = self.bundle.uvit
+        shapes = (self.joint.latent, self.joint.clip_img, (uvit.num_text_tokens, uvit.text_dim))
+        img, clip_img, text_noise = (noise.to(self.device) for noise in initial_noise(seeds, *shapes))
+        model = GuidedNoise(
+            uvit,
+            text,
+            text_noise if self.uncond == "true_uncond" else self._empty().expand(len(text), -1, -1),
+            guidance=self.guidance,
+            uncond_mode=self.uncond,
+            face_controlnet=self.bundle.face_controlnet,
+            face_tokens=faces,
+            face_scale=self.face_scale,
+        )
+        solver, x, states = fine_solver(self.fine), self.joint.merge(img, clip_img), []
+        for t, timestep in zip(self.fine, solver.timesteps, strict=True):
+            if t in self.timesteps:
+                states.append(x)
+            noise = self.joint.merge(*model(*self.joint.split(x), float(t)))
+            x = solver.step(noise, timestep, x).prev_sample
+        return torch.stack([*states, x], dim=1)
+
+    def _empty(self) -> Tensor:
+        if self._empty_text is None:
+            self._empty_text = self.bundle.text_encoder.encode([""]).to(self.device)
+        return self._empty_text

@@ -1,0 +1,138 @@
+"""Train the student on trajectories, measure it on some that it was not trained on, and make it a model's part.
+
+<workdir>/student/            checkpoint.pt (to resume), log.txt, metrics.json, samples.png (teacher over student)
+<workdir>/model/few_step/     the adapter, and an index that takes all other parts from the model distilled
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import ml_collections
+import torch
+from torch import Tensor
+
+from feedface.checkpoints.bundle import Bundle, load_bundle, read_index, write_derived_index
+from feedface.checkpoints.few_step import COMPONENT, FewStep, merge_few_step, save_few_step
+from feedface.device import DTYPES, pick_device
+from feedface.distillation.jumps import Joint
+from feedface.distillation.student import LowRank, Student
+from feedface.distillation.trajectories import Piece, Trajectories, draw_trajectories
+from feedface.errors import UserError
+from feedface.mini.common import fit, save_sheet, to_uint8, write_metrics
+from feedface.model_files import DRAWING_NETWORKS, model_digest
+
+SHEET = 16  # pictures in samples.png
+PRECISIONS = ("fp32", "bf16")  # half precision would need its losses scaled
+
+
+def trajectories(config: ml_collections.ConfigDict, workdir: Path, share: tuple[int, int] = (0, 1)) -> None:
+    """Draw what is left of the teacher's trajectories; of `share` (k, n), every n-th shard from the k-th on."""
+    device, bundle = _loaded(config)
+    draw_trajectories(config, bundle, workdir / "trajectories", device, share)
+
+
+def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
+    """Train what is left, and leave the model `<workdir>/model`."""
+    device, bundle = _loaded(config)
+    lessons = Trajectories(workdir / "trajectories")
+    if lessons.settings["model"] != model_digest(bundle):
+        raise UserError(f"{workdir / 'trajectories'}: drawn with another model than {config.model}; draw them anew")
+    held_out = config.held_out
+    if len(lessons.files) <= held_out:
+        raise UserError(
+            f"{workdir / 'trajectories'}: {len(lessons.files)} shards do not suffice, held_out={held_out} are only "
+            "measured on; draw more"
+        )
+    adapter = FewStep(
+        tuple(lessons.settings["timesteps"]),
+        *(lessons.settings[key] for key in ("guidance", "face_scale", "uncond")),
+    )
+    uvit, net = bundle.uvit, bundle.face_controlnet
+    uvit.gradient_checkpointing = config.gradient_checkpointing
+    torch.manual_seed(config.train.seed)
+    low_rank = LowRank(uvit, net, config.rank).to(device)
+    student = Student(uvit, net, adapter, config.clip_weight)
+    sizes = torch.tensor(lessons.sizes, dtype=torch.float)
+    sizes[:held_out] = 0  # the first ones: they are there however many were drawn
+    rows = config.train.batch_size
+
+    def step(generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        shard = int(torch.multinomial(sizes, 1, generator=generator))
+        first = int(torch.randint(max(1, lessons.sizes[shard] - rows + 1), (1,), generator=generator))
+        piece = lessons.piece(shard, slice(first, first + rows), device)
+        own = torch.rand(len(piece.states), generator=generator) < config.own_states
+        return student.loss(piece, own.to(device))
+
+    before = measure(student, lessons, held_out, rows, device)
+    with low_rank.attached(uvit, net):
+        result = fit("student", low_rank, step, config.train, workdir / "student")
+
+    model = workdir / "model"
+    made_by = {"trajectories": sum(lessons.sizes), **{key: lessons.settings[key] for key in ("model", "evaluations")}}
+    made_by |= {"ranks": config.rank.to_dict(), "steps": result.steps, "batch_size": rows}
+    save_few_step(model / COMPONENT, replace(adapter, weights=low_rank.weights()), made_by)
+    write_derived_index(model, config.model, [COMPONENT], f"{read_index(config.model).name}, few steps")
+    # As it is stored, not as it was trained: 8 bits and all.
+    bundle.components[COMPONENT] = model / COMPONENT
+    merge_few_step(bundle)
+    after = measure(student, lessons, held_out, rows, device)
+    write_metrics(workdir / "student", config.train, result, **_compared(before, after))
+    write_sheet(workdir / "student" / "samples.png", student, bundle, lessons.piece(0, slice(0, SHEET), device))
+
+
+def _loaded(config: ml_collections.ConfigDict) -> tuple[torch.device, Bundle]:
+    """Check the settings that both stages read, then load the model."""
+    numbers = {
+        "trajectories.count": config.trajectories.count,
+        "trajectories.batch_size": config.trajectories.batch_size,
+        "trajectories.substeps": config.trajectories.substeps,
+        "train.batch_size": config.train.batch_size,
+        "held_out": config.held_out,
+        "rank.uvit": config.rank.uvit,
+        "timesteps": len(config.timesteps),
+        "trajectories.faces": len(config.trajectories.faces),
+    }
+    for name, value in numbers.items():
+        if value < 1:
+            raise UserError(f"config.{name}: {value} is too few; use 1 or more")
+    if min(config.trajectories.faces) < 0 or config.rank.face_controlnet < 0:
+        raise UserError("config.trajectories.faces and config.rank.face_controlnet cannot be below 0")
+    if config.precision not in PRECISIONS:
+        raise UserError(f"config.precision {config.precision}: use {' or '.join(PRECISIONS)}")
+    device = pick_device(config.train.device)
+    return device, load_bundle(config.model, device, DTYPES[config.precision], DRAWING_NETWORKS)
+
+
+def measure(student: Student, lessons: Trajectories, shards: int, rows: int, device: torch.device) -> dict[str, float]:
+    """RMS distance of latents and of CLIP-image embeddings to the teacher's pictures, over the first shards' rows."""
+    squares, count = torch.zeros(2, dtype=torch.float64), 0
+    for shard in range(shards):
+        for first in range(0, lessons.sizes[shard], rows):
+            piece = lessons.piece(shard, slice(first, first + rows), device)
+            parts = student.joint.split((student.draw(piece) - piece.states[:, -1]).square())
+            squares += torch.stack([part.flatten(1).mean(1).sum() for part in parts]).double().cpu()
+            count += len(piece.states)
+    names = ("latent_rms", "clip_img_rms")
+    return {} if not count else {n: math.sqrt(s / count) for n, s in zip(names, squares.tolist(), strict=True)}
+
+
+def _compared(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
+    """`before`: as many first-order steps of the model without its adapter, and without guidance."""
+    named = {f"{name}_untrained": value for name, value in before.items()} | after
+    return {name: round(value, 4) for name, value in named.items()}
+
+
+def write_sheet(path: Path, student: Student, bundle: Bundle, piece: Piece) -> None:
+    """Teacher's pictures over the student's of the same noise, prompts and faces."""
+    columns = 8
+    teacher, own = (_decoded(bundle, student.joint, x) for x in (piece.states[:, -1], student.draw(piece)))
+    full = range(0, len(teacher) - len(teacher) % columns, columns) or range(1)
+    rows: Sequence = [pictures[i : i + columns] for i in full for pictures in (teacher, own)]
+    save_sheet(path, rows)
+
+
+@torch.no_grad()
+def _decoded(bundle: Bundle, joint: Joint, x: Tensor):
+    return to_uint8(torch.cat([bundle.vae.decode(latent[None]) for latent in joint.split(x)[0]]))

@@ -1,0 +1,251 @@
+"""Distillation to few steps, on the toy model."""
+
+import json
+import sys
+from itertools import pairwise
+
+import distill
+import pytest
+import torch
+from toy import make_toy_bundle
+from toy_records import make_records
+
+from feedface.checkpoints.bundle import load_bundle
+from feedface.checkpoints.few_step import FewStep, merge_few_step, read_few_step
+from feedface.data.records import read_records
+from feedface.diffusion.sampling import jumps_at, sample
+from feedface.diffusion.schedule import alphas_cumprod
+from feedface.distillation.draws import Draws
+from feedface.distillation.jumps import Joint, jump
+from feedface.distillation.student import LowRank, Student
+from feedface.distillation.teacher import Teacher, fine_timesteps
+from feedface.distillation.trajectories import Piece, Trajectories
+from feedface.errors import UserError
+
+CPU = torch.device("cpu")
+TIMES = (1000, 600, 250)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("distillation")
+    make_toy_bundle(folder / "toy")
+    make_records(folder / "world")  # 4 people, 3 pictures each
+    return folder
+
+
+@pytest.fixture
+def bundle(folder):
+    return load_bundle(folder / "toy")
+
+
+def run(folder, stage, workdir, *options, **changes):
+    """A stage through the command line, at a toy's size."""
+    changes = {
+        "model": folder / "toy",
+        "data.records": f"('{folder / 'world' / 'records.jsonl'}',)",
+        "timesteps": TIMES,
+        "trajectories.count": 24,
+        "trajectories.batch_size": 8,
+        "trajectories.faces": (1, 0, 2),
+        "held_out": 1,
+        "train.minutes": 0.0,
+        "train.steps": 30,
+        "train.batch_size": 4,
+        "train.warmup_steps": 5,
+        **changes,
+    }
+    before = sys.argv
+    sys.argv = ["distill.py", stage, "--workdir", str(folder / workdir), *options]
+    sys.argv += [f"--config.{key}={value}" for key, value in changes.items()]
+    try:
+        return distill.main()
+    finally:
+        sys.argv = before
+
+
+# ------------------------------------------------------------------------------------------------------------ pieces
+
+
+def test_fine_timesteps_pass_the_students_and_are_even_in_log_snr_between():
+    fine = fine_timesteps(TIMES, 4)
+    assert len(fine) == 12 and fine[::4] == list(TIMES)
+    alpha_bar = alphas_cumprod()
+    level = ((1 - alpha_bar) / alpha_bar).log() / 2
+    for start, end in pairwise([*TIMES, 1]):
+        gap = (level[start - 1] - level[end - 1]) / 4
+        inside = [t for t in fine if end < t <= start]
+        gaps = torch.tensor([level[a - 1] - level[b - 1] for a, b in pairwise(inside)])
+        assert gaps == pytest.approx(gap.expand(3), rel=0.1)  # timesteps are whole
+    for times, substeps in (((1000, 999), 3), ((1000, 600, 600), 1), ((900, 300), 2), ((1000, 0), 1)):
+        with pytest.raises(ValueError, match="timesteps"):
+            fine_timesteps(times, substeps)
+
+
+def test_a_jump_is_the_samplers_step():
+    x, noise, solver = torch.randn(2, 50), torch.randn(2, 50), jumps_at(TIMES)
+    for (start, end), timestep in zip(pairwise([*TIMES, 0]), solver.timesteps, strict=True):
+        assert jump(x, noise, start, end) == pytest.approx(solver.step(noise, timestep, x).prev_sample, abs=1e-5)
+
+
+@pytest.mark.parametrize("uncond", ["true_uncond", "paper"])
+def test_the_teachers_last_state_is_the_guided_models_picture(bundle, uncond):
+    bundle.defaults["uncond"] = uncond
+    text, faces, seeds = bundle.text_encoder.encode(["a", "b c"]), torch.randn(2, 5, 32), [3, 4]
+    states = Teacher(bundle, TIMES, 10, CPU).draw(text, seeds, faces)
+    options = {"text": text, "seeds": seeds, "guidance": 2.0, "uncond_mode": uncond, "face_tokens": faces}
+    options |= {"empty_text": bundle.text_encoder.encode([""]), "face_controlnet": bundle.face_controlnet}
+    exact = Joint.merge(*sample(bundle.uvit, steps=100, **options))
+    coarse = Joint.merge(*sample(bundle.uvit, steps=3, scheduler="ddim", **options))
+    assert states.shape == (2, 4, exact.shape[1])
+    assert (states[:, -1] - exact).norm() < 0.05 * (coarse - exact).norm()
+    torch.manual_seed(0)
+    again = Teacher(bundle, TIMES, 1, CPU).draw(text[1:], seeds[1:], faces[1:])
+    assert torch.equal(again[0, 0], states[1, 0])  # the noise depends on the seed only
+
+
+def test_only_the_low_rank_matrices_are_trained_and_fresh_ones_change_nothing(bundle):
+    student, piece = toy_student(bundle)
+    low_rank = LowRank(bundle.uvit, bundle.face_controlnet, {"uvit": 2, "face_controlnet": 3})
+    names = set(low_rank.weights())
+    assert "uvit.decoder_pred" in names and "uvit.out_blocks.0.skip_linear" in names
+    assert "face_controlnet.blocks.0.cross_attn.to_k" in names and "uvit.text_embed" not in names
+    plain = student.draw(piece)
+    own = torch.tensor([True, False, True])
+    with low_rank.attached(bundle.uvit, bundle.face_controlnet):
+        assert torch.equal(student.draw(piece), plain)
+        student.loss(piece, own)[0].backward()
+        grown = {name for name, p in low_rank.named_parameters() if name.endswith("B") and p.grad.abs().sum() > 0}
+        assert len(grown) == len(names)
+        for parameter in low_rank.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+        assert not torch.equal(student.draw(piece), plain)
+    assert torch.equal(student.draw(piece), plain)
+    networks = (*bundle.uvit.parameters(), *bundle.face_controlnet.parameters())
+    assert all(parameter.grad is None for parameter in networks)
+
+
+def test_a_jump_starts_where_the_teacher_was_or_where_the_student_has_come_to(bundle):
+    student, piece = toy_student(bundle)
+    taught, own = (student.loss(piece, torch.full((3,), flag))[1] for flag in (False, True))
+    assert taught["jump1"] == own["jump1"] and taught["jump2"] != own["jump2"]
+    # Taught, the second jump is the closed form from the teacher's state.
+    noise = torch.cat([*_noise(bundle, student, piece, 1)], dim=1)
+    reached = jump(piece.states[:, 1], noise, TIMES[1], TIMES[2])
+    expected = student.joint.split((reached - piece.states[:, 2]).square())[0].mean()
+    assert float(taught["jump2"]) == pytest.approx(float(expected), rel=1e-4)
+
+
+def _noise(bundle, student, piece, index):
+    img, clip_img = student.joint.split(piece.states[:, index])
+    t = torch.full((3,), float(TIMES[index]))
+    control = bundle.face_controlnet.bind(piece.faces, 0.5)
+    data_type = torch.ones(3, dtype=torch.long)
+    out = bundle.uvit(img, clip_img, piece.text, t, torch.zeros(3), data_type, control=control)
+    return out.img.flatten(1), out.clip_img.flatten(1)
+
+
+def toy_student(bundle):
+    joint = Joint.of(bundle.uvit)
+    numbers = joint.latent[0] * joint.latent[1] * joint.latent[2] + joint.clip_img[1]
+    torch.manual_seed(0)
+    piece = Piece(torch.randn(3, len(TIMES) + 1, numbers), torch.randn(3, 16, 8), torch.randn(3, 5, 32))
+    return Student(bundle.uvit, bundle.face_controlnet, FewStep(TIMES, 2.0, 0.5, "paper"), 0.1), piece
+
+
+# ----------------------------------------------------------------------------------------------------- the whole way
+
+
+def test_trajectories_go_on_from_where_they_were_and_shares_make_the_whole(folder):
+    run(folder, "trajectories", "one")
+    shards = sorted((folder / "one" / "trajectories").glob("0*"))
+    bytes_before = [shard.read_bytes() for shard in shards]
+    kept = [shard.stat().st_mtime_ns for shard in shards]
+    shards[1].unlink()
+    run(folder, "trajectories", "one")
+    assert [shard.read_bytes() for shard in shards] == bytes_before
+    assert [shard.stat().st_mtime_ns for shard in shards][::2] == kept[::2]
+    for share in ("1/2", "0/2"):
+        run(folder, "trajectories", "shared", "--share", share)
+    assert [(folder / "shared" / "trajectories" / shard.name).read_bytes() for shard in shards] == bytes_before
+
+    lessons = Trajectories(folder / "one" / "trajectories")
+    faces = [lessons.piece(shard, slice(2, 5), CPU).faces for shard in range(3)]
+    assert faces[1] is None and faces[0].shape[0] == 3 and faces[2].shape[1] == 2 * faces[0].shape[1]
+    states = lessons.piece(0, slice(0, 8), CPU).states
+    assert len({tuple(row) for row in states[:, 0, :4].tolist()}) == 8  # all of different noise
+    with pytest.raises(UserError, match="another seed"):
+        run(folder, "trajectories", "one", seed=1)
+
+
+def test_the_student_comes_nearer_and_is_a_model(folder):
+    run(folder, "trajectories", "two")
+    run(folder, "train", "two")
+    metrics = json.loads((folder / "two" / "student" / "metrics.json").read_text())["metrics"]
+    assert metrics["latent_rms"] < 0.8 * metrics["latent_rms_untrained"]
+
+    # What `inference` draws with the adapter is what was measured.
+    bundle = load_bundle(folder / "two" / "model")
+    adapter = merge_few_step(bundle)
+    assert adapter.timesteps == TIMES and adapter.guidance == 2.0
+    lessons = Trajectories(folder / "two" / "trajectories")
+    seeds = [(1 << 40) + row for row in range(8)]  # shard 0
+    piece = lessons.piece(0, slice(0, 8), CPU)
+    drawn = sample(
+        bundle.uvit,
+        text=piece.text,
+        seeds=seeds,
+        timesteps=adapter.timesteps,
+        guidance=1.0,
+        face_controlnet=bundle.face_controlnet,
+        face_tokens=piece.faces,
+        face_scale=adapter.face_scale,
+    )[0]
+    teacher = Joint.of(bundle.uvit).split(piece.states[:, -1])[0]
+    distance = float((drawn - teacher).square().mean().sqrt())
+    assert distance == pytest.approx(metrics["latent_rms"], rel=0.01)  # trajectories are in half precision
+
+    run(folder, "train", "two")  # used up: nothing is trained any more
+    assert read_few_step(folder / "two" / "model" / "few_step").digest == adapter.digest
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"timesteps": (1000, 999)}, "config.timesteps"),
+        ({"trajectories.substeps": 0}, "substeps"),
+        ({"trajectories.faces": (3,)}, "no person of the records has 3 pictures"),
+        ({"precision": "fp16"}, "precision"),
+        ({"data.records": "('nowhere.jsonl',)"}, "nowhere.jsonl"),
+        ({"trajectories.sizes": 3}, "sizes"),
+    ],
+)
+def test_bad_settings(folder, changes, words):
+    with pytest.raises(UserError, match=words):
+        run(folder, "trajectories", "bad", **changes)
+
+
+def test_broken_pictures_are_passed_over_up_to_a_number(folder, tmp_path):
+    records = read_records(make_records(tmp_path))
+    (tmp_path / "images" / "0_1.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"data\.max_broken=0.*0_1\.png"):
+        Draws(records, (2,), 0).shard(0, 20, 0)
+    drawn = Draws(records, (2,), 3).shard(0, 20, 0)
+    assert len(drawn) == 20 and all(len(crops) == 2 for _, crops in drawn)
+
+
+def test_training_needs_its_trajectories(folder):
+    with pytest.raises(UserError, match="no trajectories"):
+        run(folder, "train", "none")
+    run(folder, "trajectories", "few", **{"trajectories.count": 8})
+    with pytest.raises(UserError, match="draw more"):
+        run(folder, "train", "few")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [(("--share", "2/2"), "--share 2/2"), (("--model", "models/mini"), "--config.model"), (("--steps=3",), "steps")],
+)
+def test_bad_arguments(folder, options, words):
+    with pytest.raises(UserError, match=words):
+        run(folder, "trajectories", "bad", *options)

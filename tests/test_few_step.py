@@ -1,0 +1,160 @@
+"""Few-step adapters on disk, and in and out of a model's weights."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from toy import make_toy_bundle
+
+from feedface.checkpoints.bundle import load_bundle, read_index, save_component, write_derived_index
+from feedface.checkpoints.few_step import (
+    FewStep,
+    add_few_step,
+    merge_few_step,
+    merge_network,
+    read_few_step,
+    restore_few_step,
+    save_few_step,
+)
+from feedface.errors import UserError
+from feedface.model_files import load_model
+
+MODULES = {"uvit.mid_block.attn.qkv": (32, 96), "face_controlnet.blocks.1.mlp.fc1": (32, 128)}  # in, out
+
+
+def some_adapter(rank: int = 3) -> FewStep:
+    generator = torch.Generator().manual_seed(0)
+    weights = {
+        name: (torch.randn(rank, inner, generator=generator), torch.randn(outer, rank, generator=generator))
+        for name, (inner, outer) in MODULES.items()
+    }
+    return FewStep((1000, 600, 250), 4.0, 0.8, "true_uncond", weights)
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    folder = make_toy_bundle(tmp_path_factory.mktemp("toy"))
+    save_few_step(folder.parent / "adapter", some_adapter(), {"steps": 7})
+    add_few_step(folder, folder.parent / "adapter")
+    return folder
+
+
+def test_it_comes_back_from_its_folder_in_8_bits(tmp_path):
+    wanted = some_adapter()
+    save_few_step(tmp_path / "a", wanted, {"loss": 0.5})
+    found = read_few_step(tmp_path / "a")
+    assert (found.timesteps, found.steps, found.guidance) == ((1000, 600, 250), 3, 4.0)
+    assert (found.face_scale, found.uncond) == (0.8, "true_uncond")
+    assert found.weights.keys() == wanted.weights.keys()
+    for name, (a, b) in found.weights.items():
+        product = wanted.weights[name][1] @ wanted.weights[name][0]
+        assert (b @ a - product).norm() < 0.02 * product.norm()
+    stored = load_file(tmp_path / "a" / "model.safetensors")
+    assert {str(value.dtype) for key, value in stored.items() if not key.endswith("scale")} == {"torch.int8"}
+    save_few_step(tmp_path / "b", FewStep((1000, 600, 251), 4.0, 0.8, "true_uncond", wanted.weights))
+    assert len({found.digest, read_few_step(tmp_path / "b").digest, ""}) == 3
+
+
+def test_a_matrix_of_zeros_can_be_stored(tmp_path):
+    a, b = torch.randn(2, 32), torch.zeros(96, 2)
+    save_few_step(tmp_path, FewStep((1000,), 1.0, 1.0, "paper", {"uvit.mid_block.attn.qkv": (a, b)}))
+    a, b = read_few_step(tmp_path).weights["uvit.mid_block.attn.qkv"]
+    assert torch.equal(b @ a, torch.zeros(96, 32))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_merging_adds_and_restoring_takes_away_to_the_bit(toy, dtype):
+    plain, bundle = load_bundle(toy, dtype=dtype), load_bundle(toy, dtype=dtype)
+    adapter = merge_few_step(bundle)
+    assert bundle.few_step is adapter and merge_few_step(bundle) is adapter  # not twice
+    before = {kind: getattr(plain, kind).state_dict() for kind in ("uvit", "face_controlnet")}
+    after = {kind: getattr(bundle, kind).state_dict() for kind in before}
+    for kind, state in after.items():
+        for key, value in state.items():
+            if (name := f"{kind}.{key.removesuffix('.weight')}") in MODULES:
+                a, b = adapter.weights[name]
+                assert torch.equal(value, (before[kind][key].float() + b @ a).to(dtype))
+                assert not torch.equal(value, before[kind][key])
+            else:
+                assert torch.equal(value, before[kind][key])
+    restore_few_step(bundle)
+    restore_few_step(bundle)
+    assert bundle.few_step is None
+    for kind, state in before.items():
+        found = getattr(bundle, kind).state_dict()
+        assert all(torch.equal(value, found[key]) for key, value in state.items())
+
+
+def test_an_adapter_is_not_used_with_other_weights_than_its_own(toy, tmp_path):
+    """A training checkpoint points to its base's parts and has its own control; nor does `ckpt_path` keep it."""
+    other = load_bundle(toy, components=["uvit", "face_controlnet"])
+    save_component("face_controlnet", other.face_controlnet, tmp_path / "face_controlnet")
+    write_derived_index(tmp_path, toy, ["face_controlnet"], "trained")
+    assert "few_step" in read_index(toy).components and "few_step" not in read_index(tmp_path).components
+    assert "few_step" not in load_model(toy, tmp_path, torch.device("cpu"), torch.float32).components
+
+
+def test_adding_keeps_the_rest_of_the_index(toy, tmp_path):
+    plain = make_toy_bundle(tmp_path / "plain")
+    before = json.loads((plain / "model_index.json").read_text())
+    add_few_step(plain, toy / "few_step")
+    after = json.loads((plain / "model_index.json").read_text())
+    assert after["components"].pop("few_step") == "few_step"
+    assert after == before
+    assert read_few_step(read_index(plain).components["few_step"]).steps == 3
+
+
+def test_what_is_wrong_is_said(toy, tmp_path):
+    with pytest.raises(UserError, match="no few-step adapter"):
+        merge_few_step(load_bundle(make_toy_bundle(tmp_path / "plain"), components=["uvit"]))
+    uvit = load_bundle(toy, components=["uvit"]).uvit
+    for name, shape, words in (
+        ("uvit.mid_block.attn.query", (32, 96), "no such linear"),
+        ("uvit.norm", (32, 32), "no such linear"),
+        ("uvit.mid_block.attn.qkv", (64, 192), "another model"),
+    ):
+        weights = {name: (torch.zeros(1, shape[0]), torch.zeros(shape[1], 1))}
+        with pytest.raises(UserError, match=words):
+            merge_network(FewStep((1000,), 1.0, 1.0, "paper", weights), "uvit", uvit)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"timesteps": [1000, 250, 600]},
+        {"timesteps": [1001, 600]},
+        {"timesteps": [1000, 0]},
+        {"timesteps": [1000.5]},
+        {"timesteps": []},
+        {"timesteps": 4},
+        {"guidance": "4"},
+        {"guidance": None},
+        {"face_scale": -1},
+        {"uncond": "none"},
+        {"scale": 1},
+    ],
+)
+def test_broken_config(toy, tmp_path, change):
+    config = json.loads((toy / "few_step" / "config.json").read_text()) | change
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=f"config.json.*{next(iter(change))}"):
+        read_few_step(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"uvit.mid_block.attn.qkv.lora_A": None}, "needs lora_A"),
+        ({"uvit.mid_block.attn.qkv.lora_B": torch.zeros(96, 2)}, "needs lora_A"),
+        ({"uvit.mid_block.attn.qkv.lora_scale": torch.zeros(4)}, "lora_scale"),
+        ({"uvit.mid_block.attn.qkv.bias": torch.zeros(96)}, "bias is unknown"),
+        ({f"face_controlnet.projector.lora_{end}": torch.eye(32) for end in "AB"}, "blocks only"),
+    ],
+)
+def test_broken_weights(toy, tmp_path, change, words):
+    (tmp_path / "config.json").write_bytes((toy / "few_step" / "config.json").read_bytes())
+    state = load_file(toy / "few_step" / "model.safetensors") | change
+    save_file({key: value for key, value in state.items() if value is not None}, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=words):
+        read_few_step(tmp_path)
