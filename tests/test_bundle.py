@@ -9,6 +9,7 @@ import pytest
 import torch
 from tests.toy import make_toy_bundle, toy_face_controlnet
 
+from feedface.checkpoints import storage
 from feedface.checkpoints.bundle import (
     NETWORKS,
     load_bundle,
@@ -85,6 +86,7 @@ def edit(file: Path, **changes) -> None:
         ({"defaults": {"stpes": 3}}, "'stpes'"),
         ({"defaults": {"steps": "many"}}, "'many'"),
         ({"defaults": {"uncond": "none"}}, "'none'"),
+        ({"defaults": {"preset": "best"}}, "'best'"),
     ],
 )
 def test_a_wrong_index_is_named(folder: Path, changes: dict, message: str):
@@ -123,6 +125,26 @@ def test_wrong_parts_are_named(folder: Path):
     edit(folder / "uvit" / "config.json", layers=2)
     with pytest.raises(UserError, match=r"uvit/config.json: does not describe a UViT: .*layers"):
         load_bundle(folder, components=["uvit"])
+
+
+def test_large_files_are_read_in_pieces(shared: Path, tmp_path, monkeypatch):
+    file = Path(shutil.copy(shared / "uvit" / "model.safetensors", tmp_path))
+    whole = storage.read_safetensors(file, "cpu", torch.float32)
+    monkeypatch.setattr(storage, "MAPPED_BYTES", 10_000)
+    pieces = storage.read_safetensors(file, "cpu", torch.float32)
+    assert whole.keys() == pieces.keys()
+    assert all(torch.equal(value, pieces[key]) for key, value in whole.items())
+    identities = iter(range(100))  # as if another file took its place after each piece
+    monkeypatch.setattr(storage, "_identity", lambda _: next(identities))
+    with pytest.raises(UserError, match=r"model.safetensors: was replaced while it was read"):
+        storage.read_safetensors(file, "cpu", None)
+
+
+def test_meta_tells_shapes_without_reading(shared: Path):
+    bundle = load_bundle(shared, "meta", None, ["uvit", "face_controlnet", "vae", "text_encoder"])
+    assert all(value.is_meta for value in (*bundle.uvit.parameters(), *bundle.vae.parameters()))
+    assert bundle.uvit.mid_block.mlp.fc1.weight.dtype == torch.float16
+    assert bundle.size_multiple == 16
 
 
 def test_broken_library_parts_are_named(folder: Path):

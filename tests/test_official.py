@@ -14,6 +14,7 @@ from feedface.checkpoints.__main__ import main
 from feedface.checkpoints.bundle import NETWORKS, load_bundle, read_index
 from feedface.checkpoints.release import FILES, Architecture, convert, load_release
 from feedface.errors import UserError, run_cli
+from feedface.low_memory import LowMemoryBundle
 from feedface.methods.feedface import FaceControlNet
 
 LOADERS = {
@@ -155,6 +156,20 @@ def test_conversion_reads_back_equal(release, tmp_path):
     # again, over the old one, in half the size
     convert(release, target, architecture=SMALL, dtype=torch.float16, **clips(release))
     assert (target / "uvit" / "model.safetensors").stat().st_size < 0.6 * (release / "uvit_v1.pth").stat().st_size
+
+
+def test_with_little_memory(release):
+    def read(kinds, device, dtype):
+        return load_release(release, components=kinds, architecture=SMALL, device=device, dtype=dtype, **clips(release))
+
+    kinds = ["uvit", "face_controlnet", "vae", "text_encoder"]
+    cpu = torch.device("cpu")
+    low = LowMemoryBundle(read(kinds, torch.device("meta"), None), read, cpu, torch.float32)
+    direct = read(kinds, cpu, torch.float32)
+    assert low.size_multiple == direct.size_multiple == 16
+    for kind in (*kinds, "uvit"):
+        ours, theirs = (getattr(bundle, kind).state_dict() for bundle in (low, direct))
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs), kind
 
 
 def test_conversion_refuses_and_leaves_nothing_half_written(release, tmp_path):

@@ -149,6 +149,11 @@ class LatentCodec(nn.Module):
         """Pixels along one side of a latent cell."""
         return latent_factor(self.vae.config)
 
+    def save_memory(self) -> None:
+        """Decode one picture at a time, and what is larger than the training pictures in tiles whose seams blend."""
+        self.vae.enable_slicing()
+        self.vae.enable_tiling()
+
     def encode(self, images: Tensor, sample: bool = True, generator: torch.Generator | None = None) -> Tensor:
         """Images [B,3,H,W] in [-1,1] -> latents [B,C,H/factor,W/factor]: a sample of the posterior, or its mode."""
         posterior = self._posterior(images)

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from feedface.acceleration import channels_last
 from feedface.checkpoints.bundle import INDEX, Bundle, check_parts, load_bundle, read_index
 from feedface.checkpoints.official import load_face_controlnet
 from feedface.checkpoints.release import TEXT_ENCODER, is_release, load_release
@@ -46,40 +47,72 @@ def load_model(
     device: torch.device,
     dtype: torch.dtype,
     control: Mapping[str, Any] | None = None,
+    low_memory: bool = False,
 ) -> Bundle:
     """Load what is needed to draw. `components` of the result name the files each part came from.
 
     Args:
         model, ckpt_path: see above.
+        device, dtype: where and in what is computed.
         control: how an adapter file in the authors' naming is built, where it differs from theirs: sites, num_heads,
             control_input, mlp_ratio, as in the `control` section of a training config.
+        low_memory: read each part when it is used and drop it after (`low_memory.LowMemoryBundle`): for little memory,
+            not for speed.
 
     Raises:
         UserError: names what is missing, broken, not to be trusted, or does not fit.
     """
+
+    def read(kinds: Sequence[str], device: torch.device, dtype: torch.dtype | None) -> Bundle:
+        return _read(Path(model), ckpt_path, kinds, device, dtype, control)
+
+    if not low_memory:
+        return read(DRAWING_NETWORKS, device, dtype)
+    from feedface.low_memory import LowMemoryBundle
+
+    return LowMemoryBundle(read(DRAWING_NETWORKS, torch.device("meta"), None), read, device, dtype)
+
+
+def _read(
+    model: Path,
+    ckpt_path: str | os.PathLike | None,
+    kinds: Sequence[str],
+    device: torch.device,
+    dtype: torch.dtype | None,
+    control: Mapping[str, Any] | None,
+) -> Bundle:
+    """Some of the parts of a model; dtype None: as stored."""
     if ckpt_path is None:
-        return _load_parts(Path(model), DRAWING_NETWORKS, device, dtype)
+        return _load_parts(model, kinds, device, dtype)
     ckpt = Path(ckpt_path)
     if not ckpt.exists():
         raise UserError(f"--ckpt_path {ckpt}: no such file or folder; models/README.md says where weights come from")
-    bundle = _load_parts(Path(model), [kind for kind in DRAWING_NETWORKS if kind != "face_controlnet"], device, dtype)
+    bundle = _load_parts(model, [kind for kind in kinds if kind != "face_controlnet"], device, dtype)
+    bundle.components["face_controlnet"] = ckpt
+    # The model's few-step adapter was made for its own face-controlnet.
+    bundle.components.pop("few_step", None)
+    if "face_controlnet" not in kinds:
+        return bundle
     if ckpt.is_dir():
         folder = read_index(ckpt).components.get("face_controlnet", ckpt) if (ckpt / INDEX).is_file() else ckpt
         net = load_network(FaceControlNet, folder, device, dtype)
     else:
         net = load_face_controlnet(ckpt, **(control or {})).to(device, dtype)
-    bundle.face_controlnet = net.eval().requires_grad_(False)
-    bundle.components["face_controlnet"] = ckpt
+    bundle.face_controlnet = net.to(device).eval().requires_grad_(False)
     check_parts(bundle)
     return bundle
 
 
-def _load_parts(path: Path, parts: Sequence[str], device: torch.device, dtype: torch.dtype) -> Bundle:
+def _load_parts(path: Path, parts: Sequence[str], device: torch.device, dtype: torch.dtype | None) -> Bundle:
     if (path / INDEX).is_file() or not is_release(path):
-        return load_bundle(path, device, dtype, components=parts)
-    local = path / TEXT_ENCODER.rpartition("/")[2]
-    text_encoder = str(local) if local.is_dir() else TEXT_ENCODER
-    return load_release(path, text_encoder=text_encoder, components=parts, device=device, dtype=dtype)
+        bundle = load_bundle(path, device, dtype, components=parts)
+    else:
+        local = path / TEXT_ENCODER.rpartition("/")[2]
+        text_encoder = str(local) if local.is_dir() else TEXT_ENCODER
+        bundle = load_release(path, text_encoder=text_encoder, components=parts, device=device, dtype=dtype)
+    if bundle.vae is not None and device.type == "cuda":
+        channels_last(bundle.vae)
+    return bundle
 
 
 def model_digest(bundle: Bundle) -> str:

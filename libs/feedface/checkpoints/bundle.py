@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from feedface.backbones.uvit import UViT
+from feedface.checkpoints.few_step import FewStep
 from feedface.checkpoints.storage import (
     cast_state,
     empty,
@@ -27,26 +28,30 @@ from feedface.checkpoints.storage import (
     write_state,
 )
 from feedface.diffusion.guidance import UNCOND_MODES
-from feedface.encoders import ImageEncoder, LatentCodec, TextEncoder, load_tokenizer
+from feedface.encoders import ImageEncoder, LatentCodec, TextEncoder, latent_factor, load_tokenizer
 from feedface.errors import UserError
 from feedface.files import atomic_file, atomic_folder
 from feedface.methods.feedface import FaceControlNet
+from feedface.settings import PRESET_NAMES
 
 INDEX = "model_index.json"
 FORMAT, VERSION = "feedface", 1
 NETWORKS = ("uvit", "face_controlnet", "vae", "text_encoder", "image_encoder")
 # Parts that are only found, not loaded, here: the tokenizer goes with the text encoder, `faces` is an insightface
-# root, `parser` a face parser (`faces/parse.py`), `inspector` the judge of the evaluation.
-FOLDERS = ("tokenizer", "faces", "parser", "inspector")
-DEFAULTS = {"steps": 40, "guidance": 6.0, "face_scale": 0.8, "uncond": "true_uncond"}
+# root, `parser` a face parser (`faces/parse.py`), `inspector` the judge of the evaluation, `few_step` an adapter for
+# drawing in few steps (`few_step.py`).
+FOLDERS = ("tokenizer", "faces", "parser", "inspector", "few_step")
+DEFAULTS = {"guidance": 6.0, "face_scale": 0.8, "uncond": "true_uncond"}
+COST_DEFAULTS = ("steps", "preset")  # a bundle may have these too; see `presets.py`
 
 
 @dataclass
 class Bundle:
     """The parts of a model that were asked for; the others are None.
 
-    `image_size` is the side in pixels that the model was trained at. `defaults`: steps, guidance (the g of
-    ε_u + g (ε_c − ε_u)), face_scale, uncond. `faces_root` is an insightface root, where the bundle has its own pack.
+    `image_size` is the side in pixels that the model was trained at. `defaults`: guidance (the g of
+    ε_u + g (ε_c − ε_u)), face_scale, uncond; perhaps steps and preset (`settings.Settings`). `faces_root` is an
+    insightface root, where the bundle has its own pack.
     """
 
     path: Path
@@ -59,10 +64,28 @@ class Bundle:
     vae: LatentCodec | None = None
     text_encoder: TextEncoder | None = None
     image_encoder: ImageEncoder | None = None
+    few_step: FewStep | None = None  # the adapter that is merged into the weights at present
 
     @property
     def faces_root(self) -> Path | None:
         return self.components.get("faces")
+
+    @property
+    def size_multiple(self) -> int:
+        """Both sides of a picture must be multiples of so many pixels: a latent cell's times a patch's side.
+
+        Read from the parts' descriptions where they are not loaded.
+        """
+        if self.vae is not None and self.uvit is not None:
+            return self.vae.factor * self.uvit.patch_size
+        vae, uvit = (self.components[kind] / "config.json" for kind in ("vae", "uvit"))
+        try:
+            return latent_factor(read_json(vae)) * read_json(uvit)["patch_size"]
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{self.path}: {vae} or {uvit} lacks a size: {error}") from None
+
+    def hold(self, *kinds: str) -> None:
+        """Say that these parts are about to differ from their files: `LowMemoryBundle` must not read them again."""
 
 
 # ---------------------------------------------------------------------------------------------------------- reading
@@ -97,11 +120,14 @@ def read_index(path: str | os.PathLike) -> Bundle:
 
 
 def _check_defaults(file: Path, defaults: dict[str, Any]) -> None:
+    known = (*DEFAULTS, *COST_DEFAULTS)
     for key, value in defaults.items():
-        if key not in DEFAULTS:
-            raise UserError(f'{file}: "defaults" has an unknown key {key!r}; known are {", ".join(DEFAULTS)}')
+        if key not in known:
+            raise UserError(f'{file}: "defaults" has an unknown key {key!r}; known are {", ".join(known)}')
         if key == "uncond":
             good = value in UNCOND_MODES
+        elif key == "preset":
+            good = value in PRESET_NAMES
         else:
             good = isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0
         if not good:
@@ -111,14 +137,15 @@ def _check_defaults(file: Path, defaults: dict[str, Any]) -> None:
 def load_bundle(
     path: str | os.PathLike,
     device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = torch.float32,
     components: Iterable[str] | None = None,
 ) -> Bundle:
     """Load a bundle's networks to `device` in `dtype`, whatever they are stored in, ready to infer.
 
     `components` limits it to some of `NETWORKS`; by default all that the bundle has, which must then be enough to
     generate (all but the image encoder). Weights are mapped from disk and cast one tensor at a time, so that memory
-    never holds them twice. Raises `UserError` naming the file, key or folder that is missing or does not fit.
+    never holds them twice; dtype None keeps what is stored; device "meta" checks the networks' files without reading
+    their weights. Raises `UserError` naming the file, key or folder that is missing or does not fit.
     """
     bundle = read_index(path)
     if components is None:
@@ -165,7 +192,7 @@ def check_fit(uvit: UViT, net: FaceControlNet, source: Path) -> None:
         raise UserError(f"{source}: this face-controlnet belongs to another U-ViT: {problem}")
 
 
-def _load_component(kind: str, bundle: Bundle, device: str | torch.device, dtype: torch.dtype) -> nn.Module:
+def _load_component(kind: str, bundle: Bundle, device: str | torch.device, dtype: torch.dtype | None) -> nn.Module:
     folder = bundle.components[kind]
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder, but {bundle.path / INDEX} names it as its {kind}")
@@ -191,7 +218,7 @@ def _load_component(kind: str, bundle: Bundle, device: str | torch.device, dtype
     return module.to(device).eval().requires_grad_(False)
 
 
-def _load_prefix(folder: Path, dtype: torch.dtype) -> nn.Linear | None:
+def _load_prefix(folder: Path, dtype: torch.dtype | None) -> nn.Linear | None:
     file = folder / "prefix.safetensors"
     if not file.is_file():
         return None
@@ -280,5 +307,6 @@ def write_derived_index(path: str | os.PathLike, base: str | os.PathLike, own: I
     """Write an index for `path`, which holds the parts `own` (each in a folder of its name), the rest is `base`'s."""
     bundle = read_index(base)
     components = {kind: os.path.relpath(folder, path) for kind, folder in bundle.components.items()}
+    components.pop("few_step", None)  # it was made for the base's weights
     components.update({kind: kind for kind in own})
     write_index(path, name=name, image_size=bundle.image_size, components=components, defaults=bundle.defaults)

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from feedface.errors import UserError
 
+MAPPED_BYTES = 256 << 20
+
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file; `UserError` with the line when it is not one."""
@@ -34,18 +36,41 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def read_safetensors(file: Path, device: str | torch.device, dtype: torch.dtype | None) -> dict[str, Tensor]:
-    """Tensors of a file, cast one at a time (dtype None: as stored); `UserError` when it is missing or broken."""
+    """Tensors of a file, cast one at a time (dtype None: as stored); `UserError` when it is missing or broken.
+
+    On the device "meta" only shapes and dtypes are read.
+    """
     from safetensors import SafetensorError, safe_open
 
     if not file.is_file():
         raise UserError(f"{file}: no such file")
+    begin = _identity(file)
+    state: dict[str, Tensor] = {}
+    keys: list[str] | None = None
     try:
-        with safe_open(file, framework="pt") as tensors:
-            keys = tensors.keys()
-            # the copy frees the map of the file: a bundle may be replaced while it is in use
-            return {key: _cast(tensors.get_tensor(key), dtype).to(device, copy=True) for key in keys}
+        while keys is None or keys:
+            # What was read of a mapped file counts as memory until it is closed, so large files are opened repeatedly.
+            with safe_open(file, framework="pt") as tensors:
+                if keys is None:
+                    keys = tensors.offset_keys()
+                elif _identity(file) != begin:
+                    raise UserError(f"{file}: was replaced while it was read; try again")
+                mapped = 0
+                while keys and mapped < MAPPED_BYTES:
+                    key = keys.pop(0)
+                    value = tensors.get_tensor(key)
+                    mapped += value.nbytes
+                    # the copy frees the map of the file: a bundle may be replaced while it is in use
+                    state[key] = value.to(device, dtype if value.is_floating_point() else value.dtype, copy=True)
+                    del value
     except SafetensorError as error:
         raise UserError(f"{file}: not a safetensors file: {error}") from None
+    return state
+
+
+def _identity(file: Path) -> tuple[int, int]:
+    stat = file.stat()
+    return stat.st_ino, stat.st_mtime_ns
 
 
 def fill(module: nn.Module, state: dict[str, Tensor], source: str | os.PathLike) -> nn.Module:

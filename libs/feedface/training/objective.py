@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from feedface.acceleration import compile_blocks
 from feedface.backbones.uvit import Control, UViT
 from feedface.data.draws import Draws
 from feedface.data.features import Features
@@ -27,10 +28,7 @@ class ControlledUViT(nn.Module):
         self.uvit, self.face_controlnet, self.data_type = uvit, face_controlnet, data_type
 
     def compile_blocks(self) -> None:
-        """`torch.compile` every block where it stands: all of a kind share their code, so each is compiled once."""
-        net = self.face_controlnet
-        for block in (*self.uvit.in_blocks, self.uvit.mid_block, *self.uvit.out_blocks, *net.blocks):
-            block.compile()
+        compile_blocks(self)
 
     def forward(self, latents: Tensor, clip_img: Tensor, text: Tensor, t: Tensor, faces: Tensor | None) -> Tensor:
         """Noise [B,C,h,w] predicted in `latents`; `text` is clean. `faces` [B,F,n,Df]: None is the frozen model."""
