@@ -8,6 +8,10 @@ Batches: JSON files (see json_examples/), several of them, or a folder of them; 
     python inference.py -j json_examples/man.json
     python inference.py -j json_examples --n_samples 4
 
+Faster, or exacter (docs/performance.md has the figures); less memory:
+    python inference.py --prompt "a man with a red hat" --image face.png --preset fast
+    python inference.py --model models/feedface-v1 --low_memory --prompt "…" --image path/to/face.jpg
+
 The authors' full-size weights (models/README.md says which files), as they are or converted:
     python inference.py --model models --prompt "a beautiful smiling woman" --image path/to/face.jpg
     python inference.py --config configs/train_config.py --ckpt_path models/feed-4800000.pt -j json_examples
@@ -29,7 +33,7 @@ from feedface.errors import EXIT_USER_ERROR, UserError, run_cli
 from feedface.jobs import Job, read_jobs
 from feedface.output import check_writable
 from feedface.prompts import check_prompt
-from feedface.settings import MAX_SEED, Settings, check_range, parse_size
+from feedface.settings import MAX_SEED, PRESET_NAMES, Settings, check_range, parse_size
 
 DEFAULT_MODEL = Path(__file__).resolve().parent / "models" / "mini"
 
@@ -63,11 +67,67 @@ def make_parser() -> Parser:
     model.add_argument("--config", help="config file (.py): its `model`, `control` and `sample`; options come first")
     model.add_argument("--device", default="auto", help="auto (default), cuda, cuda:N, mps or cpu")
     model.add_argument("--dtype", default="auto", help="auto (default: fp16 on a GPU, else fp32), fp32, bf16 or fp16")
-    sampling = parser.add_argument_group("sampling (defaults: the model's own)")
-    sampling.add_argument("--n_samples", type=int, default=1, help="pictures drawn at a time, per prompt (default: 1)")
+    model.add_argument(
+        "--low_memory",
+        action="store_true",
+        help="load each part of the model when it is used and drop it after, one picture at a time: the least memory, "
+        "the same pictures; costs the loading, some seconds a picture at full size",
+    )
+    model.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile the model's blocks: faster steps after a minute of compiling; needs a C++ compiler",
+    )
+    model.add_argument(
+        "--int8",
+        action="store_true",
+        help="weights in 8 bits: a quarter of fp32's memory, and faster on a CPU only; pictures change a little, on a "
+        "CPU also with the batch they are in",
+    )
+    sampling = parser.add_argument_group("sampling (defaults: the model's own, else preset balanced)")
+    sampling.add_argument("--n_samples", type=int, default=1, help="pictures per prompt (default: 1)")
     sampling.add_argument("--n_iter", type=int, default=1, help="how many times n_samples (default: 1)")
+    sampling.add_argument(
+        "--batch_size",
+        type=int,
+        help="pictures drawn at a time, of whichever prompts and people (default: what should fit into memory); more "
+        "is faster on a GPU and takes more memory",
+    )
     sampling.add_argument("--seed", type=int, default=0, help="of a prompt's first picture; the next add 1 each")
-    sampling.add_argument("--steps", type=int, help="evaluations of the model, 1 to 999")
+    sampling.add_argument(
+        "--preset",
+        choices=PRESET_NAMES,
+        help="how much work a picture takes: quality (approximates nothing), balanced, or fast (the model's few-step "
+        "adapter if it has one); sets steps, scheduler, intervals and reuse, which may each be given beside it",
+    )
+    sampling.add_argument("--steps", type=int, help="evaluations of the model, 1 to 999: time grows with them")
+    sampling.add_argument(
+        "--scheduler",
+        metavar="NAME",
+        help="solver: dpmsolver++, dpmsolver++3m or unipc (the same time a step; also with :karras or :uniform), "
+        "dpmsolver++singlestep (the release's), ddim",
+    )
+    sampling.add_argument(
+        "--guidance_interval",
+        nargs=2,
+        type=float,
+        metavar=("LOW", "HIGH"),
+        help="guidance only at these timesteps, of 0 (clean) to 1000 (noise): a step outside takes about half the "
+        "time; a narrow interval follows the prompt less",
+    )
+    sampling.add_argument(
+        "--face_interval",
+        nargs=2,
+        type=float,
+        metavar=("LOW", "HIGH"),
+        help="the face only at these timesteps: saves its share of the steps outside; a narrow interval costs likeness",
+    )
+    sampling.add_argument(
+        "--reuse",
+        type=int,
+        metavar="K",
+        help="evaluate the model's deep blocks at every K-th step only: faster steps, less exact (1: at each)",
+    )
     sampling.add_argument(
         "--guidance", type=float, help="g in e_u + g (e_c - e_u), 0 to 50; the paper's and release's scale is g - 1"
     )
@@ -97,7 +157,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_range("--n_samples", args.n_samples, 1, 256)
     check_range("--n_iter", args.n_iter, 1, 100_000)
     check_range("--seed", args.seed, 0, MAX_SEED - args.n_samples * args.n_iter)
-    settings = Settings(args.steps, args.guidance, args.face_scale, args.size and parse_size(args.size))
+    if args.batch_size is not None:
+        check_range("--batch_size", args.batch_size, 1, 4096)
+    settings = Settings(
+        steps=args.steps,
+        guidance=args.guidance,
+        face_scale=args.face_scale,
+        size=args.size and parse_size(args.size),
+        preset=args.preset,
+        scheduler=args.scheduler,
+        guidance_interval=args.guidance_interval,
+        face_interval=args.face_interval,
+        reuse=args.reuse,
+    )
     config = read_config(args.config) if args.config else ConfigFile()
     settings = settings.over(config.settings)
     jobs, problems = find_jobs(args)
@@ -116,10 +188,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     model = args.model or own_model(args.ckpt_path) or config.model or DEFAULT_MODEL
     pipe = FeedFacePipeline.from_pretrained(
-        model, ckpt_path=args.ckpt_path, device=args.device, dtype=args.dtype, control=config.control
+        model,
+        ckpt_path=args.ckpt_path,
+        device=args.device,
+        dtype=args.dtype,
+        control=config.control,
+        low_memory=args.low_memory,
+        compile=args.compile,
+        int8=args.int8,
     )
     detector = make_detector(args.detector, pipe.bundle.faces_root)
-    plan = Plan(pipe.settings(settings), args.seed, args.n_samples, args.n_iter, not args.no_detect)
+    plan = Plan(pipe.settings(settings), args.seed, args.n_samples, args.n_iter, not args.no_detect, args.batch_size)
     if not args.json:
         run_job(pipe, jobs[0], plan, detector, output)
         return 0

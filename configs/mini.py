@@ -65,7 +65,7 @@ def cpu() -> ConfigDict:
             ),
             "bundle": {
                 "preset": "cpu", "hardware": "2 CPU cores", "image_size": size, "out": "models/mini", "max_mib": 30.0,
-                "defaults": {"steps": 20, "guidance": 4.0, "face_scale": 1.0, "uncond": "true_uncond"},
+                "defaults": {"preset": "balanced", "guidance": 4.0, "face_scale": 1.0, "uncond": "true_uncond"},
             },
         }
     )  # fmt: skip

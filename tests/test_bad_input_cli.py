@@ -229,7 +229,7 @@ def test_ctrl_c(toy, here, capsys, monkeypatch):
     def interrupt(*args, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("feedface.pipeline.sample", interrupt)
+    monkeypatch.setattr("feedface.drawing.sample", interrupt)
     with pytest.raises(SystemExit) as exited:
         run_cli(lambda: inference.main(command(toy)))
     assert exited.value.code == EXIT_INTERRUPTED

@@ -105,6 +105,12 @@ def test_finished_pictures_are_not_made_again(run, capsys):
         ["--face_scale", "0.5"],
         ["--seed", "9"],
         ["--size", "96x64"],
+        ["--preset", "quality"],
+        ["--scheduler", "unipc"],
+        ["--guidance_interval", "0", "800"],
+        ["--face_interval", "0", "800"],
+        ["--reuse", "2"],
+        ["--int8"],
         ["--dtype", "bf16"],
         ["--prompt", "a woman"],
         ["--image", "other.png"],
@@ -119,6 +125,26 @@ def test_changed_settings_are_made_anew_and_nothing_is_lost(run, change):
     assert sorted(after) == ["0000.png", "0001.png"]
     assert after["0000.png"] == before["0000.png"] != after["0001.png"]
     assert [row["file"] for row in results()["pictures"]] == ["0001.png"]
+
+
+@pytest.mark.parametrize("change", [["--batch_size", "1"], ["--low_memory"], ["--steps", "3"]])
+def test_what_changes_no_picture_makes_none_anew(run, change):
+    run(*single())
+    before = times()
+    run(*single(*change))
+    assert times() == before
+
+
+def test_a_picture_says_what_changed_it(run):
+    run(*single("--preset", "quality", "--scheduler", "dpmsolver++"))
+    with Image.open("outputs/0000.png") as image:
+        plain = json.loads(image.text["settings"])
+    # As before there were presets, so that older pictures are known again.
+    assert set(plain) == {"steps", "guidance", "face_scale", "size", "uncond", "dtype", "model_digest", "references"}
+    assert results()["settings"]["preset"] == "quality"
+    run(*single("--reuse", "2"))
+    with Image.open("outputs/0001.png") as image:
+        assert json.loads(image.text["settings"])["reuse"] == 2
 
 
 def test_another_model_makes_anew(run, here):
@@ -200,7 +226,7 @@ def test_a_full_disk_ends_a_batch(run, here, monkeypatch):
 def test_an_interrupted_run_leaves_whole_pictures_and_goes_on_later(run, monkeypatch):
     from feedface.pipeline import FeedFacePipeline
 
-    draw = FeedFacePipeline.generate
+    draw = FeedFacePipeline.draw_batch
     calls = []
 
     def interrupted(self, *args, **options):
@@ -209,12 +235,66 @@ def test_an_interrupted_run_leaves_whole_pictures_and_goes_on_later(run, monkeyp
             raise KeyboardInterrupt
         return draw(self, *args, **options)
 
-    monkeypatch.setattr(FeedFacePipeline, "generate", interrupted)
+    monkeypatch.setattr(FeedFacePipeline, "draw_batch", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        run(*single("--n_iter", 4))
+        run(*single("--n_iter", 4, "--batch_size", 1))
     assert sorted(path.name for path in Path("outputs").iterdir()) == ["0000.png", "0001.png", "reference_00.png"]
-    assert run(*single("--n_iter", 4)) == 0
+    assert run(*single("--n_iter", 4, "--batch_size", 1)) == 0
     assert len(calls) == 5 and len(pictures()) == 4
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The batches of a run, as lists of prompts; a batch with the prompt "fail" cannot be drawn."""
+    from feedface.errors import UserError
+    from feedface.pipeline import FeedFacePipeline
+
+    draw, calls = FeedFacePipeline.draw_batch, []
+
+    def recorded(self, requests, *args, **options):
+        calls.append([request.prompt for request in requests])
+        if "fail" in calls[-1]:
+            raise UserError("cannot be drawn")
+        return draw(self, requests, *args, **options)
+
+    monkeypatch.setattr(FeedFacePipeline, "draw_batch", recorded)
+    return calls
+
+
+def test_jobs_share_batches_and_come_out_as_alone(run, here, drawn):
+    write_job(here / "a.json")
+    write_job(here / "b.json", source_group=[{"path": "face.png"}, {"path": "other.png"}])
+    write_job(here / "c.json", caption_list=["a man", "a dog"], source_group=[{"path": "other.png"}])
+    assert run("-j", "a.json", "b.json", "c.json", "--n_samples", 2) == 0
+    # Jobs with equally many references are drawn together.
+    assert sorted(map(len, drawn)) == [4, 8]
+    assert run("-j", "c.json", "--n_samples", 2, "--output", "alone") == 0
+    together, alone = (pictures(folder) for folder in ("outputs/c", "alone/c"))
+    assert list(together) == list(alone) and len(alone) == 4
+    for name in alone:
+        a, b = (np.asarray(Image.open(Path(folder, "c", name))).astype(int) for folder in ("outputs", "alone"))
+        np.testing.assert_allclose(a, b, atol=1)
+
+
+def test_a_job_is_finished_with_its_last_picture(run, here, drawn, capsys):
+    for name in "abc":
+        write_job(here / f"{name}.json")
+    (here / "c.json").write_text((here / "c.json").read_text().replace("a woman", "fail"))
+    assert run("-j", "a.json", "b.json", "c.json", "--batch_size", 2, "--n_samples", 2) == 2
+    assert [len(batch) for batch in drawn] == [2] * 6
+    assert sorted(path.parent.name for path in Path("outputs").glob("*/results.json")) == ["a", "b"]
+    assert "job c (c.json:1): cannot be drawn" in capsys.readouterr().err
+    assert len(pictures("outputs/c")) == 2
+
+
+def test_a_batch_that_fails_fails_the_jobs_in_it_only(run, here, drawn):
+    write_job(here / "a.json")
+    write_job(here / "b.json", caption_list=["fail", "a dog", "a cat", "a cow"])
+    write_job(here / "c.json", caption_list=["a man", "a cat", "a dog"])
+    assert run("-j", "a.json", "b.json", "c.json", "--batch_size", 2) == 2
+    # What b still wanted is left out.
+    assert drawn == [["a man", "a woman"], ["fail", "a dog"], ["a man", "a cat"], ["a dog"]]
+    assert sorted(path.parent.name for path in Path("outputs").glob("*/results.json")) == ["a", "c"]
 
 
 class FakeDetector:

@@ -1,16 +1,22 @@
 """FeedFacePipeline on the toy model: faces once, pictures many times, a sample depends on its own seed only."""
 
+import json
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from toy import make_toy_bundle
 
+from feedface import drawing
+from feedface.checkpoints.few_step import FewStep, save_few_step
+from feedface.encoders import TextEncoder
 from feedface.errors import UserError
 from feedface.faces.detect import Face
-from feedface.pipeline import FeedFacePipeline
-from feedface.references import NoFaceError
-from feedface.settings import Settings
+from feedface.pipeline import FeedFacePipeline, Request
+from feedface.references import NoFaceError, find_faces
+from feedface.settings import EVERYWHERE, Settings
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +72,18 @@ def test_same_seed_same_picture_whatever_the_batch(pipe):
 def test_face_prompt_and_settings_matter(pipe):
     pipe.set_faces([noise_face(0)])
     base = draw(pipe)
-    for options in ({"prompt": "a woman"}, {"face_scale": 0.0}, {"guidance": 4.0}, {"steps": 2}, {"uncond": "paper"}):
+    for options in (
+        {"prompt": "a woman"},
+        {"face_scale": 0.0},
+        {"guidance": 4.0},
+        {"steps": 2},
+        {"uncond": "paper"},
+        {"scheduler": "ddim"},
+        {"guidance_interval": EVERYWHERE},
+        {"face_interval": (0, 900)},
+        {"steps": 5, "reuse": 2},
+        {"preset": "quality"},
+    ):
         assert not (draw(pipe, **options) == base).all(), options
     pipe.set_faces([noise_face(1)])
     assert not (draw(pipe) == base).all()
@@ -164,7 +181,9 @@ def test_a_prompt_that_is_cut_is_said(pipe):
 
 def test_settings_come_from_the_model(pipe):
     settings = pipe.settings(Settings(guidance=3.0))
-    assert settings == Settings(3, 3.0, 1.0, (64, 64), "true_uncond")  # the toy's defaults, but for the guidance
+    # The toy's defaults, but for the guidance, and the default preset.
+    assert (settings.steps, settings.guidance, settings.face_scale, settings.size) == (3, 3.0, 1.0, (64, 64))
+    assert settings.preset == "balanced" and pipe.settings(settings) == settings
 
 
 def test_digest_follows_the_weights(toy, pipe, tmp_path):
@@ -183,6 +202,116 @@ def test_out_of_memory_is_one_line(pipe, monkeypatch):
     def fail(*args, **kwargs):
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr("feedface.pipeline.sample", fail)
+    monkeypatch.setattr(drawing, "sample", fail)
     with pytest.raises(UserError, match="out of memory"):
         pipe.generate("a man", progress=False)
+
+
+def test_a_batch_that_does_not_fit_is_split(pipe, monkeypatch):
+    pipe.set_faces([noise_face()])
+    whole = draw(pipe, n_samples=5)
+    rows = []
+
+    def tight(uvit, *, seeds, **options):
+        rows.append(len(seeds))
+        if len(seeds) > 2:
+            raise torch.OutOfMemoryError
+        return sample(uvit, seeds=seeds, **options)
+
+    sample = drawing.sample
+    monkeypatch.setattr(drawing, "sample", tight)
+    np.testing.assert_allclose(draw(pipe, n_samples=5, batch_size=5), whole, atol=1)
+    assert rows == [5, 2, 3, 1, 2]
+
+
+# ------------------------------------------------------------------------------------------- many prompts and people
+
+
+def people(pipe, *counts):
+    """One person with each number of references, as tokens; 0: no face."""
+    pictures = [[noise_face(10 * count + i) for i in range(count)] for count in counts]
+    return [pipe.face_tokens(find_faces(some, None)[0]) if some else None for some in pictures]
+
+
+def test_many_prompts_and_people_share_batches(pipe, monkeypatch):
+    rows, encoded = [], []
+    sample, encode = drawing.sample, TextEncoder.encode
+    monkeypatch.setattr(drawing, "sample", lambda *args, **how: rows.append(len(how["seeds"])) or sample(*args, **how))
+    monkeypatch.setattr(TextEncoder, "encode", lambda self, texts: encoded.extend(texts) or encode(self, texts))
+    one, two, nobody = people(pipe, 1, 2, 0)
+    prompts = ["a man", "a woman"]
+    wanted = [(prompts[seed % 2], seed, face) for seed in range(3) for face in (one, two, nobody, one)]
+    steps = []
+    images = arrays(pipe.draw(wanted, Settings(uncond="paper"), batch_size=4, on_step=steps.append))
+    # As soon as four have the same number of references; the rest at the end.
+    assert rows == [4, 3, 3, 2] and sum(steps) == 3 * 12
+    assert sorted(encoded) == ["", "a man", "a woman"]
+    for request, image in zip(wanted, images, strict=True):
+        (alone,) = arrays(pipe.draw([Request(*request)], Settings(uncond="paper")))
+        np.testing.assert_allclose(image, alone, atol=1)
+    assert len({image.tobytes() for image in images}) == 9  # one was asked for twice with each seed
+
+
+def test_requests_are_checked(pipe):
+    with pytest.raises(UserError, match="prompt"):
+        list(pipe.draw([(" ", 0)]))
+    with pytest.raises(UserError, match="seed"):
+        list(pipe.draw([("a man", -1)]))
+
+
+# ------------------------------------------------------------------------------------------ other ways to load and draw
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory):
+    """The toy with a few-step adapter of random weights."""
+    folder = make_toy_bundle(tmp_path_factory.mktemp("few"))
+    random = partial(torch.randn, generator=torch.Generator().manual_seed(0))
+    weights = {
+        "uvit.mid_block.mlp.fc1": (random(2, 32), random(64, 2) / 4),
+        "face_controlnet.blocks.0.zero_linear": (random(2, 32), random(32, 2) / 4),
+    }
+    save_few_step(folder / "few_step", FewStep((1000, 600), 2.0, 1.0, "true_uncond", weights))
+    index = json.loads((folder / "model_index.json").read_text())
+    index["components"]["few_step"] = "few_step"
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return FeedFacePipeline.from_pretrained(folder, device="cpu")
+
+
+def test_the_few_step_adapter_is_merged_and_taken_out_again(few):
+    few.set_faces([noise_face()])
+    before = draw(few, preset="quality")
+    assert few.bundle.few_step is None
+    fast = draw(few, preset="fast")
+    assert few.bundle.few_step is not None
+    unmerged = draw(few, steps=2, scheduler="ddim", guidance=1.0)
+    assert not (fast == before).all() and not (fast == unmerged).all()
+    np.testing.assert_array_equal(draw(few, preset="quality"), before)
+    assert few.bundle.few_step is None
+    np.testing.assert_array_equal(draw(few, preset="fast"), fast)
+
+
+def test_the_adapters_weights_are_in_the_fingerprint(few):
+    with_adapter, without = (few.picture_settings(few.settings(Settings(preset=name))) for name in ("fast", "quality"))
+    assert with_adapter["few_step"] == few.adapter.digest and len(few.adapter.digest) == 16
+    assert "few_step" not in without
+
+
+def test_low_memory_draws_the_same(toy, pipe):
+    low = FeedFacePipeline.from_pretrained(toy, device="cpu", low_memory=True)
+    for each in (pipe, low):
+        each.set_faces([noise_face()])
+    np.testing.assert_allclose(draw(low, n_samples=2), draw(pipe, n_samples=2), atol=1)
+    assert low.digest == pipe.digest and low.batch_size(low.settings()) == 1
+    assert low.picture_settings(low.settings()) == pipe.picture_settings(pipe.settings())
+
+
+def test_int8_is_close_and_said(few, pipe):
+    path = few.bundle.path
+    rough = FeedFacePipeline.from_pretrained(path, device="cpu", int8=True)
+    for each in (few, rough):
+        each.set_faces([noise_face()])
+    difference = np.abs(draw(rough, preset="quality") - draw(few, preset="quality"))
+    assert 0 < difference.mean() < 10
+    settings = rough.settings(Settings(preset="fast"))
+    assert not settings.few_step and rough.picture_settings(settings)["int8"] is True

@@ -22,7 +22,7 @@ class ConfigFile:
 def read_config(path: str | os.PathLike) -> ConfigFile:
     """Read an ml_collections config file: a .py file with `get_config()`.
 
-    `UserError`: missing, broken, or an unknown key in `sample` (steps, guidance, face_scale, size, uncond).
+    `UserError`: missing, broken, or an unknown key in `sample`, whose keys are those of `Settings`.
     """
     if not Path(path).is_file():
         raise UserError(f"--config {path}: no such file")

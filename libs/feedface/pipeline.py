@@ -3,22 +3,27 @@
 pipe = FeedFacePipeline.from_pretrained("models/mini")
 pipe.set_faces(["face.png", "another.png"])
 images = pipe.generate("a smiling man with a red hat", n_samples=4, seed=7)    # list of PIL images
+
+Many prompts and people share the passes through the model:
+anna, ben = (pipe.face_tokens(find_faces([file], None)[0]) for file in ("anna.png", "ben.png"))
+images = pipe.draw([Request("a woman on a beach", 0, anna), Request("a man with a red hat", 0, ben)])
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from feedface.acceleration import compile_blocks, quantise_int8
 from feedface.device import pick_device, pick_dtype
-from feedface.diffusion.sampling import sample
+from feedface.drawing import adapter_of, batches, default_batch_size, draw_batch, picture_settings
 from feedface.encoders import preprocess_face
-from feedface.errors import UserError
 from feedface.model_files import load_model, model_digest
 from feedface.prompts import check_prompt
 from feedface.references import Picture, Reference, find_faces
@@ -26,9 +31,18 @@ from feedface.settings import MAX_SEED, Settings, check_range
 
 if TYPE_CHECKING:
     from feedface.checkpoints.bundle import Bundle
+    from feedface.checkpoints.few_step import FewStep
     from feedface.faces.detect import FaceDetector
 
 MAX_SAMPLES = 256
+
+
+class Request(NamedTuple):
+    """One picture that is wanted: `faces` are tokens [1, n, D] of `FeedFacePipeline.face_tokens`, None for no face."""
+
+    prompt: str
+    seed: int
+    faces: Tensor | None = None
 
 
 class FeedFacePipeline:
@@ -38,10 +52,20 @@ class FeedFacePipeline:
         bundle: the networks.
         digest: changes with the model's weights.
         references: the faces that were set; empty at first: then pictures follow the prompt alone.
+        low_memory, int8: how the model was loaded, see `from_pretrained`.
     """
 
-    def __init__(self, bundle: Bundle, device: torch.device, dtype: torch.dtype):
+    def __init__(
+        self,
+        bundle: Bundle,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        low_memory: bool = False,
+        int8: bool = False,
+    ):
         self.bundle, self.device, self.dtype = bundle, device, dtype
+        self.low_memory, self.int8 = low_memory, int8
         self.digest = model_digest(bundle)
         self.references: list[Reference] = []
         self._face_tokens: Tensor | None = None  # [1, n, D]
@@ -55,6 +79,9 @@ class FeedFacePipeline:
         device: str | None = None,
         dtype: str | None = None,
         control: Mapping[str, Any] | None = None,
+        low_memory: bool = False,
+        compile: bool = False,
+        int8: bool = False,
     ) -> FeedFacePipeline:
         """Load a model.
 
@@ -64,21 +91,40 @@ class FeedFacePipeline:
             device: "cuda", "cuda:1", "mps", "cpu"; by default the best there is.
             dtype: "fp32", "bf16", "fp16"; by default fp16 on a GPU, fp32 on a CPU.
             control: for an adapter file in the authors' naming that is not built as theirs.
+            low_memory: load each part when it is used and drop it after: less memory, some seconds more a batch.
+            compile: compile the blocks: a minute at first, and faster from then on.
+            int8: weights in 8 bits: less memory, on a CPU also faster; pictures differ a little. Without the few-step
+                adapter, which has to be merged into full weights.
 
-        `model_files.load_model` says more about `path`, `ckpt_path` and `control`.
+        `model_files.load_model` says more about `path`, `ckpt_path` and `control`, `acceleration` about the last two.
         """
         picked = pick_device(device)
         number = pick_dtype(dtype, picked)
-        return cls(load_model(path, ckpt_path, picked, number, control), picked, number)
+        bundle = load_model(path, ckpt_path, picked, number, control, low_memory=low_memory)
+        if int8:
+            quantise_int8(bundle, picked)
+        if compile:
+            compile_blocks(bundle)
+        return cls(bundle, picked, number, low_memory=low_memory, int8=int8)
 
-    @property
-    def size_multiple(self) -> int:
-        """Both sides of a picture must be multiples of this many pixels."""
-        return self.bundle.vae.factor * self.bundle.uvit.patch_size
+    @cached_property
+    def adapter(self) -> FewStep | None:
+        """The model's few-step adapter; None where it has none or cannot take it."""
+        return None if self.int8 else adapter_of(self.bundle)
 
     def settings(self, wanted: Settings | None = None) -> Settings:
-        """`wanted` with the model's defaults filled in; `UserError` for a size the model cannot draw."""
-        return (wanted or Settings()).for_model(self.bundle.defaults, self.bundle.image_size, self.size_multiple)
+        """`wanted`, complete: with the preset's and the model's; `UserError` for a size the model cannot draw."""
+        bundle = self.bundle
+        return (wanted or Settings()).for_model(bundle.defaults, bundle.image_size, bundle.size_multiple, self.adapter)
+
+    def picture_settings(self, settings: Settings) -> dict[str, Any]:
+        """What changes the picture, of complete settings and the way the model was loaded."""
+        found = picture_settings(settings, self.dtype, self.adapter)
+        return found | {"int8": True} if self.int8 else found
+
+    def batch_size(self, settings: Settings) -> int:
+        """How many pictures are drawn at a time by default."""
+        return default_batch_size(settings, self.device, self.low_memory)
 
     def prompt_notice(self, prompt: str) -> str | None:
         """What to tell the user if the text encoder will not read the whole prompt."""
@@ -109,14 +155,16 @@ class FeedFacePipeline:
     def show(self, references: Sequence[Reference], pool: str = "concat") -> None:
         """Like `set_faces`, with faces that were found before."""
         self.references = list(references)
-        self._face_tokens = None
-        if self.references:
-            net = self.bundle.face_controlnet
-            pixels = torch.stack([preprocess_face(reference.crop, net.face_size) for reference in self.references])
-            tokens = net.encode(pixels.to(self.device, self.dtype))  # [F, n, D]
-            self._face_tokens = net.join(tokens[None], pool)
+        self._face_tokens = self.face_tokens(references, pool) if references else None
 
     @torch.inference_mode()
+    def face_tokens(self, references: Sequence[Reference], pool: str = "concat") -> Tensor:
+        """Tokens [1, n, D] of one person's faces, at least one, for `Request`; pool: see `set_faces`."""
+        net = self.bundle.face_controlnet
+        pixels = torch.stack([preprocess_face(reference.crop, net.face_size) for reference in references])
+        tokens = net.encode(pixels.to(self.device, self.dtype))  # [F, n, D]
+        return net.join(tokens[None], pool)
+
     def generate(
         self,
         prompt: str,
@@ -129,7 +177,13 @@ class FeedFacePipeline:
         face_scale: float | None = None,
         size: tuple[int, int] | None = None,
         uncond: str | None = None,
-        batch_size: int = 4,
+        preset: str | None = None,
+        scheduler: str | None = None,
+        guidance_interval: tuple[float, float] | None = None,
+        face_interval: tuple[float, float] | None = None,
+        reuse: int | None = None,
+        few_step: bool | None = None,
+        batch_size: int | None = None,
         progress: bool | Callable[[], None] = True,
     ) -> list[Image.Image]:
         """Draw the person that was set, as the prompt says.
@@ -140,52 +194,92 @@ class FeedFacePipeline:
             prompt: what to draw.
             n_samples: how many; they get the seeds `seed`, `seed` + 1, …
             seeds: one seed per sample instead.
-            steps, guidance, face_scale, size, uncond: see `Settings`; by default the model's own.
-            batch_size: samples drawn at a time: memory against speed.
+            steps … few_step: see `Settings`; by default the model's own.
+            batch_size: samples drawn at a time, at most: memory against speed; by default what should fit.
             progress: show a bar, or call this after each step of each batch.
 
         Returns:
             PIL images, RGB, in the order of the seeds.
         """
-        check_prompt(prompt)
         check_range("n_samples", n_samples, 1, MAX_SAMPLES)
         seeds = list(seeds) if seeds is not None else [seed + index for index in range(n_samples)]
-        for value in seeds:
-            check_range("seed", value, 0, MAX_SEED)
-        full = self.settings(Settings(steps, guidance, face_scale, size, uncond))
-        batches = [seeds[begin : begin + batch_size] for begin in range(0, len(seeds), batch_size)]
-        if not callable(progress):
-            from tqdm import tqdm
+        wanted = Settings(
+            steps,
+            guidance,
+            face_scale,
+            size,
+            uncond,
+            preset,
+            scheduler,
+            guidance_interval,
+            face_interval,
+            reuse,
+            few_step,
+        )
+        full = self.settings(wanted)
+        requests = [_checked((prompt, value, self._face_tokens)) for value in seeds]
+        if callable(progress):
+            return list(self.draw(requests, full, batch_size, lambda pictures: progress()))
+        from tqdm import tqdm
 
-            with tqdm(total=full.steps * len(batches), unit="step", disable=not progress) as bar:
-                return [image for batch in batches for image in self._draw(prompt, batch, full, bar.update)]
-        return [image for batch in batches for image in self._draw(prompt, batch, full, progress)]
+        with tqdm(total=full.steps * len(seeds), unit="step", disable=not progress) as bar:
+            return list(self.draw(requests, full, batch_size, bar.update))
 
-    def _draw(self, prompt: str, seeds: list[int], settings: Settings, on_step: Callable) -> list[Image.Image]:
-        bundle = self.bundle
-        encode = bundle.text_encoder.encode
-        width, height = settings.size
-        try:
-            latents, _ = sample(
-                bundle.uvit,
-                text=encode([prompt]),
-                seeds=seeds,
-                steps=settings.steps,
-                guidance=settings.guidance,
-                uncond_mode=settings.uncond,
-                empty_text=None if settings.uncond == "true_uncond" else encode([""]),
-                face_controlnet=bundle.face_controlnet,
-                face_tokens=self._face_tokens,
-                face_scale=settings.face_scale,
-                latent_size=(height // bundle.vae.factor, width // bundle.vae.factor),
-                progress=lambda done, total: on_step(),
-            )
-            # One at a time: at 512 px the decoder, not the U-ViT, is what fills a GPU's memory.
-            pixels = torch.cat([bundle.vae.decode(latent[None]) for latent in latents])  # [B,3,H,W] in [-1,1]
-        except torch.OutOfMemoryError:
-            raise UserError(
-                f"out of memory on {self.device} with {len(seeds)} picture(s) of {width} x {height} at a time; draw "
-                "fewer at a time (--n_samples) and more often (--n_iter), or use --dtype fp16 or --device cpu"
-            ) from None
-        pixels = ((pixels + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()  # [B,H,W,3]
+    def draw(
+        self,
+        requests: Iterable[Request],
+        settings: Settings | None = None,
+        batch_size: int | None = None,
+        on_step: Callable[[int], object] | None = None,
+    ) -> Iterator[Image.Image]:
+        """Draw many prompts and people, `batch_size` pictures at a time whoever they show.
+
+        Pictures with different numbers of face tokens go in different batches; it costs least to have few such numbers.
+
+        Args:
+            requests: or plain tuples; read as far as the next batch needs.
+            settings: the same for all; what is None in it comes from the preset and the model.
+            batch_size: by default what should fit into memory.
+            on_step: called after each evaluation of the model with the number of pictures in it.
+
+        Returns:
+            PIL images, RGB, in the order of `requests`.
+        """
+        full = self.settings(settings)
+        texts: dict[str, Tensor] = {}
+        finished: dict[int, Image.Image] = {}
+        due = 0
+        size = batch_size or self.batch_size(full)
+        for batch in batches(enumerate(map(_checked, requests)), size, lambda item: _count(item[1].faces)):
+            images = self.draw_batch([request for _, request in batch], full, texts=texts, on_step=on_step)
+            finished.update(zip((place for place, _ in batch), images, strict=True))
+            while due in finished:
+                yield finished.pop(due)
+                due += 1
+
+    def draw_batch(
+        self,
+        requests: Sequence[Request],
+        settings: Settings,
+        *,
+        texts: dict[str, Tensor] | None = None,
+        on_step: Callable[[int], object] | None = None,
+    ) -> list[Image.Image]:
+        """One batch of requests with equally many face tokens; see `drawing.draw_batch` for the arguments."""
+        faces = None
+        if requests[0].faces is not None:
+            faces = torch.cat([request.faces for request in requests])
+        prompts, seeds = ([getattr(request, name) for request in requests] for name in ("prompt", "seed"))
+        pixels = draw_batch(self.bundle, prompts, seeds, faces, settings, self.device, texts=texts, on_step=on_step)
         return [Image.fromarray(image) for image in pixels]
+
+
+def _checked(request: Request | tuple) -> Request:
+    request = Request(*request)
+    check_prompt(request.prompt)
+    check_range("seed", request.seed, 0, MAX_SEED)
+    return request
+
+
+def _count(faces: Tensor | None) -> int:
+    return 0 if faces is None else faces.shape[1]

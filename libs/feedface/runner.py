@@ -1,24 +1,33 @@
-"""Run jobs with a pipeline: faces in, then every picture that is not there yet, a contact sheet and results.json."""
+"""Run jobs with a pipeline: faces in, then every picture that is not there yet, a contact sheet and results.json.
+
+The pictures of all jobs wait in one line and are drawn in batches, whichever prompts and people they show.
+"""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from PIL import Image
 
-from feedface.device import DTYPES
+from feedface.drawing import batches, dtype_name
 from feedface.errors import UserError
 from feedface.images import read_image
 from feedface.output import OutputError, PictureFolder, PictureInfo, safe_name, save_json, save_png
+from feedface.pipeline import Request
+from feedface.references import find_faces
 from feedface.sheet import Tile, contact_sheet
 from feedface.similarity import FaceSimilarity
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from feedface.faces.detect import FaceDetector
     from feedface.jobs import Job
     from feedface.pipeline import FeedFacePipeline
@@ -33,10 +42,10 @@ class Plan:
 
     Attributes:
         settings: complete, see `FeedFacePipeline.settings`.
-        seed: of the first sample of each prompt; the others follow.
-        n_samples: drawn at a time.
-        n_iter: how often, so that each prompt gets n_samples x n_iter pictures.
+        seed: of the first picture of each prompt; the others follow.
+        n_samples, n_iter: each prompt gets n_samples x n_iter pictures.
         detect: find and crop faces; else the pictures are face crops.
+        batch_size: pictures drawn at a time, at most; None: what should fit into memory.
     """
 
     settings: Settings
@@ -44,113 +53,183 @@ class Plan:
     n_samples: int = 1
     n_iter: int = 1
     detect: bool = True
+    batch_size: int | None = None
 
     @property
     def seeds(self) -> range:
         return range(self.seed, self.seed + self.n_samples * self.n_iter)
 
 
-def run_jobs(pipe: FeedFacePipeline, jobs: Sequence[Job], plan: Plan, detector: FaceDetector, output: Path) -> int:
-    """Run a batch, each job in its own folder under `output`; returns how many jobs failed, each said on stderr.
+class JobRun:
+    """A job under way: its faces, the pictures it wants and those that are there. Making one finds the faces."""
 
-    A job that fails does not stop the others. A full disk or an unwritable folder does (`OutputError`).
-    """
-    failed = 0
-    for number, job in enumerate(jobs, 1):
-        print(f"job {job.id} ({number} of {len(jobs)})")
-        try:
-            run_job(pipe, job, plan, detector, output / safe_name(job.id))
-        except OutputError:
-            raise
-        except UserError as error:
-            failed += 1
-            print(f"error: job {job.id} ({job.source}): {error}", file=sys.stderr)
-    return failed
+    def __init__(self, pipe: FeedFacePipeline, job: Job, plan: Plan, detector: FaceDetector, folder: Path):
+        self.pipe, self.job, self.plan, self.detector, self.folder = pipe, job, plan, detector, folder
+        self.begin = time.monotonic()
+        self.failed = False
+        self.references, self.notices = find_faces(job.images, detector if plan.detect else None)
+        for prompt in job.prompts:
+            notice = pipe.prompt_notice(prompt)
+            if notice:
+                self.notices.append(f"{prompt[:40]!r}: {notice}")
+        for notice in self.notices:
+            _say(f"note: {notice}")
+        self.pictures = PictureFolder(folder)
+        self.crops = [folder / f"reference_{index:02d}.png" for index in range(len(self.references))]
+        for reference, path in zip(self.references, self.crops, strict=True):
+            save_png(Image.fromarray(reference.crop), path)
+        settings = pipe.picture_settings(plan.settings)
+        faces = tuple(reference.digest for reference in self.references)
+        self.wanted = [
+            PictureInfo(prompt, seed, pipe.bundle.name, pipe.digest, settings, faces)
+            for prompt in dict.fromkeys(job.prompts)
+            for seed in plan.seeds
+        ]
+        self.missing = [info for info in self.wanted if self.pictures.find(info) is None]
+        self.made: set[str] = set()  # fingerprints
+        self.results: dict | None = None
+
+    @cached_property
+    def faces(self) -> Tensor:
+        """Tokens [1, n, D], encoded when the first picture is drawn."""
+        return self.pipe.face_tokens(self.references)
+
+    def save(self, image: Image.Image, info: PictureInfo) -> None:
+        """Keep a picture; the last one finishes the job."""
+        self.pictures.save(image, info)
+        self.made.add(info.fingerprint)
+        if len(self.made) == len(self.missing):
+            self.finish()
+
+    def finish(self) -> None:
+        """Measure similarities, write contact sheet and results.json, and report."""
+        similarity = FaceSimilarity(self.detector, self.references)
+        rows = []
+        for info in self.wanted:
+            path = self.pictures.find(info)
+            alike = similarity.of(read_image(path))
+            row = {"file": path.name, "prompt": info.prompt, "seed": info.seed, "similarity": alike}
+            rows.append(row | {"made_now": info.fingerprint in self.made})
+        pipe, job, plan = self.pipe, self.job, self.plan
+        settings = plan.settings.as_json() | {"dtype": dtype_name(pipe.dtype)} | ({"int8": True} if pipe.int8 else {})
+        self.results = {
+            "id": job.id,
+            "class_word": job.class_word,
+            "model": {"name": pipe.bundle.name, "path": str(pipe.bundle.path), "digest": pipe.digest},
+            "settings": settings,
+            "detector": self.detector.name if plan.detect else None,
+            "references": [
+                {
+                    "path": ref.name,
+                    "crop": crop.name,
+                    "box": ref.box,
+                    "score": ref.score,
+                    "faces_found": ref.faces_found,
+                }
+                for ref, crop in zip(self.references, self.crops, strict=True)
+            ],
+            "notices": self.notices,
+            "similarity": similarity.summary([row["similarity"] for row in rows]),
+            "pictures": rows,
+            "seconds": round(time.monotonic() - self.begin, 2),
+        }
+        save_png(_sheet(self.references, rows, self.folder), self.folder / SHEET)
+        save_json(self.results, self.folder / RESULTS)
+        _report(self.results, self.folder)
 
 
 def run_job(pipe: FeedFacePipeline, job: Job, plan: Plan, detector: FaceDetector, folder: Path) -> dict:
     """Draw what a job asks for into `folder`; returns what results.json holds. Pictures already there are kept."""
-    begin = time.monotonic()
-    references, notices = pipe.set_faces(job.images, detector if plan.detect else None)
-    notices += [f"{prompt[:40]!r}: {notice}" for prompt in job.prompts if (notice := pipe.prompt_notice(prompt))]
-    for notice in notices:
-        print(f"note: {notice}")
-    pictures = PictureFolder(folder)
-    crops = [folder / f"reference_{index:02d}.png" for index in range(len(references))]
-    for reference, path in zip(references, crops, strict=True):
-        save_png(Image.fromarray(reference.crop), path)
 
-    wanted = {prompt: [_info(pipe, plan, prompt, seed) for seed in plan.seeds] for prompt in job.prompts}
-    made = _draw_missing(pipe, plan, pictures, wanted)
-    similarity = FaceSimilarity(detector, references)
-    rows = [
-        {
-            "file": (path := pictures.find(info)).name,
-            "prompt": prompt,
-            "seed": info.seed,
-            "similarity": similarity.of(read_image(path)),
-            "made_now": info.fingerprint in made,
-        }
-        for prompt, infos in wanted.items()
-        for info in infos
-    ]
-    results = {
-        "id": job.id,
-        "class_word": job.class_word,
-        "model": {"name": pipe.bundle.name, "path": str(pipe.bundle.path), "digest": pipe.digest},
-        "settings": _settings(pipe, plan),
-        "detector": detector.name if plan.detect else None,
-        "references": [
-            {"path": ref.name, "crop": crop.name, "box": ref.box, "score": ref.score, "faces_found": ref.faces_found}
-            for ref, crop in zip(references, crops, strict=True)
-        ],
-        "notices": notices,
-        "similarity": similarity.summary([row["similarity"] for row in rows]),
-        "pictures": rows,
-        "seconds": round(time.monotonic() - begin, 2),
-    }
-    save_png(_sheet(references, rows, folder), folder / SHEET)
-    save_json(results, folder / RESULTS)
-    _report(results, folder)
-    return results
+    def fail(run: JobRun, error: UserError) -> None:
+        raise error
+
+    run = JobRun(pipe, job, plan, detector, folder)
+    _draw_all(pipe, plan, [run], fail)
+    return run.results
 
 
-def _settings(pipe: FeedFacePipeline, plan: Plan) -> dict:
-    dtype = next(name for name, dtype in DTYPES.items() if dtype == pipe.dtype)
-    return asdict(plan.settings) | {"dtype": dtype}
+def run_jobs(pipe: FeedFacePipeline, jobs: Sequence[Job], plan: Plan, detector: FaceDetector, output: Path) -> int:
+    """Run a batch, each job in its own folder under `output`; returns how many jobs failed, each said on stderr.
+
+    A job is reported when its last picture is there. One that fails does not stop the others. A full disk or an
+    unwritable folder does (`OutputError`).
+    """
+    failed: list[Job] = []
+
+    def fail(job: Job, error: UserError) -> None:
+        if isinstance(error, OutputError):
+            raise error
+        failed.append(job)
+        _say(f"error: job {job.id} ({job.source}): {error}", sys.stderr)
+
+    def runs() -> Iterator[JobRun]:
+        for number, job in enumerate(jobs, 1):
+            _say(f"job {job.id} ({number} of {len(jobs)})")
+            try:
+                run = JobRun(pipe, job, plan, detector, output / safe_name(job.id))
+            except UserError as error:
+                fail(job, error)
+            else:
+                yield run
+
+    _draw_all(pipe, plan, runs(), lambda run, error: fail(run.job, error))
+    return len(failed)
 
 
-def _info(pipe: FeedFacePipeline, plan: Plan, prompt: str, seed: int) -> PictureInfo:
-    faces = tuple(reference.digest for reference in pipe.references)
-    return PictureInfo(prompt, seed, pipe.bundle.name, pipe.digest, _settings(pipe, plan), faces)
-
-
-def _draw_missing(
-    pipe: FeedFacePipeline, plan: Plan, pictures: PictureFolder, wanted: dict[str, list[PictureInfo]]
-) -> set[str]:
-    """Draw and save, a batch at a time, the pictures that are not in the folder; returns their fingerprints."""
+def _draw_all(
+    pipe: FeedFacePipeline, plan: Plan, runs: Iterable[JobRun], fail: Callable[[JobRun, UserError], None]
+) -> None:
+    """Draw and save, a batch at a time, what is missing; `runs` are started when their turn comes."""
     from tqdm import tqdm
 
-    batches = []
-    for prompt, infos in wanted.items():
-        missing = [info for info in infos if pictures.find(info) is None]
-        batches += [
-            (prompt, missing[first : first + plan.n_samples]) for first in range(0, len(missing), plan.n_samples)
-        ]
-    made: set[str] = set()
-    with tqdm(total=plan.settings.steps * len(batches), unit="step", disable=not batches) as bar:
-        for prompt, infos in batches:
-            images = pipe.generate(
-                prompt,
-                seeds=[info.seed for info in infos],
-                batch_size=plan.n_samples,
-                progress=bar.update,
-                **asdict(plan.settings),
-            )
-            for image, info in zip(images, infos, strict=True):
-                pictures.save(image, info)
-                made.add(info.fingerprint)
-    return made
+    texts: dict[str, Tensor] = {}  # prompts are encoded once
+
+    def end(run: JobRun, error: UserError) -> None:
+        run.failed = True
+        fail(run, error)
+
+    def line() -> Iterator[tuple[JobRun, PictureInfo]]:
+        nonlocal total
+        for run in runs:
+            if not run.missing:
+                try:
+                    run.finish()
+                except UserError as error:
+                    end(run, error)
+            total += plan.settings.steps * len(run.missing)
+            yield from ((run, info) for info in run.missing)
+
+    total, bar = 0, None
+    with ExitStack() as stack:
+        size = plan.batch_size or pipe.batch_size(plan.settings)
+        for batch in batches(line(), size, key=lambda item: len(item[0].references)):
+            batch = [(run, info) for run, info in batch if not run.failed]
+            if not batch:
+                continue
+            if bar is None:  # no bar where nothing is missing
+                bar = stack.enter_context(tqdm(total=total, unit="step"))
+            bar.total = total
+            try:
+                requests = [Request(info.prompt, info.seed, run.faces) for run, info in batch]
+                images = pipe.draw_batch(requests, plan.settings, texts=texts, on_step=bar.update)
+            except UserError as error:
+                for run in dict.fromkeys(run for run, _ in batch):
+                    end(run, error)
+                continue
+            for (run, info), image in zip(batch, images, strict=True):
+                try:
+                    if not run.failed:
+                        run.save(image, info)
+                except UserError as error:
+                    end(run, error)
+
+
+def _say(text: str, file: TextIO | None = None) -> None:
+    """Print without tearing a progress bar apart."""
+    from tqdm import tqdm
+
+    tqdm.write(text, file=file)
 
 
 def _sheet(references: Sequence, rows: Sequence[dict], folder: Path) -> Image.Image:
@@ -167,15 +246,15 @@ def _sheet(references: Sequence, rows: Sequence[dict], folder: Path) -> Image.Im
 def _report(results: dict, folder: Path) -> None:
     rows = results["pictures"]
     made = sum(row["made_now"] for row in rows)
-    print(f"{len(rows)} picture(s) in {folder}: {made} made now, {len(rows) - made} were finished before")
-    print(f"contact sheet: {folder / SHEET}; settings and figures: {folder / RESULTS}")
+    _say(f"{len(rows)} picture(s) in {folder}: {made} made now, {len(rows) - made} were finished before")
+    _say(f"contact sheet: {folder / SHEET}; settings and figures: {folder / RESULTS}")
     summary = results["similarity"]
     if summary["mean"] is None:
-        print(f"face similarity: not measured ({summary['reason']})")
+        _say(f"face similarity: not measured ({summary['reason']})")
     else:
         each = ", ".join("no face" if row["similarity"] is None else f"{row['similarity']:.2f}" for row in rows[:20])
         more = ", …" if len(rows) > 20 else ""
-        print(
+        _say(
             f"face similarity to the references (cosine, recogniser of {summary['measured_with']!r}; 1 is the same "
             f"face): mean {summary['mean']:.2f} ({each}{more})"
         )

@@ -1,15 +1,27 @@
-"""How pictures are sampled: the numbers a user may set, their ranges, and the model's defaults for the rest."""
+"""How pictures are sampled: the numbers a user may set, their ranges, and where the rest comes from.
+
+What is not set comes from, in this order: the preset that the user names, the config file, the model's own defaults,
+the preset "balanced". Within one of these an option that is set comes before a preset that is named beside it.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from feedface.errors import UserError
 
+if TYPE_CHECKING:  # brings in torch: not needed to parse a command line
+    from feedface.checkpoints.few_step import FewStep
+
 MAX_SEED = 2**63 - 1
 MAX_SIZE_PX = 4096
+PRESET_NAMES, DEFAULT_PRESET = ("quality", "balanced", "fast"), "balanced"
+EVERYWHERE = (0.0, 1000.0)  # the interval of timesteps that leaves nothing out
+# What decides how long a picture takes: all that a preset fixes.
+COST_KNOBS = ("steps", "scheduler", "guidance_interval", "face_interval", "reuse", "few_step")
 
 
 def check_range(name: str, value: float, low: float, high: float) -> None:
@@ -21,7 +33,9 @@ def check_range(name: str, value: float, low: float, high: float) -> None:
 
 @dataclass(frozen=True)
 class Settings:
-    """Sampling settings; `None` stands for the model's own default (`Settings.for_model` fills it in).
+    """Sampling settings; `None` stands for what was not set (`Settings.for_model` fills it in).
+
+    An interval is (low, high) of timesteps, 0 (clean) to 1000 (noise), inclusive; `EVERYWHERE` leaves nothing out.
 
     Attributes:
         steps: evaluations of the model, 1 to 999.
@@ -29,6 +43,12 @@ class Settings:
         face_scale: strength of the face, 0 (ignored) to 5; the release uses 0.8, the paper's text 1.
         size: (width, height) in pixels.
         uncond: what the unconditional half sees: "true_uncond", "empty_token" (both of the release) or "paper".
+        preset: one of `PRESET_NAMES`: fixes all of `COST_KNOBS` that are not set; see `presets.py`.
+        scheduler: the solver, one of `diffusion.sampling.SCHEDULERS`.
+        guidance_interval: where guidance acts; outside, only the conditional half is evaluated.
+        face_interval: where the face acts; outside, its control is not evaluated.
+        reuse: the deep blocks are evaluated at every so many steps, 1 to 999; 1: at each.
+        few_step: draw with the model's few-step adapter, which fixes steps, solver and guidance.
     """
 
     steps: int | None = None
@@ -36,12 +56,20 @@ class Settings:
     face_scale: float | None = None
     size: tuple[int, int] | None = None
     uncond: str | None = None
+    preset: str | None = None
+    scheduler: str | None = None
+    guidance_interval: tuple[float, float] | None = None
+    face_interval: tuple[float, float] | None = None
+    reuse: int | None = None
+    few_step: bool | None = None
 
     def __post_init__(self):
-        if self.steps is not None:
-            check_range("--steps", self.steps, 1, 999)
-            if not isinstance(self.steps, int):
-                raise UserError(f"--steps {self.steps}: not a whole number")
+        for name in ("steps", "reuse"):
+            value = getattr(self, name)
+            if value is not None:
+                check_range(f"--{name}", value, 1, 999)
+                if not isinstance(value, int):
+                    raise UserError(f"--{name} {value}: not a whole number")
         if self.guidance is not None:
             check_range("--guidance", self.guidance, 0, 50)
         if self.face_scale is not None:
@@ -49,24 +77,53 @@ class Settings:
         for side in self.size or ():
             check_range("--size", side, 1, MAX_SIZE_PX)
         if self.uncond is not None:
-            from feedface.diffusion.guidance import UNCOND_MODES  # brings in torch: not needed to parse a command line
+            from feedface.diffusion.guidance import UNCOND_MODES  # brings in torch, as above
 
-            if self.uncond not in UNCOND_MODES:
-                raise UserError(f"uncond {self.uncond!r}: use one of {', '.join(UNCOND_MODES)}")
+            _check_name("uncond", self.uncond, UNCOND_MODES)
+        if self.preset is not None:
+            _check_name("--preset", self.preset, PRESET_NAMES)
+        if self.scheduler is not None:
+            from feedface.diffusion.sampling import SCHEDULERS
+
+            _check_name("--scheduler", self.scheduler, SCHEDULERS)
+        for name in ("guidance_interval", "face_interval"):
+            if getattr(self, name) is not None:  # always floats: equal settings look the same in every file
+                object.__setattr__(self, name, _interval(f"--{name}", getattr(self, name)))
+        if self.few_step is not None and not isinstance(self.few_step, bool):
+            raise UserError(f"few_step {self.few_step!r}: use true or false")
 
     def over(self, base: Settings) -> Settings:
-        """These settings, with those of `base` where these say nothing."""
-        return replace(base, **{key: value for key, value in asdict(self).items() if value is not None})
+        """These settings, with those of `base` where these say nothing.
 
-    def for_model(self, defaults: Mapping[str, object], image_size: int, multiple: int) -> Settings:
-        """Fill in a model's defaults and check the size against what its grid allows.
+        A preset that is named here comes before what `base` says about cost.
+        """
+        if self.preset is not None:
+            base = replace(base, **dict.fromkeys(COST_KNOBS))
+        return replace(base, **{key: value for key, value in vars(self).items() if value is not None})
+
+    def for_model(
+        self,
+        defaults: Mapping[str, object],
+        image_size: int,
+        multiple: int,
+        adapter: FewStep | None = None,
+    ) -> Settings:
+        """Complete settings: no None in them, and a size that the model's grid allows. Complete ones stay as they are.
 
         Args:
-            defaults: the bundle's steps, guidance, face_scale and uncond.
+            defaults: the bundle's guidance, face_scale and uncond, perhaps steps and preset.
             image_size: side in pixels of the model's training pictures.
             multiple: both sides must be multiples of it (VAE factor x patch size).
+            adapter: the model's few-step adapter, None where it has none or cannot use it.
         """
+        from feedface.presets import PRESETS  # which is made of these
+
         full = self.over(Settings(size=(image_size, image_size), **defaults))
+        full = replace(full, preset=full.preset or DEFAULT_PRESET)
+        for knob in COST_KNOBS:
+            if getattr(full, knob) is None:
+                full = replace(full, **{knob: getattr(PRESETS[full.preset], knob)})
+        full = full._with_adapter(self, adapter)
         low, high = max(multiple, image_size // 4), min(4 * image_size, MAX_SIZE_PX)
         for side in full.size:
             if side % multiple or not low <= side <= high:
@@ -77,6 +134,48 @@ class Settings:
                 )
         return full
 
+    def _with_adapter(self, asked: Settings, adapter: FewStep | None) -> Settings:
+        """These settings with what the few-step adapter fixes, if it is to be used: not against what was asked for."""
+        if not self.few_step:
+            return self
+        if adapter is None:
+            if asked.few_step:
+                raise UserError("few_step: this model has no few-step adapter (distill.py makes one); leave it out")
+            return replace(self, few_step=False)
+        fixed = {
+            "steps": adapter.steps,
+            "guidance": adapter.guidance,  # built in, and so is `uncond`: no unconditional half is evaluated
+            "uncond": adapter.uncond,
+            "scheduler": "ddim",
+            "guidance_interval": EVERYWHERE,
+            "face_interval": EVERYWHERE,
+            "reuse": 1,
+        }
+        for key, value in fixed.items():
+            wanted = getattr(asked, key)
+            if wanted is not None and wanted != value:
+                if asked.few_step:
+                    raise UserError(f"--{key} {wanted}: the model's few-step adapter was made for {value}")
+                return replace(self, few_step=False)
+        face_scale = adapter.face_scale if asked.face_scale is None else asked.face_scale  # may be another
+        return replace(self, face_scale=face_scale, **fixed)
+
+    def as_json(self) -> dict[str, object]:
+        """All of them as JSON has them: lists for tuples."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}
+
+    def drawn(self) -> dict[str, object]:
+        """What changes the picture, out of complete settings, for its fingerprint.
+
+        A knob that approximates nothing is left out, and so is the preset: pictures of the time before there were any
+        keep their fingerprints.
+        """
+        from feedface.presets import PLAIN  # as above
+
+        always = ("steps", "guidance", "face_scale", "size", "uncond")
+        knobs = [knob for knob in COST_KNOBS if knob not in always and getattr(self, knob) != getattr(PLAIN, knob)]
+        return {key: getattr(self, key) for key in (*always, *knobs)}
+
 
 def parse_size(text: str) -> tuple[int, int]:
     """ "512" -> (512, 512); "512x768" -> (512, 768), width first."""
@@ -85,3 +184,19 @@ def parse_size(text: str) -> tuple[int, int]:
         raise UserError(f"--size {text}: not a size; use 512 or 512x768 (width x height)")
     width, height = match[1], match[2] or match[1]
     return int(width), int(height)
+
+
+def _check_name(name: str, value: object, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise UserError(f"{name} {value!r}: use one of {', '.join(known)}")
+
+
+def _interval(name: str, value: object) -> tuple[float, float]:
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise UserError(f"{name} {value!r}: give two timesteps, low and high")
+    for end in value:
+        check_range(name, end, *EVERYWHERE)
+    low, high = map(float, value)
+    if low >= high:
+        raise UserError(f"{name} {low:g} {high:g}: the first is the lower end (0 is clean, 1000 noise)")
+    return low, high

@@ -103,8 +103,7 @@ def run(args: argparse.Namespace) -> dict:
     scores = {
         "command": args.command,
         "model": {"path": str(args.model), "name": bundle.name, "digest": sessions.digest},
-        "settings": asdict(settings)
-        | {"size": list(settings.size), "seed": args.draw_seed, "device": str(device), "dtype": "float32"},
+        "settings": settings.as_json() | {"seed": args.draw_seed, "device": str(device), "dtype": "float32"},
         "training": asdict(training) | {"prior_pictures": args.prior_pictures, "threads": torch.get_num_threads()},
         "cases": {
             "people": [record["case"] for record in records],

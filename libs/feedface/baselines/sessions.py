@@ -142,7 +142,7 @@ class Sessions:
             seed=seed,
             model=self.bundle.name,
             model_digest=self.digest,
-            settings={**asdict(self.settings), "dreambooth": training},
+            settings={**self.settings.drawn(), "dreambooth": training},
             references=tuple(hashlib.sha256(picture.tobytes()).hexdigest()[:16] for picture in person.pictures),
         )
 

@@ -10,14 +10,10 @@ import torch
 from tqdm import tqdm
 
 from feedface.checkpoints.bundle import Bundle
-from feedface.diffusion.sampling import sample
+from feedface.drawing import draw_batch
 from feedface.encoders import preprocess_face
-from feedface.errors import UserError
 from feedface.mini.common import to_pixels, to_uint8
 from feedface.settings import Settings
-
-# The decoder, not the U-ViT, fills a GPU's memory at 512 px, and there one picture keeps it busy.
-DECODED_PX = 512 * 512
 
 
 @torch.inference_mode()
@@ -33,44 +29,6 @@ def encode_faces(
     return torch.cat(rows)
 
 
-@torch.inference_mode()
-def draw_batch(
-    bundle: Bundle,
-    prompts: Sequence[str],
-    seeds: Sequence[int],
-    faces: torch.Tensor | None,
-    settings: Settings,
-    device: torch.device,
-) -> np.ndarray:
-    """One picture per prompt and seed: uint8 [B, H, W, 3].
-
-    faces: tokens [B, n, D], or None to leave the face-controlnet out. settings: complete (`Settings.for_model`).
-    `UserError` where the memory does not suffice.
-    """
-    encode = bundle.text_encoder.encode
-    try:
-        latents, _ = sample(
-            bundle.uvit,
-            text=encode(list(prompts)),
-            seeds=list(seeds),
-            steps=settings.steps,
-            guidance=settings.guidance,
-            uncond_mode=settings.uncond,
-            empty_text=None if settings.uncond == "true_uncond" else encode([""]),
-            face_controlnet=bundle.face_controlnet,
-            face_tokens=None if faces is None else faces.to(device),
-            face_scale=settings.face_scale,
-            latent_size=settings.size and tuple(side // bundle.vae.factor for side in reversed(settings.size)),
-        )
-        picture_px = latents[0, 0].numel() * bundle.vae.factor**2
-        parts = latents.split(max(1, DECODED_PX // picture_px))
-        return np.concatenate([to_uint8(bundle.vae.decode(part)) for part in parts])
-    except torch.OutOfMemoryError:
-        raise UserError(
-            f"out of memory on {device} with {len(seeds)} pictures at a time; use a smaller --batch_size"
-        ) from None
-
-
 def draw(
     bundle: Bundle,
     prompts: Sequence[str],
@@ -83,15 +41,17 @@ def draw(
 ) -> np.ndarray:
     """One picture per prompt, row i with noise from seed + i: uint8 [N, H, W, 3].
 
-    faces: tokens [N, n, D], or None to leave the face-controlnet out.
+    faces: tokens [N, n, D], or None to leave the face-controlnet out. settings: complete (`Settings.for_model`).
     """
     pictures = []
+    texts: dict[str, torch.Tensor] = {}
     with tqdm(total=len(prompts), desc=label, unit="picture") as bar:
         for start in range(0, len(prompts), batch_size):
             rows = range(start, min(start + batch_size, len(prompts)))
             tokens = None if faces is None else faces[rows.start : rows.stop]
             seeds = [seed + row for row in rows]
-            pictures.append(draw_batch(bundle, [prompts[row] for row in rows], seeds, tokens, settings, device))
+            some = [prompts[row] for row in rows]
+            pictures.append(draw_batch(bundle, some, seeds, tokens, settings, device, texts=texts))
             bar.update(len(rows))
     return np.concatenate(pictures)
 

@@ -7,7 +7,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from feedface.checkpoints.bundle import Bundle
-from feedface.device import DTYPES
+from feedface.drawing import adapter_of, default_batch_size, draw_batch, dtype_name, picture_settings
 from feedface.errors import UserError
-from feedface.evaluation.draw import draw_batch, encode_faces
+from feedface.evaluation.draw import encode_faces
 from feedface.evaluation.pictures import Kept, Request
 from feedface.evaluation.protocols import Case
 from feedface.json_lines import LocatedDict, LocatedList, load_json
@@ -28,9 +28,8 @@ from feedface.settings import Settings
 from feedface.training.tracking import peak_memory
 
 POOLS = ("concat", "mean", "first")
-SETTINGS_KEYS = ("steps", "guidance", "face_scale", "uncond", "size")
+SETTINGS_KEYS = tuple(entry.name for entry in fields(Settings))
 EXAMPLE = '[{"name": "guidance 4", "model": "models/mini", "settings": {"guidance": 4}}]'
-BATCH_PX, MAX_BATCH = 4 * 512 * 512, 64
 
 
 @dataclass(frozen=True)
@@ -88,18 +87,16 @@ class ModelArtist:
         self, system: System, bundle: Bundle, device: torch.device, dtype: torch.dtype, batch_size: int | None = None
     ):
         self.name, self.system, self.bundle, self.device, self.dtype = system.name, system, bundle, device, dtype
-        self.settings = system.settings.for_model(
-            bundle.defaults, bundle.image_size, bundle.vae.factor * bundle.uvit.patch_size
-        )
-        width, height = self.settings.size
-        self.batch_size = batch_size or min(MAX_BATCH, max(1, BATCH_PX // (width * height)))
+        adapter = adapter_of(bundle)
+        self.settings = system.settings.for_model(bundle.defaults, bundle.image_size, bundle.size_multiple, adapter)
+        self.batch_size = batch_size or default_batch_size(self.settings, device)
         self.digest = model_digest(bundle)
         # Without a face neither its weights nor its strength matter.
         parts = {kind: path for kind, path in bundle.components.items() if kind != "face_controlnet"}
         self._base_digest = model_digest(replace(bundle, components=parts))
-        dtypes = {"dtype": next(name for name, kind in DTYPES.items() if kind == dtype)}
-        self._settings = asdict(self.settings) | dtypes
-        self._base_settings = {key: value for key, value in self._settings.items() if key != "face_scale"}
+        self._settings = picture_settings(self.settings, dtype, adapter)
+        of_face = ("face_scale", "face_interval")
+        self._base_settings = {key: value for key, value in self._settings.items() if key not in of_face}
         label = hashlib.sha256(json.dumps([self._base_digest, self._base_settings]).encode()).hexdigest()[:8]
         self.base = Base(f"{safe_name(bundle.name)}-{label}", self._base_info)
 
@@ -114,7 +111,7 @@ class ModelArtist:
                 "name": bundle.name,
                 "digest": self.digest,
             },
-            "settings": self._settings | {"size": list(self.settings.size)} | own | {"device": str(self.device)},
+            "settings": self.settings.as_json() | {"dtype": dtype_name(self.dtype), "device": str(self.device)} | own,
         }
 
     def crops(self, case: Case) -> tuple[np.ndarray, ...]:

@@ -15,7 +15,6 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -77,7 +76,7 @@ def measure_limits(
     full = settings.for_model(bundle.defaults, bundle.image_size, bundle.vae.factor * bundle.uvit.patch_size)
     run = {"seed": seed, "device": str(device), "dtype": str(dtype).removeprefix("torch.")}
     result = {
-        "settings": asdict(full) | {"size": list(full.size)} | run,
+        "settings": full.as_json() | run,
         "cases": {
             "people": people,
             "first_unseen_person": FIRST_IDENTITY,

@@ -6,7 +6,7 @@ setting, with a number for each person; intervals are made from them later. Lett
 
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import ml_collections
@@ -15,6 +15,7 @@ import torch
 
 from feedface.checkpoints.bundle import Bundle, read_index
 from feedface.device import pick_device
+from feedface.drawing import adapter_of
 from feedface.evaluation import metrics
 from feedface.evaluation.background import background_changes, face_masks
 from feedface.evaluation.cases import Cases, crop_references, make_cases
@@ -26,6 +27,7 @@ from feedface.faces.parse import make_parser
 from feedface.files import atomic_file
 from feedface.mini.common import say
 from feedface.model_files import load_model, model_digest
+from feedface.presets import PLAIN
 from feedface.settings import Settings
 
 DIGITS = 4
@@ -33,7 +35,7 @@ DIGITS = 4
 
 @dataclass(frozen=True)
 class Measurement:
-    """What is drawn. Settings that are None are the model's own."""
+    """What is drawn. `Settings` that are None are the model's own; those of cost approximate nothing by default."""
 
     name: str  # also the result's file name
     run: str | None = None  # a run of `runs.all_runs`; None: the committed face-controlnet
@@ -43,10 +45,17 @@ class Measurement:
     guidance: float | None = None
     face_scale: float | None = None
     uncond: str | None = None
+    steps: int | None = None  # None: the config's
+    preset: str | None = None  # named, it stands for what is None below and for the steps
+    scheduler: str | None = None
+    guidance_interval: tuple[float, float] | None = None
+    face_interval: tuple[float, float] | None = None
+    reuse: int | None = None
+    few_step: bool | None = None
 
 
 class Measurer:
-    """Renders the cases once, and draws the pictures without a face once for each kind of guidance."""
+    """Renders the cases once, and draws the pictures without a face once for each way of drawing."""
 
     def __init__(self, config: ml_collections.ConfigDict, device: str | None = None):
         self.config, self.device = config, pick_device(device)
@@ -62,12 +71,15 @@ class Measurer:
         self.parser = make_parser("mini", config.model, str(self.device))
         self.gallery = self._embed(self.cases.gallery)[0]
         self.shown = self._embed(self.cases.references)[0]
-        self._base: dict[tuple, tuple[np.ndarray, list]] = {}
+        self._base: dict[Settings, tuple[np.ndarray, list]] = {}
 
     def settings(self, wanted: Measurement) -> Settings:
-        given = Settings(self.config.measure.steps, wanted.guidance, wanted.face_scale, None, wanted.uncond)
+        known = vars(wanted)
+        given = Settings(**{entry.name: known[entry.name] for entry in fields(Settings) if entry.name in known})
+        if wanted.preset is None and not wanted.few_step:
+            given = given.over(replace(PLAIN, steps=self.config.measure.steps))
         bundle = self.bundle
-        return given.for_model(bundle.defaults, bundle.image_size, bundle.vae.factor * bundle.uvit.patch_size)
+        return given.for_model(bundle.defaults, bundle.image_size, bundle.size_multiple, adapter_of(bundle))
 
     def measure(self, wanted: Measurement, control: Path | None) -> dict:
         """Draw and judge; `control`: folder of the face-controlnet's model, None for the committed one.
@@ -84,7 +96,7 @@ class Measurer:
         return {
             "measurement": asdict(wanted),
             "model": model_digest(self.bundle),
-            "settings": asdict(settings),
+            "settings": settings.as_json(),
             "cases": self.config.measure.to_dict(),
             "parameters": sum(p.numel() for p in bundle.face_controlnet.trainable_parameters()),
             "seconds": round(time.perf_counter() - begun, 1),
@@ -132,8 +144,8 @@ class Measurer:
         }
 
     def _without_face(self, settings: Settings) -> tuple[np.ndarray, list]:
-        """Pictures [I, S, H, W, 3] of the base model and the face masks in them, once for each kind of guidance."""
-        key = (settings.guidance, settings.uncond)
+        """Pictures [I, S, H, W, 3] of the base model and the face masks in them, once for each way of drawing."""
+        key = replace(settings, face_scale=None, face_interval=None, preset=None)
         if key not in self._base:
             drawn = self._draw(self.bundle, Measurement("without a face", references=0), settings)
             masks = face_masks(drawn.reshape(-1, *drawn.shape[2:]), self.detector, self.parser)

@@ -25,12 +25,14 @@ from torch import Tensor
 from feedface.checkpoints.bundle import load_bundle, read_index
 from feedface.data.records import Record
 from feedface.diffusion.sampling import sample
+from feedface.drawing import sample_options
 from feedface.encoders import preprocess_face
 from feedface.errors import UserError
 from feedface.faces.crop import crop_square
 from feedface.files import atomic_file
 from feedface.images import read_image
 from feedface.output import save_png
+from feedface.settings import Settings
 from feedface.training.objective import ControlledUViT
 from feedface.training.setup import Models
 
@@ -56,7 +58,9 @@ class SampleGrid:
         self.models, self.device, self.folder = models, device, workdir / "samples"
         self.prompts = list(config.log.prompts)
         self.batch_size = config.train.batch_size
-        self.settings = read_index(models.base).defaults
+        base = read_index(models.base)
+        # Without a few-step adapter: it goes with the weights before this training.
+        self.settings = Settings().for_model(base.defaults, base.image_size, base.size_multiple)
         inputs = self._inputs(records, config.log.people)
         # text [K,T,Dt], empty_text [1,T,Dt], faces [P,n,Df] before the projector, references uint8 [P,S,S,3]
         self.text, self.empty_text, self.faces = (inputs[name] for name in ("text", "empty_text", "faces"))
@@ -94,14 +98,11 @@ class SampleGrid:
                     uvit,
                     text=self.text[prompts].to(self.device),
                     seeds=prompts,
-                    steps=settings["steps"],
-                    guidance=settings["guidance"],
-                    uncond_mode=settings["uncond"],
                     empty_text=self.empty_text.to(self.device),
                     face_controlnet=net,
                     face_tokens=net.join(net.projector(faces)[:, None]),
-                    face_scale=settings["face_scale"],
                     latent_size=self.models.latent_shape[1:],
+                    **sample_options(settings, None),
                 )
                 latents.append(drawn)
         return torch.cat(latents)
