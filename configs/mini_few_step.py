@@ -17,8 +17,8 @@ def get_config() -> ConfigDict:
             "precision": "fp32",  # of the networks; the trained matrices are always float32
             "seed": 0,
             "data": {
-                # People 0 … 4799: never those of the evaluation, 20000 and more.
-                "records": (".cache/mini2/world/train/records.jsonl",),
+                # As `make mini` leaves them: never people of the evaluation, 20000 and more.
+                "records": (".cache/mini/world/train/records.jsonl",),
                 "max_broken": 0,
             },
             "timesteps": (1000, 740, 450, 170),  # one evaluation each, then 0

@@ -68,7 +68,7 @@ def _head(results: Results, config: ml_collections.ConfigDict, notes: list[str])
         f"controlnets of 2 M. Trainings of claims 1, 4 and 5 start from nothing, on {world.identities} people x "
         f"{world.per_identity} pictures, {train.samples} samples in batches of {train.batch_size}, lr "
         f"{train.lr:g}: far "
-        "fewer than the committed model's 172 800, so their figures are lower; they are for comparing with each other. "
+        "fewer than the committed model's 236 800, so their figures are lower; they are for comparing with each other. "
         f"Measured on {measure.people} people nobody was trained on, {measure.samples_per_person} prompts each, "
         f"{measure.steps} evaluations a picture, one reference unless said, the same prompts and noise everywhere. The "
         "judge is `models/mini/inspector`, trained apart on other people.",
