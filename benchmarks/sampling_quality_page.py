@@ -97,7 +97,7 @@ def _head(about: dict, results: Results, release: str) -> str:
 
 def _table(found: Named, results: Results, release: str) -> str:
     """A row a setting."""
-    head = ["", "evaluations, with + without text", "of the face", "blocks", "cost", "nearest", "identity",
+    head = ["", "evaluations, conditional + unconditional", "of the face", "blocks", "cost", "nearest", "identity",
             "difference", "attributes", "difference, points", "distance, latents", "distance, pixels",
             "within the release's"]  # fmt: skip
     rows, group = [], None

@@ -171,7 +171,7 @@ def _finish(figure, axes, xlabel: str, ylabel: str, handles: list, grid: str = "
 
 def _x_axis(axes, at: list[float], logx: bool) -> None:
     """The scale, and ticks at the measured places where they are few and far enough apart to be read."""
-    from matplotlib.ticker import EngFormatter, FixedLocator, NullLocator
+    from matplotlib.ticker import EngFormatter, FixedLocator, LogLocator, NullFormatter, NullLocator
 
     positive = [x for x in at if x > 0]
     scale = "linear"
@@ -183,6 +183,9 @@ def _x_axis(axes, at: list[float], logx: bool) -> None:
     if len(at) <= 10 and (len(at) == 1 or np.diff(places).min() >= 0.07 * span):
         axes.get_xaxis().set_major_locator(FixedLocator(at))
         axes.get_xaxis().set_minor_locator(NullLocator())
+    elif scale == "log":
+        axes.get_xaxis().set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.get_xaxis().set_minor_formatter(NullFormatter())
     if max(map(abs, at)) >= 10_000:
         axes.get_xaxis().set_major_formatter(EngFormatter(sep=" "))
     else:
