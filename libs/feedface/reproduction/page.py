@@ -5,9 +5,11 @@ from pathlib import Path
 
 import ml_collections
 
+from feedface.checkpoints.bundle import read_index
 from feedface.errors import UserError
 from feedface.files import atomic_file
 from feedface.mini.common import say
+from feedface.model_files import model_digest
 from feedface.reproduction import claims, plan, sections
 from feedface.reproduction.results import NO, OPEN, YES, Results, table
 
@@ -87,7 +89,15 @@ def _head(results: Results, config: ml_collections.ConfigDict, notes: list[str])
     for numbers, measured in (("2 and 3", plan.committed()), ("1, 4 and 5", plan.trained(config))):
         found = {results.get(one.name)["model"] for one in measured if one.name in results}
         models[numbers] = ", ".join(sorted(found)) or "not measured"
+    for number, name in (("6", sections.DREAMBOOTH), ("7", sections.LIMITS)):
+        models[number] = results.get(name)["model"]["digest"] if name in results else "not measured"
     lines += ["", f"Weights behind sections {'; '.join(f'{name}: {which}' for name, which in models.items())}."]
+    now = model_digest(read_index(config.model))
+    if set(models.values()) - {now, "not measured"}:
+        lines[-1] += (
+            f" `{config.model}` is {now} today: it was trained on since, and what it reaches stands in "
+            "[results.md](results.md)."
+        )
     if "cost" in results:
         cost = results.get("cost")
         lines += [
