@@ -84,11 +84,12 @@ def test_the_papers_protocol(evaluate, tmp_path, capsys):
         assert (out / name).stat().st_size > 0
 
     picture = out / rows[0]["file"]
-    before, picture_bytes = (out / "scores.jsonl").read_text(), Image.open(picture).tobytes()
+    before, drawn = (out / "scores.jsonl").read_text(), np.asarray(Image.open(picture)).astype(int)
     picture.unlink()
     code, _, rows_again = evaluate()
     assert [without_time(row) for row in rows_again] == [without_time(row) for row in rows]
-    assert Image.open(picture).tobytes() == picture_bytes and code == 0
+    # Drawn alone now, in a batch before: the same but for rounding.
+    assert abs(np.asarray(Image.open(picture)).astype(int) - drawn).max() <= 1 and code == 0
     assert (out / "scores.jsonl").read_text().splitlines()[1:] == before.splitlines()[1:]
 
 
