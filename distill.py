@@ -18,6 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent / "libs"))
 
 from feedface.errors import UserError, run_cli
+from feedface.share import parse_share
 
 
 def main() -> None:
@@ -49,14 +50,6 @@ def main() -> None:
     if arguments.stage == "trajectories":
         return trajectories(config, workdir, share)
     return train(config, workdir)
-
-
-def parse_share(text: str) -> tuple[int, int]:
-    """ "0/2" -> (0, 2)."""
-    share, _, shares = text.partition("/")
-    if not (share.isdigit() and shares.isdigit() and int(share) < int(shares)):
-        raise UserError(f"--share {text}: not a share; use 0/2 and 1/2 for two halves")
-    return int(share), int(shares)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from pathlib import Path
 from sampling_quality_settings import PRIORITY, QUICK, RELEASE, Setting, parse
 
 from feedface.errors import UserError, run_cli
+from feedface.share import parse_share
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKDIR = ROOT / ".cache" / "performance"
@@ -54,7 +55,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--fine_people", type=int, help="of the fine solution (default 40, with --quick 10)")
     parser.add_argument("--fine_evaluations", type=int, default=200, help="of the fine solution (default 200)")
     parser.add_argument("--settings", nargs="+", metavar="WORDS", help="these only, beside the release's way")
-    parser.add_argument("--share", type=_share, default=(0, 1), help="k/n: only every n-th setting (default: all)")
+    parser.add_argument("--share", type=parse_share, default=(0, 1), help="k/n: only every n-th setting (default: all)")
     parser.add_argument("--batch_size", type=int, default=50, help="pictures at a time (default 50)")
     parser.add_argument("--device", help="cpu, cuda, … (default: a GPU when there is one)")
     parser.add_argument("--quick", action="store_true", help="few people, the first settings only")
@@ -73,13 +74,6 @@ def read_arguments() -> argparse.Namespace:
     args.workdir = args.workdir or WORKDIR / ("quality-quick" if args.quick else "quality")
     args.out = args.out or args.workdir / "page"
     return args
-
-
-def _share(text: str) -> tuple[int, int]:
-    share, _, shares = text.partition("/")
-    if not (share.isdigit() and shares.isdigit() and int(share) < int(shares)):
-        raise argparse.ArgumentTypeError(f"{text}: not a share; use 0/2 and 1/2 for two halves")
-    return int(share), int(shares)
 
 
 def measure_all(wanted: list[Setting], args: argparse.Namespace) -> None:

@@ -14,8 +14,8 @@ from feedface.checkpoints.bundle import Bundle
 from feedface.checkpoints.few_step import COMPONENT, FewStep, merge_few_step, read_few_step, restore_few_step
 from feedface.device import DTYPES
 from feedface.diffusion.sampling import sample
+from feedface.encoders import to_uint8
 from feedface.errors import UserError
-from feedface.mini.common import to_uint8
 from feedface.settings import Settings
 
 # Four pictures of 512 px leave room beside the full-size weights on a GPU of 8 GiB; larger ones take more at a time.

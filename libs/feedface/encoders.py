@@ -41,6 +41,12 @@ def to_tensor(image: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).float() / 127.5 - 1
 
 
+def to_uint8(pixels: Tensor) -> np.ndarray:
+    """float [B,3,H,W] in [-1, 1] -> uint8 [B,H,W,3]."""
+    pixels = pixels.detach().float().add(1).mul(127.5).round().clamp(0, 255)
+    return pixels.permute(0, 2, 3, 1).to("cpu", torch.uint8).numpy()
+
+
 def preprocess_face(image: np.ndarray, size: int = 224) -> Tensor:
     """A square face crop, uint8 RGB [H,W,3] -> [3,size,size] in [-1,1], as `FaceControlNet.encode` takes it."""
     return resize_and_crop(to_tensor(image)[None], size)[0]

@@ -69,17 +69,18 @@ def make_scheduler(name: str, steps: int) -> Any:
     return scheduler
 
 
-def jumps_at(timesteps: Sequence[int]) -> Any:
-    """A diffusers scheduler of DDIM's first-order steps from each of `timesteps` to the next and, last, to 0.
+def jumps_at(timesteps: Sequence[int], order: int = 1) -> Any:
+    """A diffusers scheduler of steps from each of `timesteps` to the next and, last, to 0.
 
-    These are the steps of a model distilled for them. Raises `ValueError` unless they fall, within 1000 … 1.
+    Of order 1, DDIM's, they are the steps of a model distilled for them; of order 2 they are DPM-Solver++ 2M's. Raises
+    `ValueError` unless the timesteps fall, within 1000 … 1.
     """
     from diffusers import DPMSolverMultistepScheduler
 
     falling = all(later < earlier for earlier, later in pairwise(timesteps))
     if not timesteps or not falling or not 1 <= timesteps[-1] <= timesteps[0] <= NUM_TIMESTEPS:
         raise ValueError(f"timesteps must fall, within {NUM_TIMESTEPS} to 1, not {list(timesteps)}")
-    scheduler = DPMSolverMultistepScheduler(**_SCHEDULE, solver_order=1)
+    scheduler = DPMSolverMultistepScheduler(**_SCHEDULE, solver_order=order)
     scheduler.set_timesteps(timesteps=[t - 1 for t in timesteps])
     scheduler.set_begin_index(0)
     return scheduler

@@ -5,16 +5,14 @@ Shapes: B batch, S student steps, J numbers of a joint vector (see `jumps`), T t
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
 import torch
-from diffusers import DPMSolverMultistepScheduler
 from torch import Tensor
 
 from feedface.checkpoints.bundle import Bundle
 from feedface.diffusion.guidance import GuidedNoise
-from feedface.diffusion.sampling import initial_noise
-from feedface.diffusion.schedule import BETA_END, BETA_START, NUM_TIMESTEPS, alphas_cumprod, timestep_of
+from feedface.diffusion.sampling import initial_noise, jumps_at
+from feedface.diffusion.schedule import NUM_TIMESTEPS, alphas_cumprod, timestep_of
 from feedface.distillation.jumps import Joint
 
 
@@ -35,20 +33,6 @@ def fine_timesteps(timesteps: Sequence[int], substeps: int) -> list[int]:
     if any(later >= earlier for earlier, later in pairwise(fine)):
         raise ValueError(f"timesteps {list(timesteps)} leave no room for {substeps} substeps each")
     return fine
-
-
-def fine_solver(timesteps: Sequence[int]) -> Any:
-    """diffusers' DPM-Solver++ of order 2 that evaluates at `timesteps` (falling, 1000 … 1) and ends at 0."""
-    solver = DPMSolverMultistepScheduler(
-        num_train_timesteps=NUM_TIMESTEPS,
-        beta_start=BETA_START,
-        beta_end=BETA_END,
-        beta_schedule="scaled_linear",
-        solver_order=2,
-    )
-    solver.set_timesteps(timesteps=[t - 1 for t in timesteps])
-    solver.set_begin_index(0)
-    return solver
 
 
 class Teacher:
@@ -82,7 +66,7 @@ class Teacher:
             face_tokens=faces,
             face_scale=self.face_scale,
         )
-        solver, x, states = fine_solver(self.fine), self.joint.merge(img, clip_img), []
+        solver, x, states = jumps_at(self.fine, order=2), self.joint.merge(img, clip_img), []
         for t, timestep in zip(self.fine, solver.timesteps, strict=True):
             if t in self.timesteps:
                 states.append(x)

@@ -19,8 +19,9 @@ from feedface.device import DTYPES, pick_device
 from feedface.distillation.jumps import Joint
 from feedface.distillation.student import LowRank, Student
 from feedface.distillation.trajectories import Piece, Trajectories, draw_trajectories
+from feedface.encoders import to_uint8
 from feedface.errors import UserError
-from feedface.mini.common import fit, save_sheet, to_uint8, write_metrics
+from feedface.mini.common import fit, save_sheet, write_metrics
 from feedface.model_files import DRAWING_NETWORKS, model_digest
 
 SHEET = 16  # pictures in samples.png

@@ -11,8 +11,8 @@ from tqdm import tqdm
 
 from feedface.checkpoints.bundle import Bundle
 from feedface.drawing import draw_batch
-from feedface.encoders import preprocess_face
-from feedface.mini.common import to_pixels, to_uint8
+from feedface.encoders import preprocess_face, to_uint8
+from feedface.mini.common import to_pixels
 from feedface.settings import Settings
 
 

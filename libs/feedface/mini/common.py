@@ -277,12 +277,6 @@ def in_batches(items, function: Callable, batch_size: int = 256) -> Tensor:
     return torch.cat(parts)
 
 
-def to_uint8(pixels: Tensor) -> np.ndarray:
-    """float [B,3,H,W] in [-1, 1] -> uint8 [B,H,W,3]."""
-    pixels = pixels.detach().float().add(1).mul(127.5).round().clamp(0, 255)
-    return pixels.permute(0, 2, 3, 1).to("cpu", torch.uint8).numpy()
-
-
 def save_sheet(path: Path, rows: Sequence[np.ndarray], zoom: int = 2) -> None:
     """Write a PNG of picture rows, each uint8 [n,H,W,3], enlarged `zoom` times."""
     sheet = np.concatenate([np.concatenate(list(row), axis=1) for row in rows], axis=0)

@@ -18,9 +18,10 @@ from feedface.checkpoints.bundle import Bundle, load_bundle, save_component
 from feedface.device import pick_device
 from feedface.diffusion.sampling import sample
 from feedface.diffusion.schedule import NUM_TIMESTEPS, add_noise, alphas_cumprod
+from feedface.encoders import to_uint8
 from feedface.files import atomic_file
 from feedface.mini.bundle import write_bundle_index
-from feedface.mini.common import fit, in_batches, load_portraits, save_sheet, to_pixels, to_uint8, write_metrics
+from feedface.mini.common import fit, in_batches, load_portraits, save_sheet, to_pixels, write_metrics
 
 ENCODERS = ("vae", "text_encoder", "image_encoder")
 

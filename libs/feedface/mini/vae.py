@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from feedface.checkpoints.bundle import save_component
 from feedface.device import pick_device
-from feedface.encoders import LatentCodec
-from feedface.mini.common import fit, in_batches, load_portraits, save_sheet, to_pixels, to_uint8, write_metrics
+from feedface.encoders import LatentCodec, to_uint8
+from feedface.mini.common import fit, in_batches, load_portraits, save_sheet, to_pixels, write_metrics
 
 # How much a pixel of each LaPa class weighs: background, skin, brows, eyes, nose, lips and mouth, hair. Who a person
 # is shows in few pixels, and an even loss gives those up first.

@@ -19,6 +19,7 @@ from pathlib import Path
 import ml_collections
 
 from feedface.errors import UserError, run_cli
+from feedface.share import parse_share
 
 STAGES = ("world", "train", "measure", "dreambooth", "limits", "page")
 QUICK_STAGES = ("measure", "page")
@@ -37,7 +38,7 @@ def main() -> None:
     parser.add_argument("--workdir", type=Path, help="default: .cache/reproduction, with --quick …-quick")
     parser.add_argument("--out", type=Path, help="default: docs, with --quick outputs/reproduction")
     arguments, overrides = parser.parse_known_args()
-    share = _share(arguments.share)
+    share = parse_share(arguments.share)
     if arguments.quick and arguments.stage not in ("all", *QUICK_STAGES):
         raise UserError(f"--quick has no stage {arguments.stage}; it has {' and '.join(QUICK_STAGES)}")
     stages = (QUICK_STAGES if arguments.quick else STAGES) if arguments.stage == "all" else (arguments.stage,)
@@ -101,13 +102,6 @@ def _call(module: str, config: ml_collections.ConfigDict, out: Path, **options) 
     code = subprocess.run(command).returncode
     if code:
         raise UserError(f"{module} ended with exit code {code}; the same command goes on from there")
-
-
-def _share(text: str) -> tuple[int, int]:
-    share, _, shares = text.partition("/")
-    if not (share.isdigit() and shares.isdigit() and int(share) < int(shares)):
-        raise UserError(f"--share {text}: not a share; use 0/2 and 1/2 for two halves")
-    return int(share), int(shares)
 
 
 if __name__ == "__main__":

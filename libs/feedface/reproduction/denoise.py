@@ -15,7 +15,8 @@ from feedface.checkpoints.bundle import Bundle
 from feedface.diffusion.guidance import GuidedNoise
 from feedface.diffusion.sampling import initial_noise
 from feedface.diffusion.schedule import BETA_END, BETA_START, NUM_TIMESTEPS, add_noise, alphas_cumprod, timestep_of
-from feedface.mini.common import to_pixels, to_uint8
+from feedface.encoders import to_uint8
+from feedface.mini.common import to_pixels
 
 
 def times_from(level: int, steps: int) -> list[int]:
