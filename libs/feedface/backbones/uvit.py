@@ -6,8 +6,9 @@ Source: Bao et al. 2023, "One Transformer Fits All Distributions in Multi-Modal 
 """
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,9 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-# control(site, tokens_in [B,N,D], tokens_out [B,N,D]) -> [B,N,D] to add to the block's image tokens, or None.
-# An attribute `rows` (slice or index) limits it to these rows of the batch; it then gets and returns only them.
-Control = Callable[[str, Tensor, Tensor], Tensor | None]
+from feedface.backbones import base
+from feedface.backbones.base import Backbone, Prompt, Site
+from feedface.backbones.control import Control, acts, controlled_attention, controlled_block
+from feedface.diffusion.schedule import NUM_TIMESTEPS
+from feedface.diffusion.state import State, length
 
 HEADS = ("img", "clip_img", "text")
 
@@ -38,7 +41,7 @@ class UViTOutput:
 
 
 @dataclass(frozen=True)
-class Conditions:
+class Conditions(base.Conditions):
     """What the U-ViT sees that stays the same over the steps of a generation; made by `UViT.conditions`.
 
     `tokens` [B,2+T,D]: t_text, data type and text, embedded and with their positions. `t_img_position` [1,1,D],
@@ -52,7 +55,6 @@ class Conditions:
     frequencies: Tensor
 
     def __getitem__(self, rows: slice) -> "Conditions":
-        """Those of some rows of the batch."""
         return replace(self, tokens=self.tokens[rows])
 
 
@@ -87,6 +89,26 @@ class Attention(nn.Module):
         return self.proj(x.transpose(1, 2).reshape(B, L, D))
 
 
+class AttentionOperator:
+    """An `Attention`'s parts, for a control that stands in for it: see `backbones.control.Operator`."""
+
+    def __init__(self, attention: Attention):
+        self.attention = attention
+
+    def query(self, x: Tensor) -> Tensor:
+        return self.attention.qkv(x).chunk(3, dim=-1)[0]
+
+    def key_value(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        return self.attention.qkv(context).chunk(3, dim=-1)[1:]
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+        q, k, v = (x.unflatten(-1, (self.attention.num_heads, -1)).transpose(1, 2) for x in (query, key, value))
+        return self.attention.proj(F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(2))
+
+    def __call__(self, x: Tensor, context: Tensor) -> Tensor:
+        return self.attention(x)
+
+
 class Mlp(nn.Module):
     def __init__(self, dim: int, hidden: int):
         super().__init__()
@@ -109,10 +131,18 @@ class Block(nn.Module):
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
         self.skip_linear = nn.Linear(2 * dim, dim) if skip else None
 
-    def forward(self, x: Tensor, skip: Tensor | None = None, maps: list[Tensor] | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        skip: Tensor | None = None,
+        maps: list[Tensor] | None = None,
+        attention: Callable[[AttentionOperator, Tensor, Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        """`attention(op, x, x)` stands in for the block's own, where given."""
         if self.skip_linear is not None:
             x = self.norm1(self.skip_linear(torch.cat([x, skip], dim=-1)))
-        x = self.norm2(x + self.attn(x, maps))
+        attended = self.attn(x, maps) if attention is None else attention(AttentionOperator(self.attn), x, x)
+        x = self.norm2(x + attended)
         return self.norm3(x + self.mlp(x))
 
 
@@ -125,14 +155,19 @@ class PatchEmbed(nn.Module):
         return self.proj(img).flatten(2).transpose(1, 2)  # [B,C,H,W] -> [B,N,D]
 
 
-class UViT(nn.Module):
+class UViT(Backbone):
     """Noise predictor over [t_img, t_text, data_type, text, clip_img, image] tokens.
 
     `img_size` is the latent size (side, or [height, width]) that the stored positions belong to; any other size
     divisible by the patch is taken too, with positions interpolated. `depth` is odd or even: `depth // 2` blocks,
     one in the middle, `depth // 2` blocks with skips (the authors' 30 means 15 + 1 + 15).
-    `gradient_checkpointing = True` trades time for memory in training.
+    `forward` is the seam's; `predict` has all its inputs and outputs. Sites: all blocks, such as "in_blocks.0", and their
+    self-attentions over all tokens, "in_blocks.0.attn".
     """
+
+    kind = "uvit"
+    uncond_modes = ("true_uncond", "empty_token", "paper")
+    reusable = True
 
     def __init__(
         self,
@@ -165,7 +200,8 @@ class UViT(nn.Module):
             "num_text_tokens": num_text_tokens,
             "clip_img_dim": clip_img_dim,
         }
-        self.img_size = (height, width)
+        self.img_size = self.latent_size = (height, width)
+        self.latent_channels, self.latent_multiple, self.text_tokens = in_chans, patch_size, num_text_tokens
         self.in_chans, self.patch_size, self.embed_dim = in_chans, patch_size, embed_dim
         self.text_dim, self.num_text_tokens, self.clip_img_dim = text_dim, num_text_tokens, clip_img_dim
         self.grid = (height // patch_size, width // patch_size)
@@ -189,6 +225,12 @@ class UViT(nn.Module):
         self.decoder_pred = nn.Linear(embed_dim, patch_size**2 * in_chans)
         self._initialise()
 
+        place = {"width": embed_dim, "cells": patch_size, "heads": num_heads, "start": self.image_start}
+        self.sites = {}
+        for name in self.block_names:
+            self.sites[f"{name}.attn"] = Site(f"{name}.attn", "self_attention", **place)
+            self.sites[name] = Site(name, "block", **place)
+
     def _initialise(self) -> None:
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         nn.init.trunc_normal_(self.pos_embed_token, std=0.02)
@@ -200,7 +242,7 @@ class UViT(nn.Module):
 
     @property
     def block_names(self) -> list[str]:
-        """All sites at which a control may act, in the order of the forward pass."""
+        """All blocks, in the order of the forward pass."""
         half = len(self.in_blocks)
         return [
             *(f"in_blocks.{i}" for i in range(half)),
@@ -238,27 +280,50 @@ class UViT(nn.Module):
             image = F.interpolate(image, grid, mode="bilinear").flatten(2).transpose(1, 2)
         return torch.cat([times, self.pos_embed_token, conditions, image], dim=1)
 
-    def _controlled(self, site: str, block: Block, x: Tensor, skip: Tensor | None, maps, control) -> Tensor:
-        """Run one block, then add what the control answers to its image tokens."""
-        out = block(x, skip, maps)
-        if control is None:
-            return out
-        rows = getattr(control, "rows", None)
-        image = (slice(None) if rows is None else rows, slice(self.image_start, None))
-        change = control(site, x[image], out[image])
-        if change is None:
-            return out
-        if torch.is_grad_enabled():
-            out = out.clone()  # the control's backward pass still needs the tokens it read
-        out[image] += change
-        return out
+    def _controlled(
+        self, name: str, block: Block, x: Tensor, skip: Tensor | None, maps: list[Tensor] | None, control: Control | None
+    ) -> Tensor:
+        """Run one block with what the control does in it and behind it."""
+        attention = None
+        if acts(control, f"{name}.attn"):
+            attention = partial(controlled_attention, control, self.sites[f"{name}.attn"])
+        out = block(x, skip, maps, attention)
+        return controlled_block(control, self.sites[name], x, out) if acts(control, name) else out
 
-    def conditions(
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.pos_embed.dtype
+
+    def blocks(self) -> Iterator[tuple[str, nn.Module]]:
+        return ((name, self.get_submodule(name)) for name in self.block_names)
+
+    def state_shapes(self, latent_size: tuple[int, int] | None = None) -> dict[str, tuple[int, ...]]:
+        return {**super().state_shapes(latent_size), "clip_img": (1, self.clip_img_dim)}
+
+    def guided_prompt(self, prompt: Prompt, mode: str, empty_prompt: Prompt | None, noise: Tensor | None) -> Prompt:
+        if mode == "true_uncond":
+            if noise is None:
+                raise ValueError(f"uncond_mode {mode!r} needs noise in the shape of the text")
+            empty_prompt = {"text": noise}
+        halves = super().guided_prompt({"text": prompt["text"]}, mode, empty_prompt, noise)
+        t_text = torch.zeros(length(halves), device=prompt["text"].device)
+        t_text[length(prompt) :] = NUM_TIMESTEPS * (mode == "true_uncond")
+        return {**halves, "t_text": t_text}
+
+    def conditions(self, prompt: Prompt, latent_size: tuple[int, int] | None = None) -> Conditions:
+        """`prompt`: "text" [B,T,Dt]; perhaps "t_text" [B], by default 0, and "data_type" [B], by default 1."""
+        text = prompt["text"]
+        t_text = prompt.get("t_text", torch.zeros(len(text), device=text.device))
+        # 1 is the release's at inference
+        data_type = prompt.get("data_type", torch.ones(len(text), dtype=torch.long, device=text.device))
+        return self.embed(text, t_text, data_type, latent_size)
+
+    def embed(
         self, text: Tensor, t_text: Tensor, data_type: Tensor, latent_size: tuple[int, int] | None = None
     ) -> Conditions:
-        """Embed what stays the same over the steps of a generation: pass it to `forward` in place of `text`.
+        """What stays the same over the steps of a generation: pass it to `predict` in place of `text`.
 
-        Args: see `forward`; `latent_size` is the (height, width) of its `img`, by default `img_size`. Raises
+        Args: see `predict`; `latent_size` is the (height, width) of its `img`, by default `img_size`. Raises
         `ValueError` when that is not divisible by the patch.
         """
         P = self.patch_size
@@ -279,7 +344,32 @@ class UViT(nn.Module):
         t_img, same, image = self._positions(grid).split([1, tokens.shape[1], 1 + grid[0] * grid[1]], dim=1)
         return Conditions(grid, tokens + same, t_img, image, frequencies)
 
-    def forward(
+    def forward(self, *args, **options):
+        """SHIM until phase two (issue 13): the old call, with all inputs, is `predict`'s; then `_forward` is `forward`."""
+        if isinstance(args[0], Tensor):
+            control = options.get("control")
+            if control is not None and not isinstance(control, Control):
+                options["control"] = _OldControl(control, self.block_names)
+            return self.predict(*args, **options)
+        return self._forward(*args, **options)
+
+    def _forward(
+        self,
+        state: State,
+        t: Tensor,
+        conditions: Conditions,
+        control: Control | None = None,
+        memory: dict[str, Tensor] | None = None,
+    ) -> State:
+        deep = None if memory is None else memory.get("deep")
+        out = self.predict(
+            state["img"], state["clip_img"], conditions, t, control=control, heads=("img", "clip_img"), deep=deep
+        )
+        if memory is not None:
+            memory["deep"] = out.deep
+        return {"img": out.img, "clip_img": out.clip_img}
+
+    def predict(
         self,
         img: Tensor,
         clip_img: Tensor,
@@ -302,11 +392,11 @@ class UViT(nn.Module):
         `deep`: the `UViTOutput.deep` of an earlier step to go on with, so that only `shallow_blocks` at each end are
         evaluated; the long skips bring what is new past the rest (the idea of Ma et al. 2024, DeepCache, on a U-Net).
 
-        Raises `ValueError` when H or W is not divisible by the patch, or not those of the `conditions`.
+        Raises `ValueError` when H or W is not divisible by the patch, or not those that was made for.
         """
         P = self.patch_size
         B, _, H, W = img.shape
-        same = text if isinstance(text, Conditions) else self.conditions(text, t_text, data_type, (H, W))
+        same = text if isinstance(text, Conditions) else self.embed(text, t_text, data_type, (H, W))
         grid = same.grid
         if (grid[0] * P, grid[1] * P) != (H, W):
             raise ValueError(f"latent of {H}x{W} with conditions for {grid[0] * P}x{grid[1] * P}")
@@ -344,3 +434,11 @@ class UViT(nn.Module):
         if "text" in heads:
             noise["text"] = self.text_out(x[:, self.text_span])
         return UViTOutput(**noise, deep=deep, attention={name: found[0] for name, found in maps.items()})
+
+
+class _OldControl(Control):
+    """SHIM until phase two (issue 13): a plain function of (site name, tokens in, tokens out)."""
+
+    def __init__(self, function, sites):
+        self.block = lambda site, x, out: function(site.name, x, out)
+        self.sites, self.rows = sites, getattr(function, "rows", None)

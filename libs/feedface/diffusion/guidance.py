@@ -2,100 +2,136 @@
 
 The paper's and the release's "scale s" adds to the conditional prediction, ε = ε_c + s (ε_c − ε_u): g = 1 + s.
 
-What "unconditional" means (`uncond_mode`):
+What "unconditional" means (`uncond_mode`; each backbone has its own `uncond_modes`):
 - "true_uncond" (the release's default): text replaced by Gaussian noise and declared to be so (t_text = 1000), no face;
-- "empty_token" (the release's other choice): the empty prompt, no face;
-- "paper": the empty prompt and the zero face vector, which still passes through the control blocks.
+- "empty_token" (the release's other choice): the empty prompt, or a negative one, no face;
+- "paper": the same text and the zero face vector, which still passes through the control blocks.
+
+B samples are 2 B rows under guidance: the conditional half, then the unconditional one. Nothing here knows a backbone
+or a method; `backbones/base.py` and `methods/base.py` say what they must offer.
 """
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from feedface.backbones.uvit import UViT
-from feedface.diffusion.schedule import NUM_TIMESTEPS
-from feedface.methods.feedface import FaceControlNet
+from feedface.diffusion.state import State, expand, join, length
+
+if TYPE_CHECKING:  # they stand above this module
+    from feedface.backbones.base import Backbone
+    from feedface.methods.base import Identity, Method
 
 UNCOND_MODES = ("true_uncond", "empty_token", "paper")
 
 
-class GuidedNoise:
-    """Callable `(img [B,C,H,W], clip_img [B,1,Dc], t) -> (noise in img, noise in clip_img)`, float32, under guidance.
+class GuidedModel:
+    """Callable `(state, t) -> noise in it`, float32, under guidance.
 
-    All that stays the same over the steps (tokens of both halves' conditions, the faces' keys and values) is prepared
-    once here. Savings at single steps, see `plan.Evaluation`: `guided=False` evaluates the conditional half alone,
+    All that stays the same over the steps (both halves' conditions, the faces' keys and values) is prepared once here.
+    Savings at single steps, see `plan.Evaluation`: `guided=False` evaluates the conditional half alone,
     `controlled=False` leaves the face out, `reused=True` goes on with the deep blocks' output of the call before, which
     must have been guided and controlled alike.
 
-    `text` [B,T,Dt]; `uncond_text` of the same shape: noise for "true_uncond", the encoded empty prompt for the other
-    modes, unused at `guidance` 1, which skips the unconditional half. `face_tokens` [B,n,D] or [1,n,D]. `latent_size`
-    is (H, W), by default the U-ViT's own.
+    Args:
+        prompt: encoded, B rows, as `Method.prompt` gives it.
+        empty_prompt: the encoded empty or negative prompt, of one row or B; not needed by "true_uncond", nor at
+            `guidance` 1, which skips the unconditional half.
+        noise: standard normal [B,…] in the shape of prompt["text"], for "true_uncond".
+        uncond_mode: by default the first of the backbone's `uncond_modes`.
+        identity: who is shown, B rows or one for all; with `method`, which makes a control of it. None: nobody.
+        scale: strength of the identity.
+        latent_size: (h, w), by default the backbone's own.
+
+    Raises `ValueError` for a mode that the backbone has not, or that lacks its text.
     """
 
     def __init__(
         self,
-        uvit: UViT,
-        text: Tensor,
-        uncond_text: Tensor | None = None,
+        backbone: "Backbone",
+        prompt: Mapping[str, Tensor],
         *,
+        empty_prompt: Mapping[str, Tensor] | None = None,
+        noise: Tensor | None = None,
         guidance: float = 1.0,
-        uncond_mode: str = "true_uncond",
-        face_controlnet: FaceControlNet | None = None,
-        face_tokens: Tensor | None = None,
-        face_scale: float = 1.0,
+        uncond_mode: str | None = None,
+        method: "Method | None" = None,
+        identity: "Identity | None" = None,
+        scale: float = 1.0,
         latent_size: tuple[int, int] | None = None,
     ):
-        if uncond_mode not in UNCOND_MODES:
-            raise ValueError(f"uncond_mode must be one of {', '.join(UNCOND_MODES)}, not {uncond_mode!r}")
-        self.uvit, self.guidance = uvit, guidance
+        mode = uncond_mode or backbone.uncond_modes[0]
+        if mode not in backbone.uncond_modes:
+            raise ValueError(f"uncond_mode must be one of {', '.join(backbone.uncond_modes)}, not {mode!r}")
+        self.backbone, self.guidance = backbone, guidance
         self.guided = guidance != 1
-        batch = len(text)
-        t_text = torch.zeros(batch, device=text.device)
+        batch = length(prompt)
         rows = None
         if self.guided:
-            if uncond_text is None:
-                raise ValueError(f"guidance {guidance} with uncond_mode {uncond_mode!r} needs uncond_text")
-            text = torch.cat([text, uncond_text.to(text.dtype)])
-            t_uncond = NUM_TIMESTEPS if uncond_mode == "true_uncond" else 0
-            t_text = torch.cat([t_text, torch.full_like(t_text, t_uncond)])
-            if uncond_mode != "paper":
-                rows = slice(0, batch)  # no face in the second half, and no work for it
-            elif face_tokens is not None:
-                faces = face_tokens.expand(batch, -1, -1)
-                face_tokens = torch.cat([faces, torch.zeros_like(faces)])
-        data_type = torch.ones(len(text), dtype=torch.long, device=text.device)  # the release's at inference
-        self.conditions = uvit.conditions(text, t_text, data_type, latent_size)
-        self.control = None
-        if face_controlnet is not None and face_tokens is not None:
-            self.control = face_controlnet.bind(face_tokens, face_scale, rows)
-        self._deep: Tensor | None = None
+            prompt = backbone.guided_prompt(prompt, mode, empty_prompt, noise)
+            if identity is not None:
+                other = method.unconditional(identity, mode)
+                if other is None:
+                    rows = slice(0, batch)  # nobody in the second half, and no work for it
+                else:
+                    identity = join(expand(identity, batch), expand(other, batch))
+        self.conditions = backbone.conditions(prompt, latent_size)
+        self.control = None if identity is None else method.bind(backbone, identity, scale, rows)
+        self._memory: dict[str, Tensor] = {}  # of the deep blocks
 
     def __call__(
-        self,
-        img: Tensor,
-        clip_img: Tensor,
-        t: float,
-        *,
-        guided: bool = True,
-        controlled: bool = True,
-        reused: bool = False,
-    ) -> tuple[Tensor, Tensor]:
-        batch = len(img)
+        self, state: State, t: float, *, guided: bool = True, controlled: bool = True, reused: bool = False
+    ) -> State:
+        batch = length(state)
         guided = guided and self.guided
         conditions, control = self.conditions, self.control if controlled else None
         if guided:
-            img, clip_img = torch.cat([img, img]), torch.cat([clip_img, clip_img])
+            state = join(state, state)
         elif self.guided:
             conditions = conditions[:batch]
             control = control and control.first(batch)
-        t_img = torch.full((len(img),), t, dtype=torch.float32, device=img.device)
-        deep = self._deep if reused else None
-        out = self.uvit(img, clip_img, conditions, t_img, control=control, heads=("img", "clip_img"), deep=deep)
-        self._deep = out.deep
-        return self._guide(out.img, guided), self._guide(out.clip_img, guided)
+        if not reused:
+            self._memory = {}
+        times = torch.full((length(state),), t, dtype=torch.float32, device=next(iter(state.values())).device)
+        noise = self.backbone(state, times, conditions, control, memory=self._memory)
+        return {name: self._guide(value.float(), guided) for name, value in noise.items()}
 
     def _guide(self, noise: Tensor, guided: bool) -> Tensor:
-        noise = noise.float()
         if not guided:
             return noise
         conditional, unconditional = noise.chunk(2)
         return unconditional + self.guidance * (conditional - unconditional)
+
+
+# SHIM until phase two (issue 13): `GuidedNoise(uvit, text, uncond_text, …)` of distillation, reproduction, benchmarks.
+class GuidedNoise(GuidedModel):
+    def __init__(
+        self,
+        uvit,
+        text,
+        uncond_text=None,
+        *,
+        guidance=1.0,
+        uncond_mode="true_uncond",
+        face_controlnet=None,
+        face_tokens=None,
+        face_scale=1.0,
+        latent_size=None,
+    ):
+        super().__init__(
+            uvit,
+            {"text": text},
+            empty_prompt=None if uncond_text is None else {"text": uncond_text},
+            noise=uncond_text,
+            guidance=guidance,
+            uncond_mode=uncond_mode,
+            method=face_controlnet,
+            identity=None if face_controlnet is None or face_tokens is None else {"tokens": face_tokens},
+            scale=face_scale,
+            latent_size=latent_size,
+        )
+
+    def __call__(self, img, clip_img, t, **savings):
+        noise = super().__call__({"img": img, "clip_img": clip_img}, t, **savings)
+        return noise["img"], noise["clip_img"]

@@ -1,6 +1,6 @@
-"""Sampling: diffusers' solvers over the joint vector [image latent, CLIP-image embedding] of U-ViT.
+"""Sampling: diffusers' solvers over a `State`, of whatever tensors a backbone has in it.
 
-`sample(uvit, text=…, seeds=[…], …) -> (latents, clip_img)`. `steps` counts evaluations of the model. Solvers, by name:
+`sample(backbone, prompt, seeds, …) -> state`. `steps` counts evaluations of the model. Solvers, by name:
 - "dpmsolver++": order 2, multistep; the default;
 - "dpmsolver++3m": order 3, multistep;
 - "unipc": order 2;
@@ -13,18 +13,22 @@ The first three go from 1000 to 0 on a grid uniform in log-SNR, or, with its nam
   solution on it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from feedface.backbones.uvit import UViT
-from feedface.diffusion.guidance import GuidedNoise
-from feedface.diffusion.plan import Interval, plan_evaluations
+from feedface.diffusion.guidance import GuidedModel
+from feedface.diffusion.plan import Evaluation, Interval, plan_evaluations
 from feedface.diffusion.schedule import BETA_END, BETA_START, NUM_TIMESTEPS, timestep_of
-from feedface.methods.feedface import FaceControlNet
+from feedface.diffusion.state import State, expand, pack, unpack
+
+if TYPE_CHECKING:  # they stand above this module
+    from feedface.backbones.base import Backbone
+    from feedface.methods.base import Identity, Method
 
 MULTISTEP = ("dpmsolver++", "dpmsolver++3m", "unipc")
 GRIDS = ("karras", "uniform")
@@ -103,76 +107,100 @@ def initial_noise(seeds: Sequence[int], *shapes: Sequence[int]) -> list[Tensor]:
     return [torch.stack([torch.randn(*shape, generator=generator) for generator in generators]) for shape in shapes]
 
 
+def _takes_the_old_call(sample):
+    """SHIM until phase two (issue 13): `sample(uvit, text=…, face_tokens=…, …) -> (latents, clip_img)`."""
+
+    @wraps(sample)
+    def either(*args, **options):
+        if "text" not in options:
+            return sample(*args, **options)
+        prompt, empty = {"text": options.pop("text")}, options.pop("empty_text", None)
+        net, tokens, scale = (options.pop(key, None) for key in ("face_controlnet", "face_tokens", "face_scale"))
+        state = sample(
+            *args,
+            *([options.pop("uvit")] if "uvit" in options else []),
+            prompt=prompt,
+            empty_prompt=None if empty is None else {"text": empty},
+            method=net,
+            identity=None if net is None or tokens is None else {"tokens": tokens},
+            scale=1.0 if scale is None else scale,
+            **{"guidance": 6.0, **options},
+        )
+        return tuple(state.values())
+
+    return either
+
+
+@_takes_the_old_call
 @torch.no_grad()
 def sample(
-    uvit: UViT,
-    *,
-    text: Tensor,
+    backbone: "Backbone",
+    prompt: Mapping[str, Tensor],
     seeds: Sequence[int],
+    *,
     steps: int = 40,
-    guidance: float = 6.0,
-    uncond_mode: str = "true_uncond",
-    empty_text: Tensor | None = None,
-    face_controlnet: FaceControlNet | None = None,
-    face_tokens: Tensor | None = None,
-    face_scale: float = 1.0,
-    latent_size: tuple[int, int] | None = None,
     scheduler: str = "dpmsolver++",
     timesteps: Sequence[int] | None = None,
+    guidance: float = 6.0,
+    uncond_mode: str | None = None,
+    empty_prompt: Mapping[str, Tensor] | None = None,
+    method: "Method | None" = None,
+    identity: "Identity | None" = None,
+    scale: float = 1.0,
+    latent_size: tuple[int, int] | None = None,
     guidance_interval: Interval | None = None,
     face_interval: Interval | None = None,
     reuse: int = 1,
     progress: Callable[[int, int], None] | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Draw one sample for each seed: latents [B,C,h,w] and CLIP-image embeddings [B,1,Dc], float32 on text's device.
+) -> State:
+    """Draw one sample for each seed: the backbone's `State`, float32 on the prompt's device.
 
-    Rows may belong to different prompts and people: `text` is [B,T,Dt] or, for one prompt, [1,T,Dt]; `face_tokens`, as
-    `FaceControlNet.join` gives them, [B,n,D] or, for one person, [1,n,D]. `guidance` is g of ε_u + g (ε_c − ε_u); at 1
-    there is no unconditional pass. `empty_text` [1,T,Dt], the encoded empty prompt, is needed by the modes
-    "empty_token" and "paper" (see `guidance`). `latent_size` is (height, width), by default the U-ViT's own.
+    Rows may belong to different prompts and people: `prompt` and `identity` have B rows, or one for all.
     `timesteps`, from 1000 down, take the place of `steps` and `scheduler`: first-order steps, for a model distilled to
-    few of them. `guidance_interval`, `face_interval` and `reuse` save work, see `plan_evaluations`.
+    few of them. `guidance` is g of ε_u + g (ε_c − ε_u); at 1 there is no unconditional pass. `guidance_interval`,
+    `face_interval` and `reuse` save work, see `plan_evaluations`; the other arguments are those of `GuidedModel`.
     `progress(done, total)` is called after each evaluation.
 
-    Raises `ValueError` for unknown names, steps outside 1 … 999 and sizes not divisible by the patch.
+    Raises `ValueError` for unknown names, steps outside 1 … 999, sizes that do not fit, and what a backbone has not.
     """
     solver = jumps_at(timesteps) if timesteps is not None else make_scheduler(scheduler, steps)
-    steps = len(solver.timesteps)
     # diffusers rounds or cuts its timesteps to whole ones; the noise levels it steps between are exact
-    plan = plan_evaluations(timestep_of(solver.sigmas[:steps]).tolist(), guidance_interval, face_interval, reuse)
-    latent_shape = (uvit.in_chans, *(latent_size or uvit.img_size))
-    clip_shape, text_shape = (1, uvit.clip_img_dim), (uvit.num_text_tokens, uvit.text_dim)
-    img, clip_img, text_noise = (
-        noise.to(text.device) for noise in initial_noise(seeds, latent_shape, clip_shape, text_shape)
-    )
-    if uncond_mode == "true_uncond":
-        uncond_text = text_noise
-    else:
-        uncond_text = None if empty_text is None else empty_text.expand(len(seeds), -1, -1)
-    model = GuidedNoise(
-        uvit,
-        text.expand(len(seeds), -1, -1),
-        uncond_text,
+    times = timestep_of(solver.sigmas[: len(solver.timesteps)]).tolist()
+    plan = plan_evaluations(times, guidance_interval, face_interval, reuse)
+    if reuse > 1 and not backbone.reusable:
+        raise ValueError(f"reuse {reuse}: this backbone has no deep blocks whose output could be reused; use 1")
+    text = prompt["text"]
+    shapes = backbone.state_shapes(latent_size)
+    # The noise that stands in for a text is drawn last: others' pictures do not depend on it.
+    *start, noise = (drawn.to(text.device) for drawn in initial_noise(seeds, *shapes.values(), text.shape[1:]))
+    model = GuidedModel(
+        backbone,
+        expand(prompt, len(seeds)),
+        empty_prompt=empty_prompt,
+        noise=noise,
         guidance=guidance,
         uncond_mode=uncond_mode,
-        face_controlnet=face_controlnet,
-        face_tokens=face_tokens,
-        face_scale=face_scale,
+        method=method,
+        identity=identity,
+        scale=scale,
         latent_size=latent_size,
     )
+    return integrate(model, dict(zip(shapes, start, strict=True)), solver, plan, progress)
 
-    def split(joint: Tensor) -> tuple[Tensor, Tensor]:
-        img, clip_img = joint.split([img_numbers, uvit.clip_img_dim], dim=1)
-        return img.unflatten(1, latent_shape), clip_img.unflatten(1, clip_shape)
 
-    def merge(img: Tensor, clip_img: Tensor) -> Tensor:
-        return torch.cat([img.flatten(1), clip_img.flatten(1)], dim=1)
-
-    joint = merge(img, clip_img)
-    img_numbers = joint.shape[1] - uvit.clip_img_dim
+def integrate(
+    model: Callable[..., State],
+    state: State,
+    solver: Any,
+    plan: Sequence[Evaluation],
+    progress: Callable[[int, int], None] | None = None,
+) -> State:
+    """Take `state` through all the steps of a diffusers scheduler; `model` is called as a `GuidedModel` is."""
+    shapes = {name: value.shape[1:] for name, value in state.items()}
+    x = pack(state)
     for done, (now, timestep) in enumerate(zip(plan, solver.timesteps, strict=True), start=1):
-        noise = model(*split(joint), now.t, guided=now.guided, controlled=now.controlled, reused=now.reused)
-        joint = solver.step(merge(*noise), timestep, joint).prev_sample
+        noise = model(unpack(x, shapes), now.t, guided=now.guided, controlled=now.controlled, reused=now.reused)
+        x = solver.step(pack({name: noise[name] for name in shapes}), timestep, x).prev_sample
         if progress is not None:
-            progress(done, steps)
-    return split(joint)
+            progress(done, len(plan))
+    return unpack(x, shapes)

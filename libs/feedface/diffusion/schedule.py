@@ -23,13 +23,26 @@ def add_noise(x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
     return signal * x0 + spread * noise
 
 
+def _log_ratios() -> Tensor:
+    """The logarithm of the noise-to-signal ratio √((1 - ᾱ)/ᾱ) at timesteps 1 … 1000, float64."""
+    alpha_bar = alphas_cumprod()
+    return ((1 - alpha_bar) / alpha_bar).log() / 2
+
+
+def signal_and_noise(t: Tensor) -> tuple[Tensor, Tensor]:
+    """√ᾱ_t and √(1 - ᾱ_t), float32 on t's device, at timesteps 1 … 1000, also fractional ones: see `timestep_of`."""
+    known, where = _log_ratios().to(t.device), t.double() - 1
+    before = where.floor().long().clamp(0, NUM_TIMESTEPS - 2)
+    log_ratio = torch.lerp(known[before], known[before + 1], where - before)
+    return torch.sigmoid(-2 * log_ratio).sqrt().float(), torch.sigmoid(2 * log_ratio).sqrt().float()
+
+
 def timestep_of(sigma: Tensor) -> Tensor:
     """Fractional timesteps, 1 … 1000, at which the noise-to-signal ratio √((1 - ᾱ)/ᾱ) is `sigma` (any shape).
 
     Interpolated in the ratio's logarithm, as the solvers of DPM-Solver's authors do.
     """
-    alpha_bar = alphas_cumprod()
-    known = ((1 - alpha_bar) / alpha_bar).log() / 2
+    known = _log_ratios()
     wanted = sigma.double().log()
     after = torch.searchsorted(known, wanted).clamp(1, NUM_TIMESTEPS - 1)
     share = (wanted - known[after - 1]) / (known[after] - known[after - 1])

@@ -1,19 +1,30 @@
-"""FeedFace: a face-controlnet beside a frozen U-ViT, driven by the tokens of a frozen CLIP image encoder.
+"""FeedFace: a face-controlnet beside a frozen backbone, driven by the tokens of a frozen CLIP image encoder.
 
-Shapes: B batch, F faces of one person, n tokens of one face, N image tokens, D width, S face crop side.
+Shapes: B batch, F faces of one person, n tokens of one face, E their width, N image tokens, D width of a site, S face
+crop side.
 Source: Xiang et al., "FeedFace: Efficient Inference-based Face Personalization via Diffusion Models" (ICLR 2024
-Tiny Papers), Fig. 1; defaults are those of the released weights.
+Tiny Papers), Fig. 1; defaults are those of the released weights. On a U-Net, whose sites have widths of their own: the
+same blocks, each of its site's width, with keys and values straight from the encoder's tokens.
 """
 
 import copy
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from feedface.backbones.base import Backbone, Site
+from feedface.backbones.control import Control
+from feedface.errors import UserError
+from feedface.methods.base import Features, Identity, Method, ReferenceSpec
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
 OFFICIAL_SITES = [f"{half}.{i}" for half in ("in_blocks", "out_blocks") for i in range(0, 14, 2)]
+POOLS = ("concat", "mean", "first")
 
 
 def _split_heads(x: Tensor, num_heads: int) -> Tensor:
@@ -23,16 +34,16 @@ def _split_heads(x: Tensor, num_heads: int) -> Tensor:
 class MultiHeadAttention(nn.Module):
     """Attention whose keys and values can be computed apart, once, and reused."""
 
-    def __init__(self, dim: int, num_heads: int):
+    def __init__(self, dim: int, num_heads: int, context_dim: int | None = None):
         super().__init__()
         self.num_heads = num_heads
         self.to_q = nn.Linear(dim, dim, bias=False)
-        self.to_k = nn.Linear(dim, dim, bias=False)
-        self.to_v = nn.Linear(dim, dim, bias=False)
+        self.to_k = nn.Linear(context_dim or dim, dim, bias=False)
+        self.to_v = nn.Linear(context_dim or dim, dim, bias=False)
         self.to_out = nn.Linear(dim, dim)
 
     def keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
-        """`context` [B, tokens, D] -> keys and values, each [B, heads, tokens, D/heads]."""
+        """`context` [B, tokens, E] -> keys and values, each [B, heads, tokens, D/heads]."""
         return _split_heads(self.to_k(context), self.num_heads), _split_heads(self.to_v(context), self.num_heads)
 
     def forward(self, x: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -54,54 +65,59 @@ class GegluMlp(nn.Module):
 
 
 class ControlBlock(nn.Module):
-    """Image tokens attend to themselves and to the face; what comes out passes a linear that starts at zero."""
+    """Image tokens attend to themselves and to the face; what comes out passes a linear that starts at zero.
 
-    def __init__(self, dim: int, num_heads: int, mlp_ratio: float):
+    Without `self_attention` they attend to the face alone: it is half of a block's work where there are many tokens.
+    """
+
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, context_dim: int, self_attention: bool = True):
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim)
-        self.self_attn = MultiHeadAttention(dim, num_heads)
+        self.norm1 = nn.LayerNorm(dim) if self_attention else None
+        self.self_attn = MultiHeadAttention(dim, num_heads) if self_attention else None
         self.norm2 = nn.LayerNorm(dim)
-        self.cross_attn = MultiHeadAttention(dim, num_heads)
+        self.cross_attn = MultiHeadAttention(dim, num_heads, context_dim)
         self.norm3 = nn.LayerNorm(dim)
         self.mlp = GegluMlp(dim, int(dim * mlp_ratio))
         self.zero_linear = nn.Linear(dim, dim, bias=False)
         nn.init.zeros_(self.zero_linear.weight)
 
     def forward(self, x: Tensor, face_keys: Tensor, face_values: Tensor) -> Tensor:
-        normed = self.norm1(x)
-        x = x + self.self_attn(normed, *self.self_attn.keys_values(normed))
+        if self.self_attn is not None:
+            normed = self.norm1(x)
+            x = x + self.self_attn(normed, *self.self_attn.keys_values(normed))
         x = x + self.cross_attn(self.norm2(x), face_keys, face_values)
         x = x + self.mlp(self.norm3(x))
         return self.zero_linear(x)
 
 
-class FaceControl:
-    """A control (see `backbones.uvit.Control`) bound to given faces; made by `FaceControlNet.bind`."""
+class FaceControl(Control):
+    """A control bound to given faces; made by `FeedFace.bind`."""
 
-    def __init__(self, net: "FaceControlNet", tokens: Tensor, scale: float, rows: slice | None):
+    def __init__(self, net: "FeedFace", tokens: Tensor, scale: float, rows: slice | None):
         self.rows = rows
         self._scale = scale
         self._on_input = net.control_input == "input"
-        self._sites = {
+        self.sites = {
             site: (block, *block.cross_attn.keys_values(tokens))
             for site, block in zip(net.sites, net.blocks, strict=True)
         }
 
-    def __call__(self, site: str, tokens_in: Tensor, tokens_out: Tensor) -> Tensor | None:
-        if site not in self._sites:
-            return None
-        block, keys, values = self._sites[site]
-        change = block(tokens_in if self._on_input else tokens_out, keys, values)
+    def block(self, site: Site, x: Tensor, out: Tensor) -> Tensor:
+        block, keys, values = self.sites[site.name]
+        change = block(x if self._on_input else out, keys, values)
         return change if self._scale == 1 else self._scale * change
 
     def first(self, count: int) -> "FaceControl":
-        """The same control for a batch of the first `count` rows alone, all of which it must act on."""
         control = copy.copy(self)
         control.rows = None
-        control._sites = {
-            site: (block, keys[:count], values[:count]) for site, (block, keys, values) in self._sites.items()
+        control.sites = {
+            site: (block, keys[:count], values[:count]) for site, (block, keys, values) in self.sites.items()
         }
         return control
+
+    # SHIM until phase two (issue 13): training's wrapper and tests call a control as a function.
+    def __call__(self, site: str, tokens_in: Tensor, tokens_out: Tensor) -> Tensor | None:
+        return self.block(Site(site, "block", 0, 1), tokens_in, tokens_out) if site in self.sites else None
 
 
 @torch.no_grad()
@@ -110,15 +126,147 @@ def face_states(encoder: nn.Module, pixels: Tensor) -> Tensor:
     return encoder(pixels.to(encoder.dtype), output_hidden_states=True).hidden_states[-2]
 
 
-class FaceControlNet(nn.Module):
+class FeedFace(Method):
     """Face encoder, projector and one control block for each site of the backbone.
 
-    `sites` are names out of the backbone's `block_names`; `embed_dim` is its width. `clip_config` holds arguments of
-    `transformers.CLIPVisionConfig`. `control_input` is what a control block sees of its site's block: "output" (the
-    released weights) or "input" (Fig. 1 of the paper). A fresh one changes nothing: its last linears are zero. Without
-    its encoder it is what training changes; faces are then encoded elsewhere (`face_states`).
+    A fresh one changes nothing: its last linears are zero. Features: "faces" [B,n,Dv], the encoder's states. Identity:
+    "tokens" [B,n,E].
+
+    Args:
+        sites: names of sites of kind "block"; widths: D of each, or one for all.
+        num_heads: of each attention.
+        clip_config: arguments of `transformers.CLIPVisionConfig`.
+        context_dim: E, the width that a projector brings the encoder's tokens to; None: they are taken as they are,
+            without a projector.
+        control_input: what a control block sees of its site's block: "output" (the released weights) or "input" (Fig. 1
+            of the paper).
+        mlp_ratio: hidden width of a block's MLP, as a multiple of D.
+        self_attention: which control blocks have one: all, or those at these sites.
+        with_encoder: without its encoder it is what training changes, on features that were made elsewhere.
     """
 
+    kind = "feedface"
+
+    def __init__(
+        self,
+        sites: Sequence[str],
+        widths: int | Sequence[int],
+        num_heads: int,
+        clip_config: Mapping[str, Any],
+        context_dim: int | None = None,
+        control_input: str = "output",
+        mlp_ratio: float = 4,
+        self_attention: bool | Collection[str] = True,
+        with_encoder: bool = True,
+    ):
+        from transformers import CLIPVisionConfig, CLIPVisionModel
+
+        super().__init__()
+        self.sites = list(sites)
+        self.widths = [widths] * len(self.sites) if isinstance(widths, int) else list(widths)
+        if control_input not in ("output", "input"):
+            raise ValueError(f'control_input must be "output" or "input", not {control_input!r}')
+        for width in self.widths:
+            if width % num_heads:
+                raise ValueError(f"width {width} is not divisible by num_heads {num_heads}")
+        attending = self.sites if self_attention is True else list(self_attention or ())
+        if unknown := set(attending) - set(self.sites):
+            raise ValueError(f"self_attention names {sorted(unknown)[0]}, which is not among the sites")
+        self.config = {
+            "sites": self.sites,
+            "widths": self.widths,
+            "num_heads": num_heads,
+            "clip_config": dict(clip_config),
+            "context_dim": context_dim,
+            "control_input": control_input,
+            "mlp_ratio": mlp_ratio,
+            "self_attention": True if attending == self.sites else attending,
+        }
+        self.control_input = control_input
+        clip = CLIPVisionConfig(**clip_config)
+        self.face_encoder = CLIPVisionModel(clip).requires_grad_(False) if with_encoder else None
+        self.reference = ReferenceSpec("crop", clip.image_size)
+        width = context_dim or clip.hidden_size
+        self.projector = nn.Linear(clip.hidden_size, width, bias=False) if context_dim else nn.Identity()
+        self.blocks = nn.ModuleList(
+            ControlBlock(dim, num_heads, mlp_ratio, width, site in attending)
+            for site, dim in zip(self.sites, self.widths, strict=True)
+        )
+
+    @classmethod
+    def fresh(cls, config: "ConfigDict", backbone: Backbone, **parts: Any) -> "FeedFace":
+        """`parts`: `clip_config`, of the face encoder, and perhaps `with_encoder`.
+
+        `config.control`: sites (none: every other block of the backbone), num_heads, mlp_ratio, control_input;
+        projector (False: keys and values straight from the encoder's tokens); self_attention (False: at none of the
+        sites with the most tokens).
+        """
+        control = config.control
+        known = {name: site for name, site in backbone.sites.items() if site.kind == "block"}
+        sites = list(control.sites) or list(known)[::2]
+        if unknown := [site for site in sites if site not in known]:
+            raise UserError(f"config.control.sites: the backbone {backbone.kind} has no {', '.join(unknown)}")
+        widths = [known[site].width for site in sites]
+        finest = min(known[site].cells for site in sites)
+        projected = control.get("projector", True)
+        if projected and len(set(widths)) > 1:
+            raise UserError("config.control.projector: sites of different widths need False")
+        coarse = [site for site in sites if known[site].cells > finest]
+        try:
+            return cls(
+                sites,
+                widths,
+                control.num_heads,
+                context_dim=widths[0] if projected else None,
+                control_input=control.control_input,
+                mlp_ratio=control.mlp_ratio,
+                self_attention=True if control.get("self_attention", True) else coarse,
+                **parts,
+            )
+        except ValueError as error:
+            raise UserError(f"config.control: {error}") from None
+
+    def check(self, backbone: Backbone, source: object) -> None:
+        for name, width in zip(self.sites, self.widths, strict=True):
+            site = backbone.sites.get(name)
+            if site is None or site.kind != "block":
+                problem = f"has no site {name}"
+            elif site.width != width:
+                problem = f"has width {site.width} at {name}, not {width}"
+            else:
+                continue
+            raise UserError(f"{source}: this {self.kind} belongs to another backbone: the {backbone.kind} {problem}")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in. Weights of linears may be in less (`low_memory`, `acceleration`)."""
+        return self.blocks[0].norm2.weight.dtype
+
+    def features(self, references: Tensor) -> Features:
+        return {"faces": face_states(self.face_encoder, references)}
+
+    def identity(self, features: Features, pool: str = "concat") -> Identity:
+        """`pool`: "concat" shows all faces, [B,F*n,E]; "mean" over the faces or "first" face: [B,n,E]."""
+        tokens = self.projector(features["faces"].to(self.dtype))  # [B,F,n,E]
+        if pool == "concat":
+            return {"tokens": tokens.flatten(1, 2)}
+        if pool == "mean":
+            return {"tokens": tokens.mean(dim=1)}
+        if pool == "first":
+            return {"tokens": tokens[:, 0]}
+        raise ValueError(f"pool must be one of {', '.join(POOLS)}, not {pool!r}")
+
+    def bind(
+        self, backbone: Backbone, identity: Identity, scale: float = 1.0, rows: slice | None = None
+    ) -> FaceControl | None:
+        return None if scale == 0 else FaceControl(self, identity["tokens"].to(self.dtype), scale, rows)
+
+    def trained(self, backbone: Backbone) -> dict[str, nn.Module]:
+        return {"projector": self.projector, "blocks": self.blocks}
+
+
+# SHIM until phase two (issue 13): the class as callers and the config.json of model folders of version 1 know it.
+class FaceControlNet(FeedFace):
     def __init__(
         self,
         embed_dim: int,
@@ -129,48 +277,24 @@ class FaceControlNet(nn.Module):
         mlp_ratio: float = 4,
         with_encoder: bool = True,
     ):
-        from transformers import CLIPVisionConfig, CLIPVisionModel
-
-        super().__init__()
-        if control_input not in ("output", "input"):
-            raise ValueError(f'control_input must be "output" or "input", not {control_input!r}')
-        if embed_dim % num_heads:
-            raise ValueError(f"embed_dim {embed_dim} is not divisible by num_heads {num_heads}")
-        self.config: dict[str, Any] = {
-            "embed_dim": embed_dim,
-            "num_heads": num_heads,
-            "sites": list(sites),
-            "clip_config": dict(clip_config),
-            "control_input": control_input,
-            "mlp_ratio": mlp_ratio,
-        }
-        self.embed_dim = embed_dim
-        self.sites = list(sites)
-        self.control_input = control_input
-        clip = CLIPVisionConfig(**clip_config)
-        self.face_encoder = CLIPVisionModel(clip).requires_grad_(False) if with_encoder else None
-        self.face_size: int = clip.image_size
-        self.projector = nn.Linear(clip.hidden_size, embed_dim, bias=False)
-        self.blocks = nn.ModuleList(ControlBlock(embed_dim, num_heads, mlp_ratio) for _ in self.sites)
+        super().__init__(
+            sites, embed_dim, num_heads, clip_config, embed_dim, control_input, mlp_ratio, with_encoder=with_encoder
+        )
+        names = ("num_heads", "sites", "clip_config", "control_input", "mlp_ratio")
+        self.config = {"embed_dim": embed_dim, **{name: self.config[name] for name in names}}
+        self.embed_dim, self.face_size = embed_dim, self.reference.size
 
     def trainable_parameters(self) -> Iterator[nn.Parameter]:
-        """All parameters but those of the frozen face encoder."""
         return (parameter for name, parameter in self.named_parameters() if not name.startswith("face_encoder."))
 
     def trainable_state_dict(self) -> dict[str, Tensor]:
-        """State dict without the frozen face encoder: what training changes."""
         return {name: value for name, value in self.state_dict().items() if not name.startswith("face_encoder.")}
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """Face crops [B,3,S,S] in [-1,1], RGB, S = `face_size` (see `encoders.preprocess_face`) -> tokens [B,n,D]."""
         return self.projector(face_states(self.face_encoder, pixels).to(self.projector.weight.dtype))
 
     @staticmethod
     def join(tokens: Tensor | Sequence[Tensor], pool: str = "concat") -> Tensor:
-        """Tokens of several faces of one person, [B,F,n,D] or F times [B,n,D] -> one set for `bind`.
-
-        "concat": [B, F*n, D]; "mean" over the faces or "first" face: [B,n,D].
-        """
         tokens = tokens if isinstance(tokens, Tensor) else torch.stack(tuple(tokens), dim=1)
         if pool == "concat":
             return tokens.flatten(1, 2)
@@ -180,12 +304,7 @@ class FaceControlNet(nn.Module):
             return tokens[:, 0]
         raise ValueError(f'pool must be "concat", "mean" or "first", not {pool!r}')
 
-    def bind(self, tokens: Tensor, scale: float = 1.0, rows: slice | None = None) -> FaceControl | None:
-        """A control for `UViT.forward` that adds `scale` times the faces' influence; None, so no work, at scale 0.
-
-        `tokens` are [B,n,D], a set for each row the control acts on, or [1,n,D], one set for all. `rows` limits it to
-        these rows of the batch. Keys and values of the faces are computed here, once for all later steps.
-        """
-        if scale == 0:
-            return None
-        return FaceControl(self, tokens.to(self.projector.weight.dtype), scale, rows)
+    def bind(self, *given, **options) -> FaceControl | None:
+        if isinstance(given[0], Tensor):
+            given = (None, {"tokens": given[0]}, *given[1:])
+        return super().bind(*given, **options)

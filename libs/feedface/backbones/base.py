@@ -1,0 +1,151 @@
+"""The seam: what a backbone offers to methods, samplers and training. A new backbone is one file beside this one.
+
+A file `backbones/KIND.py` holds one class of `Backbone` with that `kind`; `backbone_class(KIND)` finds it.
+
+Shapes: B batch, L tokens, D width, C h w latent.
+"""
+
+import math
+import pkgutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from feedface.diffusion.state import State, expand, join, length
+from feedface.errors import UserError
+
+if TYPE_CHECKING:
+    from feedface.backbones.control import Control
+
+# Encoded prompts, rows by name: {"text": [B,T,Dt]}, and what else a backbone wants to know of a text.
+Prompt = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a control may act.
+
+    Attributes:
+        name: unique in its backbone, stable: model folders hold it.
+        kind: "block": behind a transformer block; "self_attention", "cross_attention": in the place of one;
+            "residual": on a feature map [B,C,h,w] that is passed on.
+        width: D of the tokens, or channels.
+        cells: a token or pixel stands for cells × cells latent cells.
+        heads: of the attention, or of the block's.
+        context_width: of a cross-attention's keys and values.
+        start: index of the first image token among the site's own; of a block, controls are shown image tokens only.
+    """
+
+    name: str
+    kind: Literal["block", "self_attention", "cross_attention", "residual"]
+    width: int
+    cells: int
+    heads: int = 1
+    context_width: int | None = None
+    start: int = 0
+
+    def grid(self, latent_size: tuple[int, int]) -> tuple[int, int]:
+        """(rows, columns) of its image tokens for a latent of (h, w)."""
+        return math.ceil(latent_size[0] / self.cells), math.ceil(latent_size[1] / self.cells)
+
+
+class Conditions:
+    """What stays the same over the steps of a generation, embedded. `conditions[rows]` are those of some rows."""
+
+    def __getitem__(self, rows: slice) -> Self:
+        raise NotImplementedError
+
+
+class Backbone(nn.Module):
+    """A noise predictor.
+
+    Attributes:
+        kind: its name, as files have it.
+        config: arguments that make the same network again, JSON.
+        sites: where a control may act, by name, in the order of evaluation.
+        latent_channels, latent_size: C and (h, w) that it was trained at.
+        latent_multiple: both sides of a latent must be multiples of it.
+        text_tokens: T of its prompts, None where any number will do; text_dim: Dt.
+        uncond_modes: what "unconditional" may mean, see `diffusion.guidance`; the first is the default.
+        reusable: whether calls may go on with the deep blocks' output of an earlier one (`forward`'s `memory`).
+        gradient_checkpointing: less memory for more time in training; may be set.
+    """
+
+    kind: ClassVar[str]
+    config: dict[str, Any]
+    sites: dict[str, Site]
+    latent_channels: int
+    latent_size: tuple[int, int]
+    latent_multiple: int = 1
+    text_tokens: int | None = None
+    text_dim: int
+    uncond_modes: tuple[str, ...]
+    reusable = False
+    gradient_checkpointing: bool
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights; `State`s may have another."""
+        raise NotImplementedError
+
+    def state_shapes(self, latent_size: tuple[int, int] | None = None) -> dict[str, tuple[int, ...]]:
+        """The shapes of one row of its `State`, by name."""
+        return {"img": (self.latent_channels, *(latent_size or self.latent_size))}
+
+    def conditions(self, prompt: Prompt, latent_size: tuple[int, int] | None = None) -> Conditions:
+        """Embed what stays the same over the steps. Raises `ValueError` for a size that is not to be had."""
+        raise NotImplementedError
+
+    def guided_prompt(self, prompt: Prompt, mode: str, empty_prompt: Prompt | None, noise: Tensor | None) -> Prompt:
+        """The prompts of both halves: `prompt`, then as many rows of what "unconditional" means here.
+
+        `mode` is one of `uncond_modes`, the rest as in `diffusion.guidance.GuidedModel`. Raises `ValueError` where what
+        the mode needs is missing.
+        """
+        if empty_prompt is None:
+            raise ValueError(f"uncond_mode {mode!r} needs empty_prompt, the encoded empty or negative prompt")
+        return join(prompt, expand(empty_prompt, length(prompt)))
+
+    def forward(
+        self,
+        state: State,
+        t: Tensor,
+        conditions: Conditions,
+        control: "Control | None" = None,
+        memory: dict[str, Tensor] | None = None,
+    ) -> State:
+        """Predict the noise in `state` at timesteps `t` [B], 1 (clean) … 1000 (noise), also fractional ones.
+
+        `memory`, where the backbone is `reusable`: empty, it is filled with what the deep blocks gave; filled by an
+        earlier call, that stands in for them.
+        """
+        raise NotImplementedError
+
+    def blocks(self) -> Iterator[tuple[str, nn.Module]]:
+        """The parts with nearly all weights and work, by name: for compiling, int8, offloading, adapters."""
+        raise NotImplementedError
+
+
+Class = TypeVar("Class", bound=type)
+
+
+def find_class(package: str, base: Class, kind: str, what: str) -> Class:
+    """The class of `base` with `kind`, in the file of that name; `UserError` with the kinds there are."""
+    folder = import_module(package).__path__
+    files = [module.name for module in pkgutil.iter_modules(folder)]
+    if kind in files:
+        # A kind comes from a model folder: only a file of this package is ever imported for it.
+        for value in vars(import_module(f"{package}.{kind}")).values():
+            if isinstance(value, type) and issubclass(value, base) and vars(value).get("kind") == kind:
+                return value
+    known = [name for name in files if name not in ("base", "control")]
+    raise UserError(f"{kind!r} is no {what} of this version; known are {', '.join(known)}")
+
+
+def backbone_class(kind: str) -> type[Backbone]:
+    """The `Backbone` called `kind`; `UserError` for an unknown one."""
+    return find_class(__package__, Backbone, kind, "backbone")

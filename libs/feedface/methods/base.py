@@ -1,0 +1,110 @@
+"""The seam: what a method of personalisation offers. A new method is one file beside this one, one config, one test row.
+
+A file `methods/KIND.py` holds one class of `Method` with that `kind`; `method_class(KIND)` finds it.
+
+Shapes: B people or rows, F references of one person.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from feedface.backbones.base import Backbone, Prompt, find_class
+from feedface.backbones.control import Control
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+Features = Mapping[str, Tensor]  # of references, by name, what frozen networks make of them: a cache keeps these
+Identity = Mapping[str, Tensor]  # of people, a row each, by name: what a control is bound to
+
+
+@dataclass(frozen=True)
+class ReferenceSpec:
+    """What `Method.features` takes for each reference picture.
+
+    `kind`: "crop", a square face crop [3,size,size]; "aligned", the same turned and scaled to ArcFace's five points;
+    "embedding", a face recogniser's vector [size], of length 1; "latent", the VAE's latent [C,h,w] (the mean, scaled)
+    of a crop of `size` px. Pixels are RGB, (x − mean) / std of values 0 … 1.
+    """
+
+    kind: Literal["crop", "aligned", "embedding", "latent"]
+    size: int
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+
+
+class TextEncoder(Protocol):
+    """Prompts -> [B,T,Dt]: see `encoders.TextEncoder`, whose CLIP and tokenizer a method may use too."""
+
+    def encode(self, texts: Sequence[str]) -> Tensor: ...
+
+
+class Method(nn.Module):
+    """A way to show a given person.
+
+    Attributes:
+        kind: its name, as files have it.
+        config: arguments that make the same module again, JSON.
+        reference: what it takes of a reference picture.
+        changes_prompt: whether `prompt` depends on the identity: then texts cannot be encoded without it.
+    """
+
+    kind: ClassVar[str]
+    config: dict[str, Any]
+    reference: ReferenceSpec
+    changes_prompt = False
+
+    @classmethod
+    def fresh(cls, config: "ConfigDict", backbone: Backbone, **parts: Any) -> "Method":
+        """A new one for training, from `config.control`: it changes nothing, to the bit, until it is trained.
+
+        `parts`: what a method takes from elsewhere, such as the description of a frozen encoder. `UserError` for sites
+        that the backbone has not, and other settings that do not fit.
+        """
+        raise NotImplementedError
+
+    def check(self, backbone: Backbone, source: object) -> None:
+        """`UserError`, naming `source`, unless it belongs to a backbone like this."""
+
+    def features(self, references: Tensor) -> Features:
+        """What frozen networks make of references [B,…], as `reference` describes them."""
+        raise NotImplementedError
+
+    def identity(self, features: Features, pool: str = "concat") -> Identity:
+        """Features of B people with F references each, [B,F,…], -> their identities. What is trained acts here."""
+        raise NotImplementedError
+
+    def unconditional(self, identity: Identity, mode: str) -> Identity | None:
+        """Who is shown in the unconditional half, see `diffusion.guidance`. None: nobody, and no work for it."""
+        return {name: torch.zeros_like(value) for name, value in identity.items()} if mode == "paper" else None
+
+    def prompt(self, text_encoder: TextEncoder, prompts: Sequence[str], identity: Identity | None = None) -> Prompt:
+        """Encode prompts."""
+        return {"text": text_encoder.encode(prompts)}
+
+    def bind(
+        self, backbone: Backbone, identity: Identity, scale: float = 1.0, rows: slice | None = None
+    ) -> Control | None:
+        """A control for `Backbone.forward`, with all done that needs doing once; None at scale 0: no work.
+
+        `identity` has a row for each row that the control acts on, or one for all. `rows`: those of the batch.
+        """
+        raise NotImplementedError
+
+    def trained(self, backbone: Backbone) -> dict[str, nn.Module]:
+        """What training changes, by name: parts of this module, perhaps of the backbone."""
+        raise NotImplementedError
+
+    def trained_parameters(self, backbone: Backbone) -> Iterator[tuple[str, nn.Parameter]]:
+        """All parameters of what is `trained`, by name."""
+        for name, module in self.trained(backbone).items():
+            yield from module.named_parameters(prefix=name)
+
+
+def method_class(kind: str) -> type[Method]:
+    """The `Method` called `kind`; `UserError` for an unknown one."""
+    return find_class(__package__, Method, kind, "method")
