@@ -33,7 +33,7 @@ def test_uvit(prefix: str, side: int):
     inputs = [golden.drawn(f"{name}.{key}", shape, 1) for key, shape in INPUTS.items()]
     inputs[0] = golden.drawn(f"{name}.img", (2, 4, side, side), 1)
     with torch.no_grad():
-        out = uvit(*inputs, TIMES, CLEAN, torch.tensor([1, 0]))
+        out = uvit.predict(*inputs, TIMES, CLEAN, torch.tensor([1, 0]))
     for key in ("img", "clip_img", "text"):
         assert_near(getattr(out, key), theirs[f"{prefix}{key}_out"])
 
@@ -63,7 +63,8 @@ class Adapter:
     @torch.no_grad()
     def predict(self, tokens: torch.Tensor, scale: float):
         ones = torch.ones(2, dtype=torch.long)
-        return self.uvit(*self.inputs, TIMES, CLEAN, ones, control=self.net.bind(tokens, scale))
+        control = self.net.bind(self.uvit, {"tokens": tokens}, scale)
+        return self.uvit.predict(*self.inputs, TIMES, CLEAN, ones, control=control)
 
 
 @pytest.fixture(scope="module")

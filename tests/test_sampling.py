@@ -7,18 +7,18 @@ from tests.test_uvit import inputs
 from tests.toy import toy_face_controlnet, toy_uvit
 from torch import Tensor
 
-from feedface.backbones.uvit import UViTOutput
 from feedface.diffusion.sampling import SCHEDULERS, initial_noise, sample
 from feedface.diffusion.schedule import alphas_cumprod
+from feedface.diffusion.state import pack, take, unpack
 
 SEEDS = list(range(16))
-PARTS = ("img_size", "in_chans", "clip_img_dim", "num_text_tokens", "text_dim", "conditions")  # of a U-ViT
+PROMPT = {"text": torch.zeros(1, 3, 2)}
 
 
 class GaussianModel:
-    """The exact noise prediction for data of independent N(mean, spread²), in the shape of a U-ViT."""
+    """The exact noise prediction for data of independent N(mean, spread²): all that a sampler asks of a backbone."""
 
-    img_size, in_chans, clip_img_dim, num_text_tokens, text_dim = (4, 4), 4, 8, 3, 2
+    uncond_modes, reusable, shapes = ("empty_token",), False, {"img": (4, 4, 4), "clip_img": (1, 8)}
 
     def __init__(self):
         generator = torch.Generator().manual_seed(0)
@@ -32,14 +32,15 @@ class GaussianModel:
         signal, noise = (1 / (1 + ratio)) ** 0.5, (ratio / (1 + ratio)) ** 0.5
         return signal * self.mean, (signal**2 * self.spread**2 + noise**2).sqrt(), noise
 
-    def conditions(self, text, *_) -> Tensor:
-        return text
+    def state_shapes(self, latent_size=None) -> dict:
+        return self.shapes
 
-    def __call__(self, img, clip_img, text, t_img, *_, **__) -> UViTOutput:
-        mean, deviation, noise = self.moments(float(t_img[0]))
-        x = torch.cat([img.flatten(1), clip_img.flatten(1)], dim=1)
-        predicted = noise * (x - mean) / deviation**2
-        return UViTOutput(predicted[:, :64].unflatten(1, (4, 4, 4)), predicted[:, 64:].unflatten(1, (1, 8)), text)
+    def conditions(self, prompt, latent_size=None):
+        return None
+
+    def __call__(self, state, t, conditions=None, control=None, memory=None) -> dict:
+        mean, deviation, noise = self.moments(float(t[0]))
+        return unpack(noise * (pack(state) - mean) / deviation**2, self.shapes)
 
     def exact(self, noise: Tensor, end: int) -> Tensor:
         """Where the probability flow takes `noise` from timestep 1000 to `end`: the same quantile."""
@@ -50,12 +51,14 @@ class GaussianModel:
 def error(scheduler: str, steps: int) -> float:
     """Root mean square distance from the exact solution."""
     model = GaussianModel()
-    text = torch.zeros(1, 3, 2)
-    drawn = sample(model, text=text, seeds=SEEDS, steps=steps, guidance=1, scheduler=scheduler)
-    noise = initial_noise(SEEDS, (4, 4, 4), (1, 8))
-    joint, noise = (torch.cat([part.flatten(1) for part in parts], dim=1) for parts in (drawn, noise))
+    drawn = sample(model, PROMPT, SEEDS, steps=steps, guidance=1, scheduler=scheduler)
     end = 1 if scheduler in ("dpmsolver++singlestep", "ddim") else 0
-    return (joint - model.exact(noise, end)).square().mean().sqrt().item()
+    return (pack(drawn) - model.exact(start_of(SEEDS), end)).square().mean().sqrt().item()
+
+
+def start_of(seeds: list[int]) -> Tensor:
+    """The noise that `sample` begins with, as one vector."""
+    return torch.cat([part.flatten(1) for part in initial_noise(seeds, *GaussianModel.shapes.values())], dim=1)
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
@@ -84,31 +87,31 @@ def test_ddim_is_ddim():
         timestep_spacing="trailing",
     )
     reference.set_timesteps(250)
-    noise = initial_noise(SEEDS, (4, 4, 4), (1, 8))
-    x = torch.cat([part.flatten(1) for part in noise], dim=1)
-    start = x.clone()
+    x = start = start_of(SEEDS)
     for t in reference.timesteps:
-        img, clip_img = x[:, :64].unflatten(1, (4, 4, 4)), x[:, 64:].unflatten(1, (1, 8))
-        out = model(img, clip_img, None, t[None] + 1, None, None)
-        predicted = torch.cat([out.img.flatten(1), out.clip_img.flatten(1)], dim=1)
-        x = reference.step(predicted, t, x).prev_sample
+        x = reference.step(pack(model(unpack(x, model.shapes), t[None] + 1)), t, x).prev_sample
     theirs = (x - model.exact(start, 0)).square().mean().sqrt().item()
     assert error("ddim", 250) < 1.5 * theirs
+
+
+class Counted(GaussianModel):
+    """Notes the timesteps that it is asked about."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __call__(self, state, t, *rest, **options):
+        self.seen.append(t[0].item())
+        return super().__call__(state, t)
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 @pytest.mark.parametrize("steps", [1, 2, 3, 7])
 def test_steps_count_evaluations(scheduler: str, steps: int):
-    model, seen, reported = GaussianModel(), [], []
-
-    def counted(img, clip_img, text, t_img, *rest, **options):
-        seen.append(t_img[0].item())
-        return model(img, clip_img, text, t_img, *rest, **options)
-
-    for name in PARTS:
-        setattr(counted, name, getattr(model, name))
+    model, reported = Counted(), []
     options = {"guidance": 1, "scheduler": scheduler, "progress": lambda *done: reported.append(done)}
-    latents, _ = sample(counted, text=torch.zeros(1, 3, 2), seeds=[0], steps=steps, **options)
+    latents, seen = sample(model, PROMPT, [0], steps=steps, **options)["img"], model.seen
     assert len(seen) == steps
     assert seen[0] == pytest.approx(1000, abs=1e-2)
     assert seen == sorted(seen, reverse=True)
@@ -119,37 +122,27 @@ def test_steps_count_evaluations(scheduler: str, steps: int):
 
 def test_jumps_at_given_timesteps():
     # a model whose data is one point gives it in any number of jumps, from any timesteps
-    model = GaussianModel()
+    model = Counted()
     model.spread = torch.zeros(1, 72)
-    seen = []
-
-    def counted(img, clip_img, text, t_img, *rest, **options):
-        seen.append(t_img[0].item())
-        return model(img, clip_img, text, t_img)
-
-    for name in PARTS:
-        setattr(counted, name, getattr(model, name))
-    drawn = sample(counted, text=torch.zeros(1, 3, 2), seeds=SEEDS, guidance=1, timesteps=[1000, 700, 300, 40])
-    assert seen == pytest.approx([1000, 700, 300, 40], abs=1e-2)
-    joint = torch.cat([part.flatten(1) for part in drawn], dim=1)
-    torch.testing.assert_close(joint, model.mean.expand(len(SEEDS), -1), atol=1e-3, rtol=1e-3)
+    drawn = sample(model, PROMPT, SEEDS, guidance=1, timesteps=[1000, 700, 300, 40])
+    assert model.seen == pytest.approx([1000, 700, 300, 40], abs=1e-2)
+    torch.testing.assert_close(pack(drawn), model.mean.expand(len(SEEDS), -1), atol=1e-3, rtol=1e-3)
     # where the data is spread, each jump is DDIM's
-    model = GaussianModel()
-    drawn = sample(model, text=torch.zeros(1, 3, 2), seeds=[7], guidance=1, timesteps=[1000, 400])
-    x = torch.cat([part.flatten(1) for part in initial_noise([7], (4, 4, 4), (1, 8))], dim=1)
+    model, x = GaussianModel(), start_of([7])
+    drawn = sample(model, PROMPT, [7], guidance=1, timesteps=[1000, 400])
     for t, later in ((1000, 400), (400, 0)):
         mean, deviation, noise = model.moments(t)
         predicted = noise * (x - mean) / deviation**2
         clean = (x - noise * predicted) / (1 - noise**2) ** 0.5
         noise = model.moments(later)[2]
         x = (1 - noise**2) ** 0.5 * clean + noise * predicted
-    torch.testing.assert_close(torch.cat([part.flatten(1) for part in drawn], dim=1), x, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(pack(drawn), x, atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("timesteps", [[], [400, 400], [300, 500], [1001], [500, 0]])
 def test_timesteps_that_do_not_fall_are_refused(timesteps: list[int]):
     with pytest.raises(ValueError, match="must fall"):
-        sample(GaussianModel(), text=torch.zeros(1, 3, 2), seeds=[0], guidance=1, timesteps=timesteps)
+        sample(GaussianModel(), PROMPT, [0], guidance=1, timesteps=timesteps)
 
 
 SAVINGS = {"guidance_interval": (200, 800), "face_interval": (0, 600), "reuse": 2}
@@ -161,43 +154,48 @@ def toy_options(mode: str = "true_uncond") -> dict:
     uvit = toy_uvit()
     net = toy_face_controlnet(uvit)
     text, empty = inputs(uvit)[2]
-    options = {"uvit": uvit, "text": text[None], "empty_text": empty[None], "uncond_mode": mode, "guidance": 2.0}
+    prompts = {"prompt": {"text": text[None]}, "empty_prompt": {"text": empty[None]}}
     with torch.no_grad():
-        tokens = net.encode(torch.rand(1, 3, 32, 32))
-    return options | {"face_controlnet": net, "face_tokens": tokens, "latent_size": (8, 12)}
+        identity = {"tokens": net.encode(torch.rand(1, 3, 32, 32))}
+    shown = {"method": net, "identity": identity, "latent_size": (8, 12)}
+    return {"backbone": uvit, **prompts, "uncond_mode": mode, "guidance": 2.0, **shown}
+
+
+TENSORS = {"prompt": "text", "empty_prompt": "text", "identity": "tokens"}
 
 
 @pytest.mark.parametrize("mode", ["true_uncond", "paper"])
 def test_the_fast_path_is_the_plain_path(mode: str):
     """Against a loop written plainly: two passes, all inputs and the face's keys anew at each step, DDIM's formula."""
     options = toy_options(mode)
-    uvit, net, text, tokens = (options[key] for key in ("uvit", "face_controlnet", "text", "face_tokens"))
+    uvit, net = options["backbone"], options["method"]
+    text, empty, tokens = (options[key][name] for key, name in TENSORS.items())
     timesteps = [1000, 650, 300]
-    latents, clip_img = sample(seeds=[3, 4], face_scale=0.7, timesteps=timesteps, **options)
+    drawn = sample(seeds=[3, 4], scale=0.7, timesteps=timesteps, **options)
 
     parts = initial_noise([3, 4], (4, 8, 12), (1, 16), (16, 8))
-    x, uncond_text = parts[:2], parts[2] if mode == "true_uncond" else options["empty_text"].expand(2, -1, -1)
+    x, uncond_text = parts[:2], parts[2] if mode == "true_uncond" else empty.expand(2, -1, -1)
     ones, zeros = torch.ones(2, dtype=torch.long), torch.zeros(2)
     with torch.no_grad():
         for t, later in zip(timesteps, [*timesteps[1:], 0], strict=True):
             now = torch.full((2,), float(t))
-            faces = net.bind(tokens.expand(2, -1, -1), 0.7)
-            c = uvit(*x, text.expand(2, -1, -1), now, zeros, ones, control=faces)
-            faces = net.bind(torch.zeros_like(tokens), 0.7) if mode == "paper" else None
-            u = uvit(*x, uncond_text, now, zeros + 1000 * (mode == "true_uncond"), ones, control=faces)
+            faces = net.bind(uvit, {"tokens": tokens.expand(2, -1, -1)}, 0.7)
+            c = uvit.predict(*x, text.expand(2, -1, -1), now, zeros, ones, control=faces)
+            faces = net.bind(uvit, {"tokens": torch.zeros_like(tokens)}, 0.7) if mode == "paper" else None
+            u = uvit.predict(*x, uncond_text, now, zeros + 1000 * (mode == "true_uncond"), ones, control=faces)
             noise = [b + 2 * (a - b) for a, b in ((c.img, u.img), (c.clip_img, u.clip_img))]
             alpha_bar = alphas_cumprod().float()
             before, after = alpha_bar[t - 1], alpha_bar[later - 1] if later else torch.tensor(1.0)
             clean = [(part - (1 - before).sqrt() * e) / before.sqrt() for part, e in zip(x, noise, strict=True)]
             x = [after.sqrt() * part + (1 - after).sqrt() * e for part, e in zip(clean, noise, strict=True)]
-    torch.testing.assert_close(latents, x[0], atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(clip_img, x[1], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(drawn["img"], x[0], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(drawn["clip_img"], x[1], atol=1e-4, rtol=1e-4)
 
 
 @torch.no_grad()
 def test_what_does_not_change_is_computed_once():
     options = toy_options()
-    uvit, net = options["uvit"], options["face_controlnet"]
+    uvit, net = options["backbone"], options["method"]
     calls = []
     modules = {"text": uvit.text_embed, "type": uvit.token_embedding, "img": uvit.patch_embed, "head": uvit.text_out}
     for name, module in {**modules, "keys": net.blocks[0].cross_attn.to_k}.items():
@@ -209,18 +207,18 @@ def test_what_does_not_change_is_computed_once():
 @torch.no_grad()
 def test_savings_that_cover_everything_change_nothing_and_others_save_work():
     options = {**toy_options(), "seeds": [0, 1], "steps": 8}
-    uvit, net = options["uvit"], options["face_controlnet"]
+    uvit, net = options["backbone"], options["method"]
     deep, faces = [], []
     uvit.mid_block.register_forward_pre_hook(lambda module, args: deep.append(len(args[0])))
     net.blocks[0].register_forward_pre_hook(lambda module, args: faces.append(len(args[0])))
-    plain, _ = sample(**options)
-    everything, _ = sample(guidance_interval=(0, 1000), face_interval=(0, 1000), reuse=1, **options)
+    plain = sample(**options)["img"]
+    everything = sample(guidance_interval=(0, 1000), face_interval=(0, 1000), reuse=1, **options)["img"]
     assert torch.equal(everything, plain)
     assert (deep, faces) == ([4] * 16, [2] * 16)
     for name, value in SAVINGS.items():
         deep.clear()
         faces.clear()
-        saved, _ = sample(**options, **{name: value})
+        saved = sample(**options, **{name: value})["img"]
         assert not torch.equal(saved, plain)
         assert sum(deep) < 32 or sum(faces) < 16
 
@@ -229,14 +227,14 @@ def test_savings_that_cover_everything_change_nothing_and_others_save_work():
 @pytest.mark.parametrize("mode", ["true_uncond", "paper"])
 def test_rows_of_a_batch_may_have_prompts_and_faces_of_their_own(mode: str, savings: dict):
     options = {**toy_options(mode), "steps": 6, **savings}
-    net = options["face_controlnet"]
-    options["text"] = torch.cat([options["text"], options["empty_text"] + 1])
+    text, empty, _ = (options[key][name] for key, name in TENSORS.items())
+    options["prompt"] = {"text": torch.cat([text, empty + 1])}
     with torch.no_grad():
-        options["face_tokens"] = net.encode(torch.rand(2, 3, 32, 32))
-    together, _ = sample(seeds=[3, 4], **options)
+        options["identity"] = {"tokens": options["method"].encode(torch.rand(2, 3, 32, 32))}
+    together = sample(seeds=[3, 4], **options)["img"]
     for row in range(2):
-        own = {name: options[name][row : row + 1] for name in ("text", "face_tokens")}
-        alone, _ = sample(seeds=[3 + row], **{**options, **own})
+        own = {name: take(options[name], slice(row, row + 1)) for name in ("prompt", "identity")}
+        alone = sample(seeds=[3 + row], **{**options, **own})["img"]
         torch.testing.assert_close(together[row : row + 1], alone, atol=1e-4, rtol=1e-4)
 
 
@@ -244,14 +242,14 @@ def test_rows_of_a_batch_may_have_prompts_and_faces_of_their_own(mode: str, savi
 @pytest.mark.parametrize("mode", ["true_uncond", "paper"])
 def test_a_sample_depends_on_its_seed_not_on_its_batch(mode: str, savings: dict):
     options = {**toy_options(mode), **savings}
-    uvit = options.pop("uvit")
-    latents, clip_img = sample(uvit, seeds=[3, 4, 5], **options)
+    drawn = sample(seeds=[3, 4, 5], **options)
+    latents = drawn["img"]
     assert latents.shape == (3, 4, 8, 12)
-    assert clip_img.shape == (3, 1, 16)
-    alone, _ = sample(uvit, seeds=[5], **options)
+    assert drawn["clip_img"].shape == (3, 1, 16)
+    alone = sample(seeds=[5], **options)["img"]
     torch.testing.assert_close(latents[2:], alone, atol=1e-4, rtol=1e-4)
     assert not torch.allclose(latents[0], latents[2], atol=0.1)
-    unfaced, _ = sample(uvit, seeds=[5], **{**options, "face_scale": 0})
+    unfaced = sample(seeds=[5], **{**options, "scale": 0})["img"]
     assert not torch.allclose(alone, unfaced)
 
 
@@ -265,4 +263,9 @@ def test_a_sample_depends_on_its_seed_not_on_its_batch(mode: str, savings: dict)
 def test_wrong_settings_are_refused(wrong: dict):
     uvit = toy_uvit()
     with pytest.raises(ValueError, match=str(next(iter(wrong.values())))):
-        sample(uvit, text=inputs(uvit)[2], seeds=[0, 1], **wrong)
+        sample(uvit, {"text": inputs(uvit)[2]}, [0, 1], **wrong)
+
+
+def test_reuse_needs_a_backbone_that_can():
+    with pytest.raises(ValueError, match="reuse 2: this backbone has no deep blocks"):
+        sample(GaussianModel(), PROMPT, [0], guidance=1, reuse=2)

@@ -4,9 +4,21 @@ import pytest
 import torch
 from tests.toy import toy_face_controlnet, toy_uvit
 
+from feedface.backbones.control import Control
 from feedface.backbones.uvit import UViT, timestep_embedding
 
 SITES = ["in_blocks.0", "mid_block", "out_blocks.0"]
+
+
+class Adding(Control):
+    """Adds what a function of (tokens in, tokens out) says at some sites; notes what it was shown."""
+
+    def __init__(self, function, sites=SITES, rows=None):
+        self.function, self.sites, self.rows, self.seen = function, sites, rows, {}
+
+    def block(self, site, x, out):
+        self.seen[site.name] = (x, out)
+        return self.function(x, out)
 
 
 @pytest.fixture
@@ -37,13 +49,13 @@ def test_block_names(uvit: UViT):
 def test_config_makes_the_same_network(uvit: UViT):
     again = UViT(**uvit.config)
     again.load_state_dict(uvit.state_dict())
-    assert torch.equal(again(*inputs(uvit)).img, uvit(*inputs(uvit)).img)
+    assert torch.equal(again.predict(*inputs(uvit)).img, uvit.predict(*inputs(uvit)).img)
 
 
 @pytest.mark.parametrize("size", [(8, 8), (6, 12), (16, 4)])
 def test_any_size_divisible_by_the_patch(uvit: UViT, size: tuple[int, int]):
     given = inputs(uvit, size=size)
-    out = uvit(*given)
+    out = uvit.predict(*given)
     assert out.img.shape == given[0].shape
     assert out.clip_img.shape == given[1].shape
     assert out.text.shape == given[2].shape
@@ -51,7 +63,7 @@ def test_any_size_divisible_by_the_patch(uvit: UViT, size: tuple[int, int]):
 
 def test_sizes_that_do_not_fit_are_refused(uvit: UViT):
     with pytest.raises(ValueError, match="7x8"):
-        uvit(*inputs(uvit, size=(7, 8)))
+        uvit.predict(*inputs(uvit, size=(7, 8)))
     with pytest.raises(ValueError, match="9x9"):
         UViT(img_size=9)
 
@@ -60,25 +72,25 @@ def test_sizes_that_do_not_fit_are_refused(uvit: UViT):
 @torch.no_grad()
 def test_conditions_embedded_beforehand_give_the_same_to_the_bit(uvit: UViT, size: tuple[int, int]):
     img, clip_img, text, t_img, t_text, data_type = given = inputs(uvit, size=size)
-    conditions = uvit.conditions(text, t_text + 1000, data_type, size)
+    conditions = uvit.embed(text, t_text + 1000, data_type, size)
     calls = []
     for module in (uvit.text_embed, uvit.token_embedding):
         module.register_forward_hook(lambda *_: calls.append("embedded anew"))
-    out = uvit(img, clip_img, conditions, t_img)
-    second = uvit(img[1:], clip_img[1:], conditions[1:], t_img[1:])
+    out = uvit.predict(img, clip_img, conditions, t_img)
+    second = uvit.predict(img[1:], clip_img[1:], conditions[1:], t_img[1:])
     assert not calls
-    plain = uvit(*given[:4], t_text + 1000, data_type)
+    plain = uvit.predict(*given[:4], t_text + 1000, data_type)
     for part in ("img", "clip_img", "text"):
         assert torch.equal(getattr(out, part), getattr(plain, part))
     torch.testing.assert_close(second.img, plain.img[1:], atol=1e-5, rtol=1e-5)
     with pytest.raises(ValueError, match=r"4x4 with conditions for"):
-        uvit(img[..., :4, :4], clip_img, conditions, t_img)
+        uvit.predict(img[..., :4, :4], clip_img, conditions, t_img)
 
 
 @torch.no_grad()
 def test_only_the_heads_asked_for_are_evaluated(uvit: UViT):
-    given, plain = inputs(uvit), uvit(*inputs(uvit))
-    out = uvit(*given, heads=("img", "clip_img"))
+    given, plain = inputs(uvit), uvit.predict(*inputs(uvit))
+    out = uvit.predict(*given, heads=("img", "clip_img"))
     assert out.text is None
     assert torch.equal(out.img, plain.img)
     assert torch.equal(out.clip_img, plain.clip_img)
@@ -89,20 +101,16 @@ def test_deep_blocks_reused(uvit: UViT):
     uvit = UViT(**{**uvit.config, "depth": 7})
     torch.manual_seed(0)
     given = inputs(uvit)
-    plain = uvit(*given)
+    plain = uvit.predict(*given)
     assert uvit.shallow_blocks == 1
-    seen = []
-
-    def control(site, tokens_in, tokens_out):
-        seen.append(site)
-
-    again = uvit(*given, control=control, deep=plain.deep)
-    assert seen == ["in_blocks.0", "out_blocks.2"]
+    control = Adding(lambda x, out: None, sites=uvit.block_names)
+    again = uvit.predict(*given, control=control, deep=plain.deep)
+    assert list(control.seen) == ["in_blocks.0", "out_blocks.2"]
     # at the same step nothing has changed, at another one the shallow blocks bring what is new
     assert torch.equal(again.img, plain.img)
     assert again.deep is plain.deep
     later = (given[0] * 0.5, *given[1:])
-    reused, fresh = uvit(*later, deep=plain.deep), uvit(*later)
+    reused, fresh = uvit.predict(*later, deep=plain.deep), uvit.predict(*later)
     assert not torch.equal(reused.img, plain.img)
     assert not torch.equal(reused.img, fresh.img)
 
@@ -112,23 +120,20 @@ def test_rows_and_columns_are_not_mixed_up(uvit: UViT):
     given = inputs(uvit, batch=1, size=(4, 12))
     changed = (given[0].clone(), *given[1:])
     changed[0][..., :2, 10:] += 3
-    difference = (uvit(*changed).img - uvit(*given).img).abs().sum(dim=(0, 1))
+    difference = (uvit.predict(*changed).img - uvit.predict(*given).img).abs().sum(dim=(0, 1))
     patches = difference.unflatten(0, (2, 2)).unflatten(2, (6, 2)).sum(dim=(1, 3))
     assert patches.argmax() == 5  # first row of patches, last column
 
 
 def test_control_gets_and_changes_image_tokens_only(uvit: UViT):
-    seen = {}
-
-    def control(site, tokens_in, tokens_out):
-        seen[site] = (tokens_in, tokens_out)
-        return torch.ones_like(tokens_out) if site == "out_blocks.0" else None
-
+    watching, control = Adding(lambda x, out: None), Adding(lambda x, out: torch.ones_like(out), ["out_blocks.0"])
     given = inputs(uvit)
     with torch.no_grad():
-        base, out = uvit(*given), uvit(*given, control=control)
-    assert list(seen) == SITES
-    assert all(part.shape == (2, 16, 32) for tokens in seen.values() for part in tokens)
+        base, out = (uvit.predict(*given, control=control) for control in (watching, control))
+    assert list(watching.seen) == SITES
+    assert list(control.seen) == ["out_blocks.0"]
+    assert all(part.shape == (2, 16, 32) for tokens in watching.seen.values() for part in tokens)
+    assert torch.equal(base.img, uvit.predict(*given).img)
     assert not torch.equal(out.img, base.img)
     # after the last block, what was added to image tokens cannot reach the others
     assert torch.equal(out.text, base.text)
@@ -136,18 +141,41 @@ def test_control_gets_and_changes_image_tokens_only(uvit: UViT):
 
 
 def test_control_of_some_rows(uvit: UViT):
-    class Control:
-        rows = slice(0, 1)
-
-        def __call__(self, site, tokens_in, tokens_out):
-            assert len(tokens_in) == len(tokens_out) == 1
-            return torch.ones_like(tokens_out)
-
+    control = Adding(lambda x, out: torch.ones_like(out), rows=slice(0, 1))
     given = inputs(uvit)
     with torch.no_grad():
-        base, out = uvit(*given), uvit(*given, control=Control())
+        base, out = uvit.predict(*given), uvit.predict(*given, control=control)
+    assert all(len(part) == 1 for tokens in control.seen.values() for part in tokens)
     assert not torch.equal(out.img[0], base.img[0])
     assert torch.equal(out.img[1], base.img[1])
+
+
+@torch.no_grad()
+def test_the_seam_is_the_plain_call(uvit: UViT):
+    img, clip_img, text, t, t_text, data_type = inputs(uvit)
+    state = {"img": img, "clip_img": clip_img}
+    plain = uvit.predict(img, clip_img, text, t, t_text, data_type)
+    out = uvit(state, t, uvit.conditions({"text": text}))
+    assert torch.equal(out["img"], plain.img)
+    assert torch.equal(out["clip_img"], plain.clip_img)
+    assert {name: value.shape[1:] for name, value in state.items()} == uvit.state_shapes()
+    # the data type of training
+    out = uvit(state, t, uvit.conditions({"text": text, "data_type": 0 * data_type}))
+    assert torch.equal(out["img"], uvit.predict(img, clip_img, text, t, t_text, 0 * data_type).img)
+    # noise in the place of the text is declared to be so
+    noise = torch.randn_like(text)
+    halves = uvit.guided_prompt({"text": text}, "true_uncond", None, noise)
+    out = uvit({name: torch.cat([value] * 2) for name, value in state.items()}, t.repeat(2), uvit.conditions(halves))
+    noisy = uvit.predict(img, clip_img, noise, t, t_text + 1000, data_type)
+    torch.testing.assert_close(out["img"], torch.cat([plain.img, noisy.img]), atol=1e-5, rtol=1e-5)
+    # the deep blocks' output is kept where it is asked for, and taken from there
+    memory: dict = {}
+    first = uvit(state, t, uvit.conditions({"text": text}), memory=memory)
+    assert torch.equal(first["img"], plain.img)
+    blocks = []
+    uvit.mid_block.register_forward_hook(lambda *_: blocks.append("mid"))
+    assert torch.equal(uvit(state, t, uvit.conditions({"text": text}), memory=memory)["img"], plain.img)
+    assert not blocks
 
 
 def test_gradient_checkpointing_gives_the_same_gradients(uvit: UViT):
@@ -155,7 +183,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(uvit: UViT):
     for checkpointing in (False, True):
         uvit.gradient_checkpointing = checkpointing
         uvit.zero_grad()
-        uvit(*inputs(uvit), control=lambda site, x_in, x_out: x_in * x_out).img.square().sum().backward()
+        uvit.predict(*inputs(uvit), control=Adding(lambda x, out: x * out)).img.square().sum().backward()
         gradients.append([parameter.grad.clone() for parameter in uvit.in_blocks.parameters()])
     for plain, recomputed in zip(*gradients, strict=True):
         torch.testing.assert_close(recomputed, plain)
@@ -165,20 +193,20 @@ def test_control_without_gradients_gives_the_same_to_the_bit(uvit: UViT):
     # where no gradient is recorded, its answer is added in place
     net = toy_face_controlnet(uvit)
     for rows in (None, slice(0, 1)):
-        control = net.bind(net.encode(torch.rand(1, 3, 32, 32)), rows=rows)
+        control = net.bind(uvit, {"tokens": net.encode(torch.rand(1, 3, 32, 32))}, rows=rows)
         with torch.no_grad():
-            plain = uvit(*inputs(uvit), control=control)
-        assert torch.equal(plain.img, uvit(*inputs(uvit), control=control).img)
+            plain = uvit.predict(*inputs(uvit), control=control)
+        assert torch.equal(plain.img, uvit.predict(*inputs(uvit), control=control).img)
 
 
 def test_attention_maps(uvit: UViT):
     given = inputs(uvit)
-    out = uvit(*given, attention_maps=["mid_block"])
+    out = uvit.predict(*given, attention_maps=["mid_block"])
     (weights,) = out.attention.values()
     tokens = uvit.image_start + 16
     assert weights.shape == (2, 4, tokens, tokens)
     torch.testing.assert_close(weights.sum(dim=-1), torch.ones(2, 4, tokens))
-    assert torch.equal(out.img, uvit(*given).img)
+    assert torch.equal(out.img, uvit.predict(*given).img)
     # they are the weights that the block used: with these the fused attention's output comes out
     attention = uvit.mid_block.attn
     x = torch.randn(1, 5, 32)
@@ -196,5 +224,5 @@ def test_timestep_embedding():
 
 
 def test_half_precision_stays_half(uvit: UViT):
-    out = uvit.bfloat16()(*inputs(uvit), control=lambda site, x_in, x_out: x_out)
+    out = uvit.bfloat16().predict(*inputs(uvit), control=Adding(lambda x, out: out))
     assert out.img.dtype == out.clip_img.dtype == out.text.dtype == torch.bfloat16

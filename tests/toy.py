@@ -113,3 +113,19 @@ def make_toy_bundle(folder: str | Path, seed: int = 0) -> Path:
         defaults={"steps": 3, "guidance": 2.0, "face_scale": 1.0},
     )
     return folder
+
+
+def toy_unet(prediction: str = "epsilon", **config):
+    """Stable Diffusion 1's U-Net in small: two levels of widths 16 and 32, latents 4x8x8, text of 8 numbers a token."""
+    from diffusers import UNet2DConditionModel
+
+    from feedface.backbones.unet import UNet
+
+    levels = {
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        "block_out_channels": (16, 32),
+        "layers_per_block": 1,
+    }
+    small = {"sample_size": 8, "norm_num_groups": 8, "cross_attention_dim": 8, "attention_head_dim": 4}
+    return UNet(UNet2DConditionModel(**{**levels, **small, **config}), prediction)

@@ -65,7 +65,7 @@ class Backbone(nn.Module):
 
     Attributes:
         kind: its name, as files have it.
-        config: arguments that make the same network again, JSON.
+        config: what makes the same network again (`from_config`), JSON.
         sites: where a control may act, by name, in the order of evaluation.
         latent_channels, latent_size: C and (h, w) that it was trained at.
         latent_multiple: both sides of a latent must be multiples of it.
@@ -86,6 +86,11 @@ class Backbone(nn.Module):
     uncond_modes: tuple[str, ...]
     reusable = False
     gradient_checkpointing: bool
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """The network that `config` describes, with fresh weights."""
+        return cls(**config)
 
     @property
     def dtype(self) -> torch.dtype:

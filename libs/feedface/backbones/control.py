@@ -207,5 +207,3 @@ class Regions(Controls):
             change = (part.attention(site, op, x, context) - plain)[:, start]
             out[:, start] += self._weighted(index, change, site)
         return out
-
-

@@ -6,7 +6,7 @@ Source: Bao et al. 2023, "One Transformer Fits All Distributions in Multi-Modal 
 """
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -161,7 +161,7 @@ class UViT(Backbone):
     `img_size` is the latent size (side, or [height, width]) that the stored positions belong to; any other size
     divisible by the patch is taken too, with positions interpolated. `depth` is odd or even: `depth // 2` blocks,
     one in the middle, `depth // 2` blocks with skips (the authors' 30 means 15 + 1 + 15).
-    `forward` is the seam's; `predict` has all its inputs and outputs. Sites: all blocks, such as "in_blocks.0", and their
+    `forward` is the seam's; `predict` has all inputs and outputs. Sites: all blocks, such as "in_blocks.0", and their
     self-attentions over all tokens, "in_blocks.0.attn".
     """
 
@@ -281,7 +281,13 @@ class UViT(Backbone):
         return torch.cat([times, self.pos_embed_token, conditions, image], dim=1)
 
     def _controlled(
-        self, name: str, block: Block, x: Tensor, skip: Tensor | None, maps: list[Tensor] | None, control: Control | None
+        self,
+        name: str,
+        block: Block,
+        x: Tensor,
+        skip: Tensor | None,
+        maps: list[Tensor] | None,
+        control: Control | None,
     ) -> Tensor:
         """Run one block with what the control does in it and behind it."""
         attention = None
@@ -345,7 +351,7 @@ class UViT(Backbone):
         return Conditions(grid, tokens + same, t_img, image, frequencies)
 
     def forward(self, *args, **options):
-        """SHIM until phase two (issue 13): the old call, with all inputs, is `predict`'s; then `_forward` is `forward`."""
+        """SHIM until phase two (issue 13): the old call is `predict`'s; then `_forward` is `forward`."""
         if isinstance(args[0], Tensor):
             control = options.get("control")
             if control is not None and not isinstance(control, Control):

@@ -1,4 +1,4 @@
-"""The seam: what a method of personalisation offers. A new method is one file beside this one, one config, one test row.
+"""The seam: what a method of personalisation offers. A new one is a file beside this one, a config, a row of a test.
 
 A file `methods/KIND.py` holds one class of `Method` with that `kind`; `method_class(KIND)` finds it.
 
