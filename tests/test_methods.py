@@ -1,0 +1,402 @@
+"""What every method promises on every backbone: one table, one set of contracts that each row passes.
+
+A new method adds a row; `test_a_new_method_is_three_files` shows that it needs nothing else.
+"""
+
+import inspect
+import sys
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from ml_collections import ConfigDict
+from tests.toy import CLIP_CONFIG, toy_unet, toy_uvit
+from torch import Tensor
+
+import feedface.methods
+from feedface.acceleration import Int8Linear, replace_linears
+from feedface.backbones.base import Backbone, backbone_class
+from feedface.checkpoints.storage import empty, fill, read_json, read_safetensors, write_json, write_state
+from feedface.diffusion.guidance import GuidedModel
+from feedface.diffusion.sampling import sample
+from feedface.diffusion.state import expand, take
+from feedface.errors import UserError
+from feedface.methods.base import Identity, Method, method_class
+
+BACKBONES = {"uvit": toy_uvit, "unet": toy_unet}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method on a backbone. `control`: of its config; `parts`: what `fresh` takes besides."""
+
+    method: str
+    backbone: str
+    control: dict
+    parts: dict = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"{self.method}-{self.backbone}-{'-'.join(str(value) for value in self.control.get('sites', ()))}"
+
+
+FEEDFACE = {"sites": (), "num_heads": 4, "mlp_ratio": 2.0, "control_input": "output"}
+CLIP = {"clip_config": CLIP_CONFIG}
+ROWS = [
+    Row("feedface", "uvit", {**FEEDFACE, "sites": ("in_blocks.0", "out_blocks.0")}, CLIP),
+    Row("feedface", "uvit", {**FEEDFACE, "sites": ("mid_block",), "control_input": "input"}, CLIP),
+    Row("feedface", "unet", {**FEEDFACE, "projector": False}, CLIP),
+    Row("feedface", "unet", {**FEEDFACE, "sites": ("mid_block.attentions.0",)}, CLIP),
+    Row(
+        "feedface",
+        "unet",
+        {**FEEDFACE, "sites": ("mid_block.attentions.0", "up_blocks.1.attentions.1")}
+        | {"projector": False, "self_attention": False},
+        CLIP,
+    ),
+]
+
+
+class Setting:
+    """A row made: backbone, a fresh method, and what a call takes. B = 2."""
+
+    def __init__(self, row: Row):
+        torch.manual_seed(0)
+        self.row = row
+        self.config = ConfigDict({"control": row.control})
+        self.backbone: Backbone = BACKBONES[row.backbone]().eval()
+        self.method: Method = method_class(row.method).fresh(self.config, self.backbone, **row.parts).eval()
+        self.state = {name: torch.randn(2, *shape) for name, shape in self.backbone.state_shapes().items()}
+        self.t = torch.tensor([17.5, 803.0])
+        self.text = torch.randn(2, self.backbone.text_tokens or 5, self.backbone.text_dim)
+
+    def trained(self) -> "Setting":
+        """As after some training: all that is trained is somewhere else."""
+        with torch.no_grad():
+            for _, parameter in self.method.trained_parameters(self.backbone):
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        return self
+
+    def people(self, count: int = 2, references: int = 1) -> Identity:
+        """Identities of different people."""
+        spec = self.method.reference
+        shape = (spec.size,) if spec.kind == "embedding" else (3, spec.size, spec.size)
+        pictures = torch.rand(count * references, *shape, generator=torch.Generator().manual_seed(5)) * 2 - 1
+        features = self.method.features(pictures)
+        return self.method.identity({name: value.unflatten(0, (count, -1)) for name, value in features.items()})
+
+    def conditions(self, rows: slice = slice(None)):
+        return self.backbone.conditions({"text": self.text[rows]})
+
+    def predict(self, control=None, rows: slice = slice(None)) -> dict[str, Tensor]:
+        return self.backbone(take(self.state, rows), self.t[rows], self.conditions(rows), control)
+
+    def bound(self, identity: Identity, **options):
+        return self.method.bind(self.backbone, identity, **options)
+
+
+@pytest.fixture(params=ROWS, ids=str)
+def setting(request) -> Setting:
+    return Setting(request.param)
+
+
+def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def close(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], atol=1e-5, rtol=1e-4)
+
+
+# ------------------------------------------------------------------------------------------------------------ contracts
+
+CONTRACTS: list[Callable] = []
+
+
+def contract(test: Callable) -> Callable:
+    CONTRACTS.append(test)
+    return test
+
+
+@contract
+def test_a_fresh_one_is_the_backbone_to_the_bit(setting: Setting):
+    plain = setting.predict()
+    assert equal(setting.predict(setting.bound(setting.people())), plain)
+    with torch.no_grad():
+        assert equal(setting.predict(setting.bound(setting.people())), plain)
+        assert not equal(setting.trained().predict(setting.bound(setting.people())), plain)
+
+
+@contract
+def test_only_what_is_trained_gets_gradients(setting: Setting):
+    backbone, method = setting.trained().backbone, setting.method
+    trained = dict(method.trained_parameters(backbone))
+    assert trained
+    backbone.requires_grad_(False)
+    for parameter in trained.values():
+        parameter.requires_grad_(True)
+    out = setting.predict(setting.bound(setting.people()))
+    sum(value.square().sum() for value in out.values()).backward()
+    ids = {id(parameter) for parameter in trained.values()}
+    with_gradient = {id(p) for net in (backbone, method) for p in net.parameters() if p.grad is not None}
+    assert with_gradient == ids
+    assert all(parameter.grad.any() for parameter in trained.values())
+
+
+@contract
+@torch.no_grad()
+def test_checkpointed_it_has_the_same_gradients(setting: Setting):
+    setting.trained()
+    gradients = []
+    for on in (False, True):
+        setting.backbone.gradient_checkpointing = on
+        setting.method.zero_grad()
+        with torch.enable_grad():
+            setting.predict(setting.bound(setting.people()))["img"].square().sum().backward()
+        found = setting.method.trained_parameters(setting.backbone)
+        gradients.append({name: parameter.grad.clone() for name, parameter in found})
+    close(*gradients)
+
+
+@contract
+@torch.no_grad()
+def test_scale_zero_is_no_work_and_scale_matters(setting: Setting):
+    people, plain = setting.trained().people(), setting.predict()
+    assert setting.bound(people, scale=0) is None
+    half, full = (setting.predict(setting.bound(people, scale=scale)) for scale in (0.5, 1.0))
+    assert not equal(half, full)
+    assert not equal(half, plain)
+
+
+@contract
+@torch.no_grad()
+def test_half_of_the_rows_controlled_leaves_the_others_as_they_were_to_the_bit(setting: Setting):
+    plain, people = setting.trained().predict(), setting.people()
+    some = setting.predict(setting.bound(take(people, slice(0, 1)), rows=slice(0, 1)))
+    every = setting.predict(setting.bound(people))
+    assert equal(take(some, slice(1, 2)), take(plain, slice(1, 2)))
+    assert not equal(take(some, slice(0, 1)), take(plain, slice(0, 1)))
+    close(take(some, slice(0, 1)), take(every, slice(0, 1)))
+
+
+@contract
+@torch.no_grad()
+def test_saved_and_loaded_it_is_the_same(setting: Setting, tmp_path):
+    method = setting.trained().method
+    write_json(tmp_path / "config.json", {"kind": method.kind, **method.config})
+    write_state(tmp_path / "model.safetensors", method.state_dict(), None)
+    config = read_json(tmp_path / "config.json")
+    again = empty(method_class(config.pop("kind")), config, tmp_path)
+    again = fill(again, read_safetensors(tmp_path / "model.safetensors", "cpu", None), tmp_path).eval()
+    assert again.config == method.config
+    assert again.reference == method.reference
+    expected = setting.predict(setting.bound(setting.people()))
+    setting.method = again
+    assert equal(setting.predict(setting.bound(setting.people())), expected)
+
+
+@contract
+@torch.no_grad()
+def test_the_backbone_is_made_again_from_its_config(setting: Setting, tmp_path):
+    write_json(tmp_path / "config.json", setting.backbone.config)
+    again = backbone_class(setting.row.backbone).from_config(read_json(tmp_path / "config.json"))
+    again.load_state_dict(setting.backbone.state_dict())
+    expected, setting.backbone = setting.predict(), again.eval()
+    assert equal(setting.predict(), expected)
+
+
+@contract
+@torch.no_grad()
+def test_two_people_in_a_batch_are_as_one_by_one(setting: Setting):
+    people = setting.trained().people()
+    together = setting.predict(setting.bound(people))
+    for row in (slice(0, 1), slice(1, 2)):
+        close(take(together, row), setting.predict(setting.bound(take(people, row)), row))
+    # one person for all rows
+    one = take(people, slice(0, 1))
+    close(setting.predict(setting.bound(one)), setting.predict(setting.bound(expand(one, 2))))
+    assert not equal(take(together, slice(1, 2)), take(setting.predict(setting.bound(one)), slice(1, 2)))
+
+
+@contract
+@torch.no_grad()
+def test_the_first_rows_alone_are_the_same(setting: Setting):
+    people = setting.trained().people()
+    control = setting.bound(people).first(1)
+    assert control.rows is None
+    close(setting.predict(control, slice(0, 1)), setting.predict(setting.bound(take(people, slice(0, 1))), slice(0, 1)))
+
+
+@contract
+@torch.no_grad()
+def test_several_references_are_one_person(setting: Setting):
+    people = setting.trained().people(2, references=3)
+    out = setting.predict(setting.bound(people))
+    assert all(value.isfinite().all() for value in out.values())
+    assert not equal(out, setting.predict(setting.bound(setting.people())))
+
+
+@contract
+@torch.no_grad()
+def test_guidance_is_two_passes(setting: Setting):
+    people, backbone, method = setting.trained().people(), setting.backbone, setting.method
+    noise, other = torch.randn(2, *setting.text.shape)
+    for mode in backbone.uncond_modes:
+        options = {"empty_prompt": {"text": other}, "noise": noise, "uncond_mode": mode}
+        shown = {"method": method, "identity": people, "scale": 0.7}
+        prompt = {"text": setting.text}
+        out = GuidedModel(backbone, prompt, guidance=3, **options, **shown)(setting.state, 500.0)
+        times = torch.full((2,), 500.0)
+        halves = backbone.guided_prompt(prompt, mode, {"text": other}, noise)
+        nobody = method.unconditional(people, mode)
+        controls = [method.bind(backbone, who, 0.7) if who is not None else None for who in (people, nobody)]
+        c, u = (
+            backbone(setting.state, times, backbone.conditions(take(halves, rows)), control)
+            for rows, control in zip((slice(0, 2), slice(2, 4)), controls, strict=True)
+        )
+        close(out, {name: u[name] + 3 * (c[name] - u[name]) for name in c})
+
+
+@contract
+@torch.no_grad()
+def test_a_sample_depends_on_its_seed_and_person_alone(setting: Setting):
+    people = setting.trained().people()
+    options = {"steps": 3, "guidance": 2.0, "method": setting.method, "latent_size": (8, 12)}
+    prompts = {"empty_prompt": {"text": setting.text[:1]}, "guidance_interval": (300, 1000)}
+    together = sample(setting.backbone, {"text": setting.text}, [3, 4], identity=people, **options, **prompts)
+    assert together["img"].shape[-2:] == (8, 12)
+    alone = sample(
+        setting.backbone, {"text": setting.text[1:]}, [4], identity=take(people, slice(1, 2)), **options, **prompts
+    )
+    for name, value in alone.items():
+        torch.testing.assert_close(together[name][1:], value, atol=1e-3, rtol=1e-3)
+    nobody = sample(setting.backbone, {"text": setting.text[1:]}, [4], **options, **prompts)
+    assert not torch.allclose(nobody["img"], alone["img"], atol=1e-3)
+
+
+@contract
+@torch.no_grad()
+def test_in_8_bits_it_is_nearly_the_same(setting: Setting):
+    people, plain = setting.trained().people(), setting.predict()
+    full = setting.predict(setting.bound(people))["img"]
+    blocks = [block for _, block in setting.backbone.blocks()]
+    for root in (*blocks, *(part for part in setting.method.trained(setting.backbone).values())):
+        replace_linears(root, Int8Linear)
+    rounded = setting.predict(setting.bound(people))["img"]
+    assert not torch.equal(rounded, full)
+    assert (rounded - full).norm() < 0.2 * (full - plain["img"]).norm() + 0.05 * full.norm()
+
+
+FIRST_ROWS = [next(row for row in ROWS if row.backbone == name) for name in BACKBONES]
+
+
+@pytest.mark.parametrize("row", FIRST_ROWS, ids=str)  # seconds each: one row for each backbone
+@torch.no_grad()
+def test_compiled_new_people_compile_nothing_anew(row: Row):
+    setting = Setting(row)
+    people = [take(setting.trained().people(3), slice(i, i + 1)) for i in range(3)]
+    controls = [setting.bound(one, rows=slice(0, 1)) for one in people]
+    conditions = setting.conditions()
+    expected = [setting.backbone(setting.state, setting.t, conditions, control) for control in controls]
+    torch._dynamo.reset()
+    compiled = torch.compile(setting.backbone, backend="aot_eager")
+    close(compiled(setting.state, setting.t, conditions, controls[0]), expected[0])
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for control, plain in zip(controls[1:], expected[1:], strict=True):
+            close(compiled(setting.state, setting.t, conditions, control), plain)
+
+
+@contract
+def test_another_backbone_is_refused(setting: Setting):
+    setting.method.check(setting.backbone, "here")
+    if not any(site in setting.backbone.sites for site in setting.method.config.get("sites", ())):
+        return
+    (other,) = (make for name, make in BACKBONES.items() if name != setting.row.backbone)
+    with pytest.raises(UserError, match=r"^model/x: this \w+ belongs to another backbone: the \w+ has no site"):
+        setting.method.check(other(), "model/x")
+
+
+# ---------------------------------------------------------------------------------------------------------- three files
+
+TOY_METHOD = '''
+    """Adds a projected embedding to the tokens of every block: all that a method must have, and no more."""
+
+    import torch
+    from torch import nn
+
+    from feedface.backbones.control import Control
+    from feedface.methods.base import Method, ReferenceSpec
+
+
+    class ToyControl(Control):
+        def __init__(self, changes, scale, rows):
+            self.changes, self.scale, self.rows, self.sites = changes, scale, rows, tuple(changes)
+
+        def block(self, site, x, out):
+            return (self.scale * self.changes[site.name]).expand_as(out)
+
+        def first(self, count):
+            return ToyControl({name: change[:count] for name, change in self.changes.items()}, self.scale, None)
+
+
+    class Toy(Method):
+        kind, reference = "toy_method", ReferenceSpec("embedding", 6)
+
+        def __init__(self, widths):
+            super().__init__()
+            self.config = {"widths": widths}
+            self.linears = nn.ParameterDict({name.replace(".", "/"): torch.zeros(width, 6) for name, width in widths})
+
+        @classmethod
+        def fresh(cls, config, backbone):
+            blocks = [(name, site.width) for name, site in backbone.sites.items() if site.kind == "block"]
+            return cls([list(pair) for pair in blocks][: config.control.count])
+
+        def features(self, references):
+            return {"id": references}
+
+        def identity(self, features, pool="concat"):
+            return {"id": features["id"].mean(dim=1)}
+
+        def bind(self, backbone, identity, scale=1.0, rows=None):
+            names = [name for name, _ in self.config["widths"]]
+            changes = {name: identity["id"][:, None] @ self.linears[name.replace(".", "/")].T for name in names}
+            return None if scale == 0 else ToyControl(changes, scale, rows)
+
+        def trained(self, backbone):
+            return {"linears": self.linears}
+'''
+TOY_CONFIG = "CONTROL = {'count': 2}\n"
+TOY_ROW = "Row('toy_method', backbone, CONTROL)"
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_a_new_method_is_three_files(backbone: str, tmp_path, monkeypatch):
+    files = {"methods/toy_method.py": textwrap.dedent(TOY_METHOD), "configs/toy.py": TOY_CONFIG, "row.py": TOY_ROW}
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(feedface.methods, "__path__", [*feedface.methods.__path__, str(tmp_path / "methods")])
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    scope = {"Row": Row, "backbone": backbone}
+    exec((tmp_path / "configs/toy.py").read_text(), scope)
+    row = eval((tmp_path / "row.py").read_text(), scope)
+    try:
+        for index, test in enumerate(CONTRACTS):
+            folder = tmp_path / str(index)
+            folder.mkdir()
+            test(Setting(row), **({"tmp_path": folder} if "tmp_path" in inspect.signature(test).parameters else {}))
+    finally:
+        sys.modules.pop("feedface.methods.toy_method", None)
+    tests = [value for name, value in globals().items() if name.startswith("test_")]
+    assert [test for test in tests if "setting" in inspect.signature(test).parameters] == CONTRACTS
+
+
+def test_an_unknown_kind_is_refused():
+    with pytest.raises(UserError, match="'x' is no method of this version; known are feedface"):
+        method_class("x")
+    for kind in ("base", "os", "../os"):
+        with pytest.raises(UserError, match="known are unet, uvit"):
+            backbone_class(kind)
