@@ -64,15 +64,23 @@ def load_tokenizer(folder: str | os.PathLike) -> "CLIPTokenizer":
 
 
 class TextEncoder(nn.Module):
-    """CLIP text tower (last hidden states), then the linear prefix of the caption decoder where there is one."""
+    """CLIP text tower (last hidden states), then the linear prefix of the caption decoder where there is one.
 
-    def __init__(self, clip: "CLIPTextModel", tokenizer: "CLIPTokenizer", prefix: nn.Linear | None = None):
+    `clip_skip`: how many of the last layers are left out, before the last norm; models trained so want 1.
+    """
+
+    def __init__(
+        self, clip: "CLIPTextModel", tokenizer: "CLIPTokenizer", prefix: nn.Linear | None = None, clip_skip: int = 0
+    ):
         super().__init__()
         if len(tokenizer) != clip.config.vocab_size:
             raise UserError(
                 f"tokenizer of {len(tokenizer)} tokens does not belong to a text encoder of {clip.config.vocab_size}"
             )
-        self.clip, self.tokenizer, self.prefix = clip, tokenizer, prefix
+        layers = clip.config.num_hidden_layers
+        if not 0 <= clip_skip < layers:
+            raise UserError(f"clip_skip {clip_skip}: use 0 to {layers - 1} for this text encoder of {layers} layers")
+        self.clip, self.tokenizer, self.prefix, self.clip_skip = clip, tokenizer, prefix, clip_skip
         self.requires_grad_(False).eval()
 
     @property
@@ -95,7 +103,10 @@ class TextEncoder(nn.Module):
     def encode(self, texts: Sequence[str]) -> Tensor:
         """Prompts -> [B,T,text_dim] in the weights' dtype."""
         ids = self.tokenize(texts).to(self.clip.device)
-        states = self.clip(input_ids=ids).last_hidden_state  # no padding mask: CLIP was trained without one
+        out = self.clip(input_ids=ids, output_hidden_states=bool(self.clip_skip))  # CLIP was trained without a mask
+        states = out.last_hidden_state
+        if self.clip_skip:
+            states = self.clip.final_layer_norm(out.hidden_states[-1 - self.clip_skip])
         return self.prefix(states) if self.prefix is not None else states
 
 

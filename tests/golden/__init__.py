@@ -2,6 +2,8 @@
 
 Weights and inputs are not stored: both sides draw them from their names. `shapes.json.gz`: the four released files,
 and the small models `uvit_A` and `adapter_A` = {"uvit", "adapter"}, in the authors' naming.
+`stable_diffusion.json.gz`: names and shapes of Stable Diffusion 1.5, as one file in LDM's naming ("single_file") and of
+its U-Net in diffusers' ("unet"), and which of the U-Net's is which ("to_diffusers").
 """
 
 import gzip
@@ -18,6 +20,10 @@ FOLDER = Path(__file__).parent
 
 def shapes() -> dict:
     return json.loads(gzip.decompress((FOLDER / "shapes.json.gz").read_bytes()))
+
+
+def stable_diffusion() -> dict:
+    return json.loads(gzip.decompress((FOLDER / "stable_diffusion.json.gz").read_bytes()))
 
 
 def outputs(name: str) -> dict[str, Tensor | dict]:

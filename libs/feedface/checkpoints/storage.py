@@ -35,10 +35,12 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def read_safetensors(file: Path, device: str | torch.device, dtype: torch.dtype | None) -> dict[str, Tensor]:
+def read_safetensors(
+    file: Path, device: str | torch.device, dtype: torch.dtype | None, prefix: str = ""
+) -> dict[str, Tensor]:
     """Tensors of a file, cast one at a time (dtype None: as stored); `UserError` when it is missing or broken.
 
-    On the device "meta" only shapes and dtypes are read.
+    Only those whose names begin with `prefix`. On the device "meta" only shapes and dtypes are read.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -52,7 +54,7 @@ def read_safetensors(file: Path, device: str | torch.device, dtype: torch.dtype 
             # What was read of a mapped file counts as memory until it is closed, so large files are opened repeatedly.
             with safe_open(file, framework="pt") as tensors:
                 if keys is None:
-                    keys = tensors.offset_keys()
+                    keys = [key for key in tensors.offset_keys() if key.startswith(prefix)]
                 elif _identity(file) != begin:
                     raise UserError(f"{file}: was replaced while it was read; try again")
                 mapped = 0
