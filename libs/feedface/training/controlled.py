@@ -1,0 +1,70 @@
+"""What is trained, as one module for accelerate: the backbone with a method beside it."""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from feedface.backbones.base import Backbone, Prompt, Site
+from feedface.backbones.control import Control, Operator
+from feedface.diffusion.state import State, length
+from feedface.methods.base import Features, Method
+
+
+class ControlledBackbone(nn.Module):
+    """Predicts noise with the method's control, or without: the frozen model.
+
+    What is trained is float32; products are in the precision of the frozen backbone, which may be a lower one.
+
+    Args:
+        constants: whole numbers that every prompt has besides its text, such as the U-ViT's {"data_type": 0}.
+    """
+
+    def __init__(self, backbone: Backbone, method: Method, constants: Mapping[str, int] | None = None):
+        super().__init__()
+        self.backbone, self.method, self.constants = backbone, method, dict(constants or {})
+
+    def forward(self, state: State, t: Tensor, prompt: Prompt, features: Features | None = None) -> State:
+        """Noise predicted in `state` at timesteps `t` [B]. `features` [B,F,…]: None is the frozen model."""
+        rows = length(prompt)
+        constants = {name: torch.full((rows,), value, device=t.device) for name, value in self.constants.items()}
+        # What is frozen is in low precision as a whole, and needs no autocast, which would make its tokens float32.
+        with self._autocast(False):
+            control = None if features is None else self._control(features)
+            conditions = self.backbone.conditions({**prompt, **constants}, tuple(state["img"].shape[-2:]))
+            return self.backbone(state, t, conditions, control)
+
+    def _control(self, features: Features) -> Control | None:
+        with self._autocast(True):
+            control = self.method.bind(self.backbone, self.method.identity(features))
+        return None if control is None else InContext(control, lambda: self._autocast(True))
+
+    def _autocast(self, on: bool) -> AbstractContextManager:
+        dtype = self.backbone.dtype
+        if dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(next(self.backbone.parameters()).device.type, dtype, enabled=on)
+
+
+class InContext(Control):
+    """A control whose hooks run inside a context of their own."""
+
+    def __init__(self, control: Control, context: Callable[[], AbstractContextManager]):
+        self.control, self.context = control, context
+        self.sites, self.rows = control.sites, control.rows
+
+    def block(self, site: Site, x: Tensor, out: Tensor) -> Tensor | None:
+        with self.context():
+            return self.control.block(site, x, out)
+
+    def attention(self, site: Site, op: Operator, x: Tensor, context: Tensor) -> Tensor:
+        with self.context():
+            return self.control.attention(site, op, x, context)
+
+    def residuals(self, state: State, t: Tensor) -> dict[str, Tensor]:
+        with self.context():
+            return self.control.residuals(state, t)
+
+    def first(self, count: int) -> "InContext":
+        return InContext(self.control.first(count), self.context)
