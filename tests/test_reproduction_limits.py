@@ -1,7 +1,6 @@
 """What limits the miniature: the linear probe, noising and denoising, and the whole measurement on a tiny model."""
 
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -100,20 +99,22 @@ def test_the_target_is_another_picture_of_the_person(inspector):
 class Oracle:
     """A U-ViT that knows the clean picture, so that its noise is the true one."""
 
+    uncond_modes = ("true_uncond",)
+
     def __init__(self, img: torch.Tensor, clip_img: torch.Tensor):
         from feedface.diffusion.schedule import alphas_cumprod
 
         self.clean, self.alpha_bar, self.times = (img, clip_img), alphas_cumprod(), []
 
-    def conditions(self, text, t_text, data_type, latent_size):
-        assert (t_text == 0).all()
+    def conditions(self, prompt, latent_size):
+        assert set(prompt) == {"text"}  # clean, and of the data type of inference
 
-    def __call__(self, img, clip_img, conditions, t_img, *, control, **rest):
+    def __call__(self, state, t, conditions, control, **rest):
         assert control is None
-        self.times.append(int(t_img[0]))
-        a = self.alpha_bar[int(t_img[0]) - 1]
-        noise = [(x - a.sqrt() * clean) / (1 - a).sqrt() for x, clean in zip((img, clip_img), self.clean, strict=True)]
-        return SimpleNamespace(img=noise[0].float(), clip_img=noise[1].float(), deep=None)
+        self.times.append(int(t[0]))
+        a = self.alpha_bar[int(t[0]) - 1]
+        pairs = zip(state.items(), self.clean, strict=True)
+        return {name: ((x - a.sqrt() * clean) / (1 - a).sqrt()).float() for (name, x), clean in pairs}
 
 
 @pytest.mark.parametrize("level", [1, 200, 1000])
@@ -132,12 +133,14 @@ def test_noise_depends_on_the_seed_alone_and_grows_with_the_level():
     class Lazy:
         """Says that there is no noise: what went in comes out, scaled."""
 
+        uncond_modes = ("true_uncond",)
+
         def conditions(self, *rest):
             return None
 
-        def __call__(self, img, clip_img, *rest, **options):
-            seen.setdefault(len(img), img.clone())
-            return SimpleNamespace(img=torch.zeros_like(img), clip_img=torch.zeros_like(clip_img), deep=None)
+        def __call__(self, state, *rest, **options):
+            seen.setdefault(len(state["img"]), state["img"].clone())
+            return {name: torch.zeros_like(value) for name, value in state.items()}
 
     text = torch.zeros(2, 3, 8)
     spread = []

@@ -143,6 +143,7 @@ def test_a_single_file_and_a_folder_are_the_same_model(version: Version, tmp_pat
         assert not any(p.requires_grad for part in (unet, vae, text) for p in part.parameters())
         out = unet({"img": inputs[0]}, inputs[1], unet.conditions({"text": text.encode(["a b"])}, (8, 8)))["img"]
         assert out.shape == inputs[0].shape
+        assert same(model.unet(dtype=None).unet, toy.unet)
         assert model.unet(dtype=torch.float16).dtype == torch.float16
         assert model.text_encoder(dtype=torch.bfloat16).clip.dtype == torch.bfloat16
 

@@ -79,7 +79,6 @@ class LdmFile:
 
     def __init__(self, path: Path, versions: tuple[Version, ...] = VERSIONS):
         self.path, self.metadata, self.step = path, {}, None
-        self._state: dict[str, Tensor] | None = None  # of a .ckpt, mapped
         if path.suffix == ".safetensors":
             from safetensors import safe_open
 
@@ -87,8 +86,8 @@ class LdmFile:
             with safe_open(path, framework="pt") as tensors:
                 self.metadata = tensors.metadata() or {}
         else:
-            self._state, self.step = _read_ckpt(path)
-            self.shapes = {key: tuple(value.shape) for key, value in self._state.items()}
+            state, self.step = _read_ckpt(path)
+            self.shapes = {key: tuple(value.shape) for key, value in state.items()}
         self.version = self._recognised(versions)
 
     def _recognised(self, versions: tuple[Version, ...]) -> Version:
@@ -108,11 +107,12 @@ class LdmFile:
 
     def _tensors(self, prefix: str, dtype: torch.dtype | None) -> dict[str, Tensor]:
         """Those under a prefix, without it; dtype None: as stored."""
-        if self._state is None:
+        if self.path.suffix == ".safetensors":
             found = read_safetensors(self.path, "cpu", dtype, prefix)
-        else:
-            found = {key: value for key, value in self._state.items() if key.startswith(prefix)}
-            found = {key: value.to(dtype) if value.is_floating_point() else value for key, value in found.items()}
+        else:  # mapped anew each time: what was read of the file counts as memory until it is let go
+            state = _read_ckpt(self.path)[0].items()
+            found = {key: value for key, value in state if key.startswith(prefix)}
+            found = {k: value.to(dtype or value.dtype) if value.is_floating_point() else value for k, value in found.items()}
         return {key.removeprefix(prefix): value for key, value in found.items()}
 
     def unet(self, sample_size: int, dtype: torch.dtype | None) -> "UNet2DConditionModel":

@@ -12,8 +12,9 @@ from tqdm import tqdm
 
 from feedface.backbones.uvit import UViT
 from feedface.checkpoints.bundle import Bundle
-from feedface.diffusion.guidance import GuidedNoise
-from feedface.diffusion.sampling import initial_noise
+from feedface.diffusion.guidance import GuidedModel
+from feedface.diffusion.plan import Evaluation
+from feedface.diffusion.sampling import initial_noise, integrate
 from feedface.diffusion.schedule import BETA_END, BETA_START, NUM_TIMESTEPS, add_noise, alphas_cumprod, timestep_of
 from feedface.encoders import to_uint8
 from feedface.mini.common import to_pixels
@@ -47,18 +48,15 @@ def denoise(
     )
     times = times_from(level, steps)
     solver.set_timesteps(timesteps=[time - 1 for time in times])  # diffusers' 999 … 0 stand for our 1000 … 1
-    model = GuidedNoise(uvit, text, latent_size=latents.shape[-2:])
-    shapes = (latents.shape[1:], clip_img.shape[1:])
-    noises = [noise.to(text.device) for noise in initial_noise(seeds, *shapes)]
+    model = GuidedModel(uvit, {"text": text}, latent_size=tuple(latents.shape[-2:]))
+    clean = {"img": latents, "clip_img": clip_img}
+    noises = initial_noise(seeds, *(value.shape[1:] for value in clean.values()))
     t = torch.full((len(seeds),), level)
-    noisy = [add_noise(clean.float(), noise, t) for clean, noise in zip((latents, clip_img), noises, strict=True)]
-    joint = torch.cat([part.flatten(1) for part in noisy], dim=1)
-    sizes = [part[0].numel() for part in noisy]
-    for time, timestep in zip(times, solver.timesteps, strict=True):
-        parts = [part.reshape(-1, *shape) for part, shape in zip(joint.split(sizes, dim=1), shapes, strict=True)]
-        noise = torch.cat([part.flatten(1) for part in model(*parts, time)], dim=1)
-        joint = solver.step(noise, timestep, joint).prev_sample
-    return joint.split(sizes, dim=1)[0].reshape(latents.shape)
+    noisy = {
+        name: add_noise(value.float(), noise.to(text.device), t)
+        for (name, value), noise in zip(clean.items(), noises, strict=True)
+    }
+    return integrate(model, noisy, solver, [Evaluation(time) for time in times])["img"]
 
 
 @torch.inference_mode()
