@@ -278,6 +278,20 @@ def test_a_sample_depends_on_its_seed_and_person_alone(setting: Setting):
 
 @contract
 @torch.no_grad()
+def test_a_prompt_knows_the_person_only_where_the_method_says_so(setting: Setting):
+    class Encoder:
+        def encode(self, texts):
+            return torch.stack([torch.full((5, 8), float(len(text))) for text in texts])
+
+    method, people = setting.trained().method, setting.people()
+    if not method.changes_prompt:
+        shown = method.prompt(Encoder(), ["a", "bcd"], people, 0.5)
+        assert equal(shown, method.prompt(Encoder(), ["a", "bcd"]))
+        assert shown["text"].shape == (2, 5, 8)
+
+
+@contract
+@torch.no_grad()
 def test_in_8_bits_it_is_nearly_the_same(setting: Setting):
     people, plain = setting.trained().people(), setting.predict()
     full = setting.predict(setting.bound(people))["img"]

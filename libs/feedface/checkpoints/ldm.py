@@ -112,7 +112,9 @@ class LdmFile:
         else:  # mapped anew each time: what was read of the file counts as memory until it is let go
             state = _read_ckpt(self.path)[0].items()
             found = {key: value for key, value in state if key.startswith(prefix)}
-            found = {k: value.to(dtype or value.dtype) if value.is_floating_point() else value for k, value in found.items()}
+            found = {
+                k: value.to(dtype or value.dtype) if value.is_floating_point() else value for k, value in found.items()
+            }
         return {key.removeprefix(prefix): value for key, value in found.items()}
 
     def unet(self, sample_size: int, dtype: torch.dtype | None) -> "UNet2DConditionModel":

@@ -82,8 +82,14 @@ class Method(nn.Module):
         """Who is shown in the unconditional half, see `diffusion.guidance`. None: nobody, and no work for it."""
         return {name: torch.zeros_like(value) for name, value in identity.items()} if mode == "paper" else None
 
-    def prompt(self, text_encoder: TextEncoder, prompts: Sequence[str], identity: Identity | None = None) -> Prompt:
-        """Encode prompts."""
+    def prompt(
+        self,
+        text_encoder: TextEncoder,
+        prompts: Sequence[str],
+        identity: Identity | None = None,
+        scale: float = 1.0,
+    ) -> Prompt:
+        """Encode prompts, with the identity at strength `scale` in them where the method `changes_prompt`."""
         return {"text": text_encoder.encode(prompts)}
 
     def bind(
