@@ -17,13 +17,13 @@ def get_config(preset: str = "cpu") -> ConfigDict:
 
 def cpu() -> ConfigDict:
     """Small enough for two cores; speeds are samples/s there."""
-    size = 64
+    size = 128
     return ConfigDict(
         {
             "world": {
                 "seed": 0,
                 "image_size": size,
-                "train": {"first_identity": 0, "identities": 2400, "per_identity": 10},
+                "train": {"first_identity": 0, "identities": 4800, "per_identity": 8},
                 "held_out": {"first_identity": 5000, "identities": 100, "per_identity": 4},
             },
             # 8x8 latents: with patches of 2 the U-ViT sees 16 image tokens.

@@ -1,6 +1,6 @@
 """Portraits from identities and scenes: picture, parsing mask, face box, landmarks, depth and pose.
 
-Everything is computed for a batch at once in torch, at `supersampling` times the size and averaged down.
+Everything is computed for a batch at once in torch; small pictures at twice the size and averaged down.
 """
 
 import math
@@ -29,7 +29,7 @@ from feedface.portraits.hair import Hair
 from feedface.portraits.identity import Identities
 from feedface.portraits.scene import Scenes
 
-_CHUNK = 32  # portraits painted at once: larger batches only leave the processor's cache
+_CHUNK = 4  # portraits painted at once: larger batches only leave the processor's cache
 
 
 @dataclass
@@ -47,8 +47,12 @@ class Portraits:
 
 
 @torch.no_grad()
-def render(identities: Identities, scenes: Scenes, size: int = 64, supersampling: int = 2) -> Portraits:
-    """Render identity i in scene i for every row. The same rows give the same pixels in any batch."""
+def render(identities: Identities, scenes: Scenes, size: int = 128, supersampling: int | None = None) -> Portraits:
+    """Render identity i in scene i for every row. The same rows give the same pixels in any batch.
+
+    supersampling: None for 1 from 128 px on (edges are painted soft, which is enough there), else 2.
+    """
+    supersampling = supersampling or (1 if size >= 128 else 2)
     if len(identities) != len(scenes):
         raise ValueError(f"{len(identities)} identities but {len(scenes)} scenes")
     parts = [
