@@ -21,6 +21,7 @@ from feedface.portraits import (
     write_world,
 )
 from feedface.portraits.canvas import HAIR, LEFT_EYE, NOSE, RIGHT_EYE
+from feedface.portraits.groups import render_pairs
 
 PEOPLE = torch.arange(24)
 SCENES = torch.arange(24) % 5
@@ -38,6 +39,22 @@ def test_a_portrait_does_not_depend_on_its_batch(rendered):
     assert torch.equal(alone.image[0], portraits.image[7])
     assert torch.equal(alone.mask[0], portraits.mask[7])
     assert torch.equal(alone.box[0], portraits.box[7])
+
+
+def test_a_pair_shows_each_person_on_their_side():
+    left, right, scenes = [3, 8, 20], [4, 9, 21], [0, 1, 2]
+    pairs = render_pairs(left, right, scenes, size=96)
+    assert pairs.image.shape == (3, 3, 96, 96) and pairs.mask.shape == (3, 2, 96, 96)
+    centre = pairs.box.unflatten(-1, (2, 2)).mean(-2)[..., 0]  # [N, 2] px
+    assert (centre[:, 0] < 48).all() and (centre[:, 1] > 48).all()
+    assert not ((pairs.mask[:, 0] > 0) & (pairs.mask[:, 1] > 0)).any()
+    for person in range(2):  # the label map of each person lies on that person's side
+        columns = (pairs.mask[:, person] == NOSE).nonzero()[:, 2].float()
+        assert ((columns < 48) if person == 0 else (columns >= 48)).all() and len(columns)
+    # The right person is drawn as alone: another one on the left changes nothing of the face.
+    other = render_pairs([5, 5, 5], right, scenes, size=96)
+    assert torch.equal(other.mask[:, 1], pairs.mask[:, 1])
+    assert pairs.captions[0].startswith("a ") and " and a " in pairs.captions[0]
 
 
 def test_another_seed_is_another_world():
