@@ -57,6 +57,14 @@ def test_a_pair_shows_each_person_on_their_side():
     assert pairs.captions[0].startswith("a ") and " and a " in pairs.captions[0]
 
 
+def test_the_wide_framing_shows_smaller_heads():
+    near, far = (make_portraits(PEOPLE, SCENES, framing=framing) for framing in ("tight", "wide"))
+    height = [portraits.boxes[:, 3] - portraits.boxes[:, 1] for portraits in (near, far)]
+    assert height[0].mean() > 1.1 * height[1].mean()
+    assert np.abs(far.pose[:, 0]).max() > 24 > 22 >= np.abs(near.pose[:, 0]).max()
+    assert (near.masks > 0).mean() > 1.25 * (far.masks > 0).mean()
+
+
 def test_another_seed_is_another_world():
     first, second = sample_identities(PEOPLE, seed=0), sample_identities(PEOPLE, seed=1)
     assert not torch.equal(first.vector(), second.vector())
