@@ -27,14 +27,12 @@ from feedface.encoders import preprocess_face
 from feedface.model_files import load_model, model_digest
 from feedface.prompts import check_prompt
 from feedface.references import Picture, Reference, find_faces
-from feedface.settings import MAX_SEED, Settings, check_range
+from feedface.settings import MAX_SAMPLES, MAX_SEED, Settings, check_range
 
 if TYPE_CHECKING:
     from feedface.checkpoints.bundle import Bundle
     from feedface.checkpoints.few_step import FewStep
     from feedface.faces.detect import FaceDetector
-
-MAX_SAMPLES = 256
 
 
 class Request(NamedTuple):

@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # brings in torch: not needed to parse a command line
     from feedface.checkpoints.few_step import FewStep
 
 MAX_SEED = 2**63 - 1
+MAX_SAMPLES = 256  # pictures of a prompt at once
 MAX_SIZE_PX = 4096
 PRESET_NAMES, DEFAULT_PRESET = ("quality", "balanced", "fast"), "balanced"
 EVERYWHERE = (0.0, 1000.0)  # the interval of timesteps that leaves nothing out
@@ -70,10 +71,11 @@ class Settings:
                 check_range(f"--{name}", value, 1, 999)
                 if not isinstance(value, int):
                     raise UserError(f"--{name} {value}: not a whole number")
-        if self.guidance is not None:
-            check_range("--guidance", self.guidance, 0, 50)
-        if self.face_scale is not None:
-            check_range("--face_scale", self.face_scale, 0, 5)
+        for name, high in (("guidance", 50), ("face_scale", 5)):
+            value = getattr(self, name)
+            if value is not None:  # always floats, as intervals below: equal settings look the same in every file
+                check_range(f"--{name}", value, 0, high)
+                object.__setattr__(self, name, float(value))
         for side in self.size or ():
             check_range("--size", side, 1, MAX_SIZE_PX)
         if self.uncond is not None:
@@ -87,7 +89,7 @@ class Settings:
 
             _check_name("--scheduler", self.scheduler, SCHEDULERS)
         for name in ("guidance_interval", "face_interval"):
-            if getattr(self, name) is not None:  # always floats: equal settings look the same in every file
+            if getattr(self, name) is not None:
                 object.__setattr__(self, name, _interval(f"--{name}", getattr(self, name)))
         if self.few_step is not None and not isinstance(self.few_step, bool):
             raise UserError(f"few_step {self.few_step!r}: use true or false")
@@ -181,7 +183,7 @@ def parse_size(text: str) -> tuple[int, int]:
     """ "512" -> (512, 512); "512x768" -> (512, 768), width first."""
     match = re.fullmatch(r"(\d{1,6})(?:[xX](\d{1,6}))?", text.strip())
     if match is None:
-        raise UserError(f"--size {text}: not a size; use 512 or 512x768 (width x height)")
+        raise UserError(f"--size {text or '(empty)'}: not a size; use 512 or 512x768 (width x height)")
     width, height = match[1], match[2] or match[1]
     return int(width), int(height)
 
