@@ -77,16 +77,37 @@ def folder_lock(folder: Path, busy: str) -> Iterator[None]:
         yield
 
 
+class NameTaken(FileExistsError):
+    """A file that was not to be overwritten has come into being meanwhile."""
+
+
+def _place_new(temporary: Path, path: Path) -> None:
+    """Give a finished file its name, or raise `NameTaken`: of several processes one gets the name."""
+    try:
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            raise
+        except OSError:  # a disk without hard links (FAT, some network shares): the name is claimed by an empty file
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+            os.replace(temporary, path)
+    except FileExistsError as error:
+        raise NameTaken(error.errno, error.strerror, str(path)) from None
+
+
 @contextmanager
-def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
-    """Yield a temporary path to write to; on success it becomes `path`, on any error it is removed."""
+def atomic_file(path: str | os.PathLike, new: bool = False) -> Iterator[Path]:
+    """Yield a temporary path to write to; on success it becomes `path`, on any error it is removed.
+
+    new: nothing is overwritten, also by processes that write at the same time; `NameTaken` if `path` is there.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary_name(path)
     try:
         yield temporary
         _finish(temporary)
-        os.replace(temporary, path)
+        (_place_new if new else os.replace)(temporary, path)
         _sync_folder(path.parent)
     except Exception as error:
         _check_full(error, path)

@@ -125,13 +125,16 @@ def _prompt(text: str) -> str:
 
 
 def _setting(name: str) -> AfterValidator:
-    """As the option of this name; size is 64, "64x96" or [64, 96], too."""
+    """As the option of this name; size is 64, "64x96" or [64, 96]."""
 
     def check(value: Any) -> Any:
+        if value is None:
+            return None
         try:
-            if name == "size" and value is not None:
+            if name == "size":
                 value = tuple(value) if isinstance(value, list) and len(value) == 2 else parse_size(str(value))
-            return getattr(Settings(**{name: value}), name)
+            checked = getattr(Settings(**{name: value}), name)
+            return checked if name == "size" else float(checked)  # as the option: the same picture is known again
         except UserError as error:
             raise ValueError(str(error).removeprefix(f"--{name} ")) from None
 

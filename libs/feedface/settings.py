@@ -71,11 +71,10 @@ class Settings:
                 check_range(f"--{name}", value, 1, 999)
                 if not isinstance(value, int):
                     raise UserError(f"--{name} {value}: not a whole number")
-        for name, high in (("guidance", 50), ("face_scale", 5)):
-            value = getattr(self, name)
-            if value is not None:  # always floats, as intervals below: equal settings look the same in every file
-                check_range(f"--{name}", value, 0, high)
-                object.__setattr__(self, name, float(value))
+        if self.guidance is not None:
+            check_range("--guidance", self.guidance, 0, 50)
+        if self.face_scale is not None:
+            check_range("--face_scale", self.face_scale, 0, 5)
         for side in self.size or ():
             check_range("--size", side, 1, MAX_SIZE_PX)
         if self.uncond is not None:
@@ -89,7 +88,7 @@ class Settings:
 
             _check_name("--scheduler", self.scheduler, SCHEDULERS)
         for name in ("guidance_interval", "face_interval"):
-            if getattr(self, name) is not None:
+            if getattr(self, name) is not None:  # always floats: equal settings look the same in every file
                 object.__setattr__(self, name, _interval(f"--{name}", getattr(self, name)))
         if self.few_step is not None and not isinstance(self.few_step, bool):
             raise UserError(f"few_step {self.few_step!r}: use true or false")
@@ -144,23 +143,39 @@ class Settings:
             if asked.few_step:
                 raise UserError("few_step: this model has no few-step adapter (distill.py makes one); leave it out")
             return replace(self, few_step=False)
-        fixed = {
-            "steps": adapter.steps,
-            "guidance": adapter.guidance,  # built in, and so is `uncond`: no unconditional half is evaluated
-            "uncond": adapter.uncond,
-            "scheduler": "ddim",
-            "guidance_interval": EVERYWHERE,
-            "face_interval": EVERYWHERE,
-            "reuse": 1,
-        }
-        for key, value in fixed.items():
+        wrong = self._against(asked, adapter)
+        if wrong and asked.few_step:
+            key, wanted, made_for = wrong
+            raise UserError(f"--{key} {wanted}: the model's few-step adapter was made for {made_for}")
+        if wrong:
+            return replace(self, few_step=False)
+        face_scale = adapter.face_scale if asked.face_scale is None else asked.face_scale  # may be another
+        return replace(self, face_scale=face_scale, **_fixed_by(adapter))
+
+    @staticmethod
+    def _against(asked: Settings, adapter: FewStep) -> tuple[str, object, object] | None:
+        """The first setting asked for that the adapter cannot draw with: name, value, the adapter's value."""
+        for key, value in _fixed_by(adapter).items():
             wanted = getattr(asked, key)
             if wanted is not None and wanted != value:
-                if asked.few_step:
-                    raise UserError(f"--{key} {wanted}: the model's few-step adapter was made for {value}")
-                return replace(self, few_step=False)
-        face_scale = adapter.face_scale if asked.face_scale is None else asked.face_scale  # may be another
-        return replace(self, face_scale=face_scale, **fixed)
+                return key, wanted, value
+        return None
+
+    def adapter_notice(self, full: Settings, adapter: FewStep | None) -> str | None:
+        """What to tell the user if `full`, made of these, draws without the few-step adapter that its preset is for."""
+        from feedface.presets import PRESETS  # as above
+
+        if full.few_step or self.few_step is not None or not PRESETS[full.preset].few_step:
+            return None
+        wrong = adapter and self._against(self, adapter)
+        if wrong:
+            key, wanted, value = wrong
+            reason = f"it was made for {_shown(key, value)}, not {_shown(key, wanted)}"
+        elif adapter is None:
+            reason = "there is none for this model as it is loaded"
+        else:
+            return None  # the model's own settings leave it out
+        return f"preset {full.preset}: drawn without the few-step adapter ({reason}), in {full.steps} steps instead"
 
     def as_json(self) -> dict[str, object]:
         """All of them as JSON has them: lists for tuples."""
@@ -186,6 +201,24 @@ def parse_size(text: str) -> tuple[int, int]:
         raise UserError(f"--size {text or '(empty)'}: not a size; use 512 or 512x768 (width x height)")
     width, height = match[1], match[2] or match[1]
     return int(width), int(height)
+
+
+def _fixed_by(adapter: FewStep) -> dict[str, object]:
+    """What drawing with the adapter leaves no choice in."""
+    return {
+        "steps": adapter.steps,
+        "guidance": float(adapter.guidance),  # built in, and so is `uncond`: no unconditional half is evaluated
+        "uncond": adapter.uncond,
+        "scheduler": "ddim",
+        "guidance_interval": EVERYWHERE,
+        "face_interval": EVERYWHERE,
+        "reuse": 1,
+    }
+
+
+def _shown(key: str, value: object) -> str:
+    numbers = value if isinstance(value, tuple) else (value,)
+    return " ".join([f"--{key}", *(f"{number:g}" if isinstance(number, float) else str(number) for number in numbers)])
 
 
 def _check_name(name: str, value: object, known: tuple[str, ...]) -> None:
