@@ -26,13 +26,12 @@ from PIL import Image, PngImagePlugin
 
 from feedface import __version__
 from feedface.errors import UserError
-from feedface.files import NameTaken, atomic_file
+from feedface.files import NameTaken, atomic_file, check_depth, make_folder
 
 T = TypeVar("T")
 RESULTS, SHEET = "results", "sheet"
 _OF_A_RUN = re.compile(rf"(?:{RESULTS}|{SHEET})_(\d{{4,}})\.(?:json|png)")
 MAX_NAME_BYTES = 80
-MAX_DEPTH = 200  # folders: Python's own functions fail at some hundreds
 WINDOWS_DEVICES = {"con", "prn", "aux", "nul"} | {f"{port}{n}" for port in ("com", "lpt") for n in range(10)}
 
 
@@ -79,7 +78,7 @@ class PictureFolder:
     def __init__(self, folder: str | os.PathLike):
         self.folder = Path(folder)
         with _naming(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
         self._finished: dict[str, Path] = {}
         self._next = 0
         for path in sorted(self.folder.glob("*.png")):
@@ -135,17 +134,14 @@ class PictureFolder:
 def check_writable(folder: Path) -> None:
     """Check that `folder` can be written to, or made, before any work is done; makes nothing. `OutputError` if not."""
     existing = folder.absolute()
-    if len(existing.parts) > MAX_DEPTH:
-        raise OutputError(f"{str(folder)[:60]}…: {len(existing.parts)} folders deep; {MAX_DEPTH} are the limit")
+    check_depth(folder)
     while not os.path.lexists(existing):
         existing = existing.parent
     with _naming(folder), tempfile.TemporaryFile(dir=existing) as probe:
         probe.write(bytes(4096))
 
 
-def save_png(
-    image: Image.Image, path: Path, metadata: PngImagePlugin.PngInfo | None = None, new: bool = False
-) -> None:
+def save_png(image: Image.Image, path: Path, metadata: PngImagePlugin.PngInfo | None = None, new: bool = False) -> None:
     """Write a PNG, whole or not at all. `OutputError` names the file; `new`: see `atomic_file`."""
     with _naming(path), atomic_file(path, new) as temporary:
         image.save(temporary, format="PNG", pnginfo=metadata)
