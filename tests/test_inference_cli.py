@@ -277,6 +277,7 @@ def test_what_a_job_sets_wrong_fails_it_alone(run, here, capsys):
 
 def test_a_preset_that_loses_its_adapter_is_said(run, here, toy, capsys):
     from feedface.checkpoints.few_step import FewStep, add_few_step, save_few_step
+    from feedface.pipeline import FeedFacePipeline
 
     shutil.copytree(toy, "model")
     weights = {"uvit.mid_block.attn.qkv": (torch.zeros(1, 32), torch.zeros(96, 1))}
@@ -288,6 +289,9 @@ def test_a_preset_that_loses_its_adapter_is_said(run, here, toy, capsys):
     [note] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note:")]
     assert "preset fast: drawn without the few-step adapter" in note and "--guidance 2, not --guidance 3" in note
     assert any("few-step adapter" in notice for notice in results()["notices"])
+    pipe = FeedFacePipeline.from_pretrained("model", device="cpu")
+    with pytest.warns(UserWarning, match="drawn without the few-step adapter"):
+        pipe.generate("a man", preset="fast", guidance=3, progress=False)
     # In a batch it is said once for the options, and of each job that is why.
     write_job(here / "a.json", guidance=4)
     write_job(here / "b.json")
@@ -410,11 +414,11 @@ class FakeDetector:
     has_recogniser = True
 
     def __init__(self, faces=1):
-        self.faces = faces
+        self.faces, self.score = faces, 0.9
 
     def detect(self, image):
         embedding = np.array([0.6, 0.8], np.float32)
-        return [Face(np.array([5, 5, 35, 40], np.float32), 0.9, None, embedding)] * self.faces
+        return [Face(np.array([5, 5, 35, 40], np.float32), self.score, None, embedding)] * self.faces
 
 
 @pytest.fixture
@@ -442,6 +446,30 @@ def test_several_faces_are_said(run, detector, capsys):
     detector.faces = 3
     run(*single(), detect=True)
     assert "note: face.png: 3 faces found, the largest is taken" in capsys.readouterr().out
+
+
+def test_a_photo_shown_to_the_miniature(run, here, toy, detector, capsys):
+    """The miniature is a model with a face pack called mini. No face, hardly a face, or a detector of photos: said."""
+    from feedface.references import NoFaceError
+
+    shutil.copytree(toy, "model")
+    (here / "model/faces/models/mini").mkdir(parents=True)
+    (here / "model/faces/models/mini/detector.onnx").touch()
+    index = json.loads((here / "model/model_index.json").read_text())
+    index["components"]["faces"] = "faces"
+    (here / "model/model_index.json").write_text(json.dumps(index))
+    run(*single(), model="model", detect=True)
+    assert "the model 'toy' knows drawn portraits only" in capsys.readouterr().out
+    detector.name = "mini"
+    run(*single("--seed", 1), model="model", detect=True)
+    assert "drawn portraits" not in capsys.readouterr().out
+    detector.score = 0.51
+    run(*single("--seed", 2), model="model", detect=True)
+    assert "face.png: hardly a face (score 0.51); the detector 'mini'" in capsys.readouterr().out
+    assert any("--detector opencv" in notice for notice in results()["notices"])
+    detector.faces = 0
+    with pytest.raises(NoFaceError, match=r"no face found.*drawn portraits only: for photos --detector opencv"):
+        run(*single(), model="model", detect=True)
 
 
 def test_not_measured_without_a_recogniser(run, capsys):
