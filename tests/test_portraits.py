@@ -12,7 +12,6 @@ from feedface.errors import UserError
 from feedface.portraits import (
     ATTRIBUTES,
     attributes,
-    captions,
     make_portraits,
     read_world,
     render,
@@ -21,6 +20,7 @@ from feedface.portraits import (
     write_world,
 )
 from feedface.portraits.canvas import HAIR, LEFT_EYE, NOSE, RIGHT_EYE
+from feedface.portraits.captions import captions
 from feedface.portraits.groups import render_pairs
 
 PEOPLE = torch.arange(24)

@@ -38,16 +38,19 @@ def default_batch_size(settings: Settings, device: torch.device, low_memory: boo
     return min(MAX_BATCH, max(1, int(room * BATCH_PX / (width * height))))
 
 
-def batches(items: Iterable[Item], size: int, key: Callable[[Item], Hashable]) -> Iterator[list[Item]]:
+def batches(
+    items: Iterable[Item], size: int | Callable[[Item], int], key: Callable[[Item], Hashable]
+) -> Iterator[list[Item]]:
     """Lists of at most `size` items with the same `key`, each as soon as it is full; at the end those that are not.
 
-    `items` is read as far as the next full list needs, in its order.
+    A `size` that depends on the item is the same for the same `key`. `items` is read as far as the next full list
+    needs, in its order.
     """
     waiting: dict[Hashable, list[Item]] = {}
     for item in items:
         group = waiting.setdefault(key(item), [])
         group.append(item)
-        if len(group) == size:
+        if len(group) == (size(item) if callable(size) else size):
             yield waiting.pop(key(item))
     yield from waiting.values()
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from feedface.errors import UserError
 
 NEARLY_FULL = 1 << 16  # bytes left
+MAX_DEPTH = 200  # folders in each other: Python's own functions fail at some hundreds
 
 # Read once: asking means setting it for a moment, for all threads.
 _UMASK = os.umask(0)
@@ -64,7 +65,7 @@ def folder_lock(folder: Path, busy: str) -> Iterator[None]:
 
     Freed however the process ends. Without effect on Windows.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with open(folder / ".lock", "w") as file:
         try:
             import fcntl
@@ -77,16 +78,50 @@ def folder_lock(folder: Path, busy: str) -> Iterator[None]:
         yield
 
 
+def check_depth(folder: Path) -> None:
+    """`UserError` for a folder in too many others."""
+    depth = len(folder.absolute().parts)
+    if depth > MAX_DEPTH:
+        raise UserError(f"{str(folder)[:60]}…: {depth} folders in each other; {MAX_DEPTH} are the limit")
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those it is in, where they are not there. `UserError` if these are too many."""
+    check_depth(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+class NameTaken(FileExistsError):
+    """A file that was not to be overwritten has come into being meanwhile."""
+
+
+def _place_new(temporary: Path, path: Path) -> None:
+    """Give a finished file its name, or raise `NameTaken`: of several processes one gets the name."""
+    try:
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            raise
+        except OSError:  # a disk without hard links (FAT, some network shares): the name is claimed by an empty file
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+            os.replace(temporary, path)
+    except FileExistsError as error:
+        raise NameTaken(error.errno, error.strerror, str(path)) from None
+
+
 @contextmanager
-def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
-    """Yield a temporary path to write to; on success it becomes `path`, on any error it is removed."""
+def atomic_file(path: str | os.PathLike, new: bool = False) -> Iterator[Path]:
+    """Yield a temporary path to write to; on success it becomes `path`, on any error it is removed.
+
+    new: nothing is overwritten, also by processes that write at the same time; `NameTaken` if `path` is there.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = _temporary_name(path)
     try:
         yield temporary
         _finish(temporary)
-        os.replace(temporary, path)
+        (_place_new if new else os.replace)(temporary, path)
         _sync_folder(path.parent)
     except Exception as error:
         _check_full(error, path)
@@ -99,7 +134,7 @@ def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
 def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
     """Yield an empty temporary folder to fill; on success it replaces `path`, on any error it is removed."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = _temporary_name(path)
     temporary.mkdir()
     try:

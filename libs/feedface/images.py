@@ -1,8 +1,11 @@
 """Reading any picture a user may hand over: to uint8 RGB [H, W, 3], or one `UserError` that says what is wrong."""
 
+import ctypes
 import os
 import stat
 import warnings
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +32,7 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of large sizes and odd metadata; the size is checked here.
         try:
+            _silence_libtiff()
             Image.init()  # all plugins, so that it is known which of the formats this Pillow was built with
             image = Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN])
         except Image.DecompressionBombError:
@@ -45,6 +49,17 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
                 return to_rgb(image)
             except Exception as error:
                 raise UserError(f"{path}: damaged or truncated picture ({error})") from None
+
+
+@cache
+def _silence_libtiff() -> None:
+    """libtiff writes what it finds wrong to stderr by itself; what matters of it Pillow raises."""
+    with suppress(OSError, AttributeError):  # a Pillow that has it built in keeps its ways
+        library = ctypes.CDLL(Image.core.__file__)  # names are looked up in what it was linked with, too
+        for name in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):
+            setter = getattr(library, name)
+            setter.argtypes, setter.restype = [ctypes.c_void_p], ctypes.c_void_p
+            setter(None)
 
 
 def to_rgb(image: Image.Image) -> np.ndarray:

@@ -19,8 +19,8 @@ import torch
 
 from feedface.acceleration import channels_last
 from feedface.checkpoints.bundle import INDEX, Bundle, check_parts, load_bundle, read_index
-from feedface.checkpoints.official import load_face_controlnet
-from feedface.checkpoints.release import TEXT_ENCODER, is_release, load_release
+from feedface.checkpoints.official import HOME, load_face_controlnet
+from feedface.checkpoints.release import FILES, TEXT_ENCODER, is_release, load_release
 from feedface.checkpoints.storage import load_network
 from feedface.encoders import TEXT_PROJECTION
 from feedface.errors import UserError
@@ -104,6 +104,11 @@ def _read(
 
 
 def _load_parts(path: Path, parts: Sequence[str], device: torch.device, dtype: torch.dtype | None) -> Bundle:
+    if path.is_dir() and not (path / INDEX).is_file() and not is_release(path):
+        raise UserError(
+            f"{path}: holds neither a model of this project ({INDEX}) nor the authors' four files "
+            f"({', '.join(FILES.values())}), which come from {HOME}; models/README.md says more"
+        )
     if (path / INDEX).is_file() or not is_release(path):
         bundle = load_bundle(path, device, dtype, components=parts)
     else:

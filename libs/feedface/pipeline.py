@@ -12,6 +12,7 @@ images = pipe.draw([Request("a woman on a beach", 0, anna), Request("a man with 
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -25,16 +26,15 @@ from feedface.device import pick_device, pick_dtype
 from feedface.drawing import adapter_of, batches, default_batch_size, draw_batch, picture_settings
 from feedface.encoders import preprocess_face
 from feedface.model_files import load_model, model_digest
+from feedface.progress import progress as watch
 from feedface.prompts import check_prompt
 from feedface.references import Picture, Reference, find_faces
-from feedface.settings import MAX_SEED, Settings, check_range
+from feedface.settings import MAX_SAMPLES, MAX_SEED, Settings, check_range
 
 if TYPE_CHECKING:
     from feedface.checkpoints.bundle import Bundle
     from feedface.checkpoints.few_step import FewStep
     from feedface.faces.detect import FaceDetector
-
-MAX_SAMPLES = 256
 
 
 class Request(NamedTuple):
@@ -117,6 +117,10 @@ class FeedFacePipeline:
         bundle = self.bundle
         return (wanted or Settings()).for_model(bundle.defaults, bundle.image_size, bundle.size_multiple, self.adapter)
 
+    def settings_notice(self, wanted: Settings) -> str | None:
+        """What to tell the user if `wanted` names a preset that is not drawn as it is meant."""
+        return wanted.adapter_notice(self.settings(wanted), self.adapter)
+
     def picture_settings(self, settings: Settings) -> dict[str, Any]:
         """What changes the picture, of complete settings and the way the model was loaded."""
         found = picture_settings(settings, self.dtype, self.adapter)
@@ -188,7 +192,8 @@ class FeedFacePipeline:
     ) -> list[Image.Image]:
         """Draw the person that was set, as the prompt says.
 
-        A sample depends on its own seed only, not on how many are drawn or how they are batched.
+        A sample depends on its own seed only, not on how many are drawn; how they are batched changes its rounding. A
+        preset that is drawn without its few-step adapter is warned of.
 
         Args:
             prompt: what to draw.
@@ -217,12 +222,12 @@ class FeedFacePipeline:
             few_step,
         )
         full = self.settings(wanted)
+        if notice := self.settings_notice(wanted):
+            warnings.warn(notice, stacklevel=2)
         requests = [_checked((prompt, value, self._face_tokens)) for value in seeds]
         if callable(progress):
             return list(self.draw(requests, full, batch_size, lambda pictures: progress()))
-        from tqdm import tqdm
-
-        with tqdm(total=full.steps * len(seeds), unit="step", disable=not progress) as bar:
+        with watch(total=full.steps * len(seeds), desc="drawing", disable=not progress) as bar:
             return list(self.draw(requests, full, batch_size, bar.update))
 
     def draw(

@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # brings in torch: not needed to parse a command line
     from feedface.checkpoints.few_step import FewStep
 
 MAX_SEED = 2**63 - 1
+MAX_SAMPLES = 256  # pictures of a prompt at once
 MAX_SIZE_PX = 4096
 PRESET_NAMES, DEFAULT_PRESET = ("quality", "balanced", "fast"), "balanced"
 EVERYWHERE = (0.0, 1000.0)  # the interval of timesteps that leaves nothing out
@@ -142,23 +143,39 @@ class Settings:
             if asked.few_step:
                 raise UserError("few_step: this model has no few-step adapter (distill.py makes one); leave it out")
             return replace(self, few_step=False)
-        fixed = {
-            "steps": adapter.steps,
-            "guidance": adapter.guidance,  # built in, and so is `uncond`: no unconditional half is evaluated
-            "uncond": adapter.uncond,
-            "scheduler": "ddim",
-            "guidance_interval": EVERYWHERE,
-            "face_interval": EVERYWHERE,
-            "reuse": 1,
-        }
-        for key, value in fixed.items():
+        wrong = self._against(asked, adapter)
+        if wrong and asked.few_step:
+            key, wanted, made_for = wrong
+            raise UserError(f"--{key} {wanted}: the model's few-step adapter was made for {made_for}")
+        if wrong:
+            return replace(self, few_step=False)
+        face_scale = adapter.face_scale if asked.face_scale is None else asked.face_scale  # may be another
+        return replace(self, face_scale=face_scale, **_fixed_by(adapter))
+
+    @staticmethod
+    def _against(asked: Settings, adapter: FewStep) -> tuple[str, object, object] | None:
+        """The first setting asked for that the adapter cannot draw with: name, value, the adapter's value."""
+        for key, value in _fixed_by(adapter).items():
             wanted = getattr(asked, key)
             if wanted is not None and wanted != value:
-                if asked.few_step:
-                    raise UserError(f"--{key} {wanted}: the model's few-step adapter was made for {value}")
-                return replace(self, few_step=False)
-        face_scale = adapter.face_scale if asked.face_scale is None else asked.face_scale  # may be another
-        return replace(self, face_scale=face_scale, **fixed)
+                return key, wanted, value
+        return None
+
+    def adapter_notice(self, full: Settings, adapter: FewStep | None) -> str | None:
+        """What to tell the user if `full`, made of these, draws without the few-step adapter that its preset is for."""
+        from feedface.presets import PRESETS  # as above
+
+        if full.few_step or self.few_step is not None or not PRESETS[full.preset].few_step:
+            return None
+        wrong = adapter and self._against(self, adapter)
+        if wrong:
+            key, wanted, value = wrong
+            reason = f"it was made for {_shown(key, value)}, not {_shown(key, wanted)}"
+        elif adapter is None:
+            reason = "there is none for this model as it is loaded"
+        else:
+            return None  # the model's own settings leave it out
+        return f"preset {full.preset}: drawn without the few-step adapter ({reason}), in {full.steps} steps instead"
 
     def as_json(self) -> dict[str, object]:
         """All of them as JSON has them: lists for tuples."""
@@ -181,9 +198,27 @@ def parse_size(text: str) -> tuple[int, int]:
     """ "512" -> (512, 512); "512x768" -> (512, 768), width first."""
     match = re.fullmatch(r"(\d{1,6})(?:[xX](\d{1,6}))?", text.strip())
     if match is None:
-        raise UserError(f"--size {text}: not a size; use 512 or 512x768 (width x height)")
+        raise UserError(f"--size {text or '(empty)'}: not a size; use 512 or 512x768 (width x height)")
     width, height = match[1], match[2] or match[1]
     return int(width), int(height)
+
+
+def _fixed_by(adapter: FewStep) -> dict[str, object]:
+    """What drawing with the adapter leaves no choice in."""
+    return {
+        "steps": adapter.steps,
+        "guidance": float(adapter.guidance),  # built in, and so is `uncond`: no unconditional half is evaluated
+        "uncond": adapter.uncond,
+        "scheduler": "ddim",
+        "guidance_interval": EVERYWHERE,
+        "face_interval": EVERYWHERE,
+        "reuse": 1,
+    }
+
+
+def _shown(key: str, value: object) -> str:
+    numbers = value if isinstance(value, tuple) else (value,)
+    return " ".join([f"--{key}", *(f"{number:g}" if isinstance(number, float) else str(number) for number in numbers)])
 
 
 def _check_name(name: str, value: object, known: tuple[str, ...]) -> None:

@@ -33,6 +33,7 @@ from feedface.baselines.compare import (
 from feedface.baselines.personalise import DreamBoothSettings
 from feedface.baselines.sessions import Sessions, people_of
 from feedface.checkpoints.bundle import load_bundle
+from feedface.command_line import Parser
 from feedface.device import pick_device
 from feedface.diffusion.guidance import UNCOND_MODES
 from feedface.errors import run_cli
@@ -150,7 +151,7 @@ def contact_sheet(cases: Cases, systems: dict[str, np.ndarray]):
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m feedface.baselines.dreambooth", description=__doc__.split("\n\n")[0], allow_abbrev=False
     )
     parser.add_argument("--model", default="models/mini", help="model folder (default: %(default)s)")

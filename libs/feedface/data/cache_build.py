@@ -31,7 +31,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from feedface.checkpoints.storage import read_json, write_json
 from feedface.data.dataset import BrokenPicture, PictureStore
@@ -40,6 +39,7 @@ from feedface.data.records import Record
 from feedface.encoders import to_tensor
 from feedface.errors import UserError
 from feedface.files import atomic_file
+from feedface.progress import progress
 
 FORMAT = 2
 MANIFEST = "cache.json"
@@ -231,7 +231,7 @@ def fill(
         chosen = [shard for shard in mine if shard.kind == kind]
         total = sum(len(shard.items) for shard in chosen)
         silent = rank != 0 or total < BAR_FROM
-        with tqdm(total=total, desc="encoding", unit=f" {kind}", mininterval=2, disable=silent) as bar:
+        with progress(total=total, desc=f"encoding {kind}", unit="item", disable=silent) as bar:
             for shard in chosen:
                 shard.write(encoding.encode(shard, bar.update))
     del encoding

@@ -7,13 +7,13 @@ anybody's face, and is compared with the renderer's pictures of *other* unseen p
 reached at best, the described pictures themselves.
 """
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from feedface.command_line import Parser
 from feedface.errors import UserError, run_cli
 
 FIRST_IDENTITY = 25_000  # half of `cases.MAX_IDENTITIES` on from the people of the evaluation
@@ -21,7 +21,7 @@ SCENES = 5  # a person
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m feedface.evaluation.frechet", description=__doc__.split("\n\n")[0])
+    parser = Parser(prog="python -m feedface.evaluation.frechet", description=__doc__.split("\n\n")[0])
     parser.add_argument("--model", default="models/mini", help="model folder (default: %(default)s)")
     parser.add_argument("--inspector", help="the judge's folder (default: the model's own)")
     parser.add_argument("--pictures", type=int, default=2000, help="in each set (default: %(default)s)")

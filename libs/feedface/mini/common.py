@@ -20,9 +20,10 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from feedface.config_flags import explain
 from feedface.device import fast_bfloat16
 from feedface.errors import UserError
-from feedface.files import atomic_file
+from feedface.files import atomic_file, make_folder
 
 ROOT = Path(__file__).resolve().parents[3]  # the repository, for configs/ and train.py
 LOG_EVERY_S = 15
@@ -99,7 +100,7 @@ def fit(
     """
     if not (config.steps or config.minutes):
         raise UserError(f"{stage}: set a budget, steps or minutes")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     device = next(model.parameters()).device
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizers = _optimizers(trained, matrices if config.muon_lr else (), config)
@@ -279,7 +280,7 @@ def config_from_flags(name: str, preset: str, overrides: Sequence[str]) -> ml_co
         config = holder.value
     # ml_collections reports a wrong key or type in all of these.
     except (flags.Error, KeyError, AttributeError, TypeError, ValueError) as error:
-        raise UserError(f"{error}; the settings are in {file}") from None
+        raise UserError(f"{explain(error, overrides)}; the settings are in {file}") from None
     if rest:
         raise UserError(f"{rest[0]}: unknown argument; see --help")
     return config

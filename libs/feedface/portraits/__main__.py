@@ -4,13 +4,12 @@ python -m feedface.portraits --out data/portraits --identities 200 --per-identit
 python -m feedface.portraits --sheet docs/portraits.png --identities 8 --per-identity 8
 """
 
-import argparse
-
+from feedface.command_line import Parser
 from feedface.errors import UserError, run_cli
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m feedface.portraits", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m feedface.portraits", description=__doc__.splitlines()[0])
     parser.add_argument("--out", help="folder for images, masks, records.jsonl and truth.npz")
     parser.add_argument("--sheet", help="write one picture instead: a row per person, a column per scene")
     parser.add_argument("--identities", type=int, default=100, help="number of people (default 100)")

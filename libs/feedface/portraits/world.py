@@ -11,16 +11,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from tqdm import tqdm
 
 from feedface.data.records import Record, Reference, read_records, write_records
 from feedface.errors import UserError
 from feedface.faces.crop import square_box
-from feedface.files import atomic_file
+from feedface.files import atomic_file, make_folder
 from feedface.portraits.captions import captions
 from feedface.portraits.identity import sample_identities
 from feedface.portraits.renderer import render
 from feedface.portraits.scene import ATTRIBUTES, attributes, sample_scenes
+from feedface.progress import progress
 
 
 @dataclass
@@ -89,7 +89,7 @@ def write_world(
             return out
         raise UserError(f"{marker}: holds another world ({found}); choose another folder")
     for folder in ("images", "masks"):
-        (out / folder).mkdir(parents=True, exist_ok=True)
+        make_folder(out / folder)
 
     people = np.arange(first_identity, first_identity + identities)
     chunks = np.array_split(people, max(1, -(-identities * per_identity // 256)))
@@ -97,7 +97,7 @@ def write_world(
     # Portraits are independent of each other: one process a core, each with one thread.
     workers = min(os.cpu_count() or 1, len(chunks))
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_limit_threads) as pool:
-        results = list(tqdm(pool.map(work, chunks), total=len(chunks), desc="portraits", unit="chunk"))
+        results = list(progress(pool.map(work, chunks), total=len(chunks), desc="portraits", unit="chunk"))
     write_records(out / "records.jsonl", [record for records, _ in results for record in records])
     truth = {name: np.concatenate([part[name] for _, part in results]) for name in results[0][1]}
     with atomic_file(out / "truth.npz") as temporary:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import ml_collections
 from accelerate import Accelerator
-from tqdm import tqdm
 
 from feedface.data.cache_build import Items
 from feedface.data.dataset import BrokenPicture, PictureStore, check_broken
+from feedface.progress import progress
 from feedface.training.check import check_config
 from feedface.training.run_record import bytes_text, check_disk, checkpoint_bytes, existing
 from feedface.training.setup import Models, build_models, build_store, cache_folder, make_accelerator, precision_of
@@ -81,7 +81,7 @@ def check_records(store: PictureStore) -> dict[str, str]:
     pool = ThreadPoolExecutor(READERS)
     try:
         silent = len(rows) < BAR_FROM
-        for _ in tqdm(pool.map(check, rows), total=len(rows), desc="checking", unit=" records", disable=silent):
+        for _ in progress(pool.map(check, rows), total=len(rows), desc="checking", unit="record", disable=silent):
             pass
     finally:
         pool.shutdown(cancel_futures=True)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from feedface.checkpoints.bundle import save_network, write_derived_index
 from feedface.errors import UserError
-from feedface.files import atomic_folder, remove_leftovers
+from feedface.files import atomic_folder, make_folder, remove_leftovers
 
 PROGRESS = "training/progress.json"
 STATE = "training/state.pt"
@@ -120,7 +120,7 @@ def prune_checkpoints(workdir: Path, keep: int, keep_every: int = 0) -> None:
 @contextmanager
 def locked(workdir: Path) -> Iterator[None]:
     """Hold the folder for this run; `UserError` when another run holds it. Freed however the process ends."""
-    workdir.mkdir(parents=True, exist_ok=True)
+    make_folder(workdir)
     with open(workdir / ".lock", "w") as file:
         try:
             import fcntl

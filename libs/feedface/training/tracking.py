@@ -13,13 +13,14 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from feedface.errors import UserError
+from feedface.progress import progress
 from feedface.training.objective import LossParts
 
 # The loss may exceed `max_loss_ratio` in the first reports: the lowest of one or two means says little.
 REPORTS_BEFORE_DIVERGED = 3
+LINE_EVERY_S = 30  # of progress in a log file; runs take hours
 
 
 class BadLoss(Exception):
@@ -88,13 +89,12 @@ class Tracker:
     def __init__(self, accelerator: Accelerator, total_samples: int, first_sample: int, max_loss_ratio: float = 0):
         self.accelerator, self.max_loss_ratio = accelerator, max_loss_ratio
         self.reports, self.lowest = 0, math.inf
-        # A log file is not a terminal: there a bar redrawn every second is megabytes.
-        self.bar = tqdm(
+        self.bar = progress(
             total=total_samples,
             initial=first_sample,
             unit="sample",
-            mininterval=1 if sys.stderr.isatty() else 30,
             disable=not accelerator.is_main_process,
+            every_s=LINE_EVERY_S,
         )
         self._reset()
 

@@ -20,6 +20,7 @@ from feedface.data.dataset import Batch, PictureDataset, SampleOrder, check_brok
 from feedface.data.features import Features
 from feedface.errors import UserError
 from feedface.files import atomic_file
+from feedface.progress import say
 from feedface.training.check import check_config
 from feedface.training.ema import Ema
 from feedface.training.engine import Engine
@@ -288,7 +289,7 @@ class Trainer:
 
     def _say(self, line: str) -> None:
         if self.accelerator.is_main_process:
-            print(line, flush=True)
+            say(line)
 
 
 def _as_it_is(batch: Batch) -> Batch:
