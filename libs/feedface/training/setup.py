@@ -1,7 +1,7 @@
 """What a training run is made of, from its config: accelerate, the models, the data."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
@@ -169,6 +169,7 @@ def make_optimizer(config: ml_collections.ConfigDict, parameters: list[nn.Parame
 class Data:
     """Samples, and what stands in for what is dropped. `encoders` is None where the cache makes them needless.
 
+    `broken` are files that are known already not to be usable, with the reason.
     `zero_image_face` [n,Df] is what the face encoder makes of a zero image, `empty_text` [1,T,Dt] the empty prompt.
     """
 
@@ -176,6 +177,7 @@ class Data:
     encoders: FrozenEncoders | None
     zero_image_face: Tensor
     empty_text: Tensor
+    broken: dict[str, str] = field(default_factory=dict)
 
 
 def cache_folder(config: ml_collections.ConfigDict, workdir: Path) -> Path | None:
@@ -209,7 +211,7 @@ def build_data(config: ml_collections.ConfigDict, models: Models, accelerator: A
         accelerator.print(f"{len(cache.broken)} files cannot be used and are passed over: {files} …")
     dataset = CachedDataset(cache, [len(record.ref) for record in store.records], settings)
     device = accelerator.device
-    return Data(dataset, None, cache.zero_image_face.to(device), cache.empty_text.to(device))
+    return Data(dataset, None, cache.zero_image_face.to(device), cache.empty_text.to(device), cache.broken)
 
 
 def build_store(config: ml_collections.ConfigDict, models: Models, in_memory: bool = False) -> PictureStore:
