@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "libs"))
 from absl import flags
 from ml_collections import config_flags
 
+from feedface.config_file import load_config
 from feedface.errors import UserError, run_cli
 
 FLAGS = flags.FLAGS
@@ -48,6 +49,9 @@ def parse(arguments: list[str]) -> None:
     if {"-h", "--help", "-help", "--helpfull"} & set(arguments[1:]):
         print(__doc__)
         raise SystemExit(0)
+    file = _config_file(arguments)
+    if file:
+        load_config(*file.split(":", 1))  # what is wrong in the file itself, with its line
     try:
         extra = FLAGS(arguments)[1:]
         missing = [name for name in ("config", "workdir") if FLAGS[name].value is None]
@@ -60,6 +64,17 @@ def parse(arguments: list[str]) -> None:
         raise UserError(f"{extra[0]}: unknown argument; see --help")
     if missing:
         raise UserError(f"--{missing[0]} is missing; see --help")
+    if not FLAGS.workdir.strip():
+        raise UserError("--workdir is empty; name a folder (. is the current one)")
+
+
+def _config_file(arguments: list[str]) -> str:
+    """What --config names, before absl has a look at it; "" where it is not given."""
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, equals, value = argument.lstrip("-").partition("=")
+        if argument.startswith("-") and name == "config":
+            return value if equals else following
+    return ""
 
 
 if __name__ == "__main__":

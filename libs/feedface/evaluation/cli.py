@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from feedface.errors import UserError
+from feedface.errors import UserError, path_flag
 from feedface.evaluation.cases import FIRST_IDENTITY, GALLERY, MAX_IDENTITIES
 from feedface.settings import MAX_SEED, Settings, check_range, parse_size
 
@@ -29,7 +29,9 @@ def make_parser(description: str) -> Parser:
         allow_abbrev=False,
     )  # fmt: skip
     parser.add_argument("--protocol", choices=PROTOCOLS, required=True, help="who is drawn, and who judges")
-    parser.add_argument("--out", type=Path, default=Path("outputs/evaluation"), help="(default: %(default)s)")
+    parser.add_argument(
+        "--out", type=path_flag("--out"), default=Path("outputs/evaluation"), help="(default: %(default)s)"
+    )
     systems = parser.add_argument_group("systems")
     systems.add_argument("--model", type=Path, nargs="+", help="model folders (default: models/mini)")
     systems.add_argument("--ckpt_path", type=Path, help="other face-controlnet weights, as in inference.py")

@@ -187,6 +187,12 @@ def cache_folder(config: ml_collections.ConfigDict, workdir: Path) -> Path | Non
     return workdir / "features" if config.cache.enabled else None
 
 
+def mirrored_kinds(config: ml_collections.ConfigDict) -> tuple[str, ...]:
+    """Kinds of cached features that training also wants of the mirrored picture."""
+    chances = {"faces": config.data.flip_reference, "pictures": config.data.flip}
+    return tuple(kind for kind, chance in chances.items() if chance > 0)
+
+
 def build_data(config: ml_collections.ConfigDict, models: Models, accelerator: Accelerator, workdir: Path) -> Data:
     """Pictures, or cached features of them, filling the cache first; `UserError` with too many broken files."""
     folder = cache_folder(config, workdir)
@@ -200,7 +206,7 @@ def build_data(config: ml_collections.ConfigDict, models: Models, accelerator: A
         folder,
         store,
         models.sources,
-        mirrored=config.data.flip > 0,
+        mirrored=mirrored_kinds(config),
         device=accelerator.device,
         process=(accelerator.process_index, accelerator.num_processes),
         wait=accelerator.wait_for_everyone,
@@ -215,7 +221,7 @@ def build_data(config: ml_collections.ConfigDict, models: Models, accelerator: A
 
 
 def build_store(config: ml_collections.ConfigDict, models: Models, in_memory: bool = False) -> PictureStore:
-    """The records' files at the sizes the models want; `in_memory` keeps what was decoded."""
+    """The records' files at the sizes the models want; `in_memory` keeps what was made of them."""
     return PictureStore(
         read_records(list(config.data.records)),
         image_size=models.image_size,
@@ -232,6 +238,7 @@ def draw_settings(config: ml_collections.ConfigDict, models: Models) -> DrawSett
         latent_shape=models.latent_shape,
         clip_img_dim=models.trained.uvit.clip_img_dim,
         flip=config.data.flip,
+        flip_reference=config.data.flip_reference,
         hair_in_mask=config.data.hair_in_mask,
         other_picture=config.data.other_picture,
         standard_loss=config.loss.standard_share,
