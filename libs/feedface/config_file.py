@@ -40,7 +40,7 @@ def load_config(path: str | os.PathLike, argument: str | None = None) -> ConfigD
         raise UserError(f"--config {_place(path, error)}: {type(error).__name__}: {reason}") from None
     if not isinstance(config, ConfigDict):
         what = f"get_config() gives a {type(config).__name__}" if get_config else "has no get_config()"
-        raise UserError(f"--config {path}: {what}; it must define get_config(), which gives a ConfigDict")
+        raise UserError(f"--config {path}: {what}; it must return an ml_collections.ConfigDict")
     return config
 
 

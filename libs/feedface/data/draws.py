@@ -47,10 +47,10 @@ class Draw:
     drop_text: bool
     t: int
     faces: tuple[int, ...]
-    flips: tuple[bool, ...]
     vae_noise: np.ndarray
     noise: np.ndarray
     clip_noise: np.ndarray
+    flips: tuple[bool, ...] = ()
 
 
 @dataclass(slots=True)

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from feedface.data.cache_build import Items, Mirrored, as_kinds
 from feedface.data.dataset import BrokenPicture, PictureStore, check_broken
 from feedface.training.check import check_config
+from feedface.training.memory import check_batch
 from feedface.training.run_record import bytes_text, check_disk, checkpoint_bytes, existing
 from feedface.training.setup import (
     Models,
@@ -46,6 +47,7 @@ def dry_run(config: ml_collections.ConfigDict, workdir: Path) -> int:
 def _check_and_measure(config: ml_collections.ConfigDict, workdir: Path, accelerator: Accelerator) -> None:
     print(config)
     models = build_models(config, accelerator.device, precision_of(config, accelerator))
+    check_batch(config, models, accelerator.device)
     store = build_store(config, models)
     broken = check_records(store)
     with_others = sum(bool(record.ref) for record in store.records)

@@ -20,11 +20,12 @@ def check_state(state: Any) -> None:
     {"weights": {name: tensor}, "optimizer": {"name", "state": {number: {key: tensor}}}, "scaler": {…} or None,
     "ema": [tensor, …] or None}; the optimizer's numbers and the averages are in the order of the weights.
     """
-    good = isinstance(state, dict)
     try:
+        if not isinstance(state, dict):
+            raise TypeError
         weights, ema = state["weights"], state["ema"]
         shapes = [value.shape for value in weights.values()]
-        good &= all(isinstance(name, str) for name in weights) and isinstance(state["scaler"], dict | None)
+        good = all(isinstance(name, str) for name in weights) and isinstance(state["scaler"], dict | None)
         good &= ema is None or [value.shape for value in ema] == shapes
         for number, values in state["optimizer"]["state"].items():
             good &= all(isinstance(value, Tensor | int | float) for value in values.values())

@@ -24,6 +24,7 @@ from feedface.training.check import check_config
 from feedface.training.ema import Ema
 from feedface.training.engine import Engine
 from feedface.training.interrupt import Interrupt, leave_to_parent
+from feedface.training.memory import check_batch, out_of_memory_in_words
 from feedface.training.objective import Objective
 from feedface.training.resume import check_belongs, check_state
 from feedface.training.run_record import changes, check_disk, checkpoint_bytes, flat, record_run
@@ -100,6 +101,7 @@ class Trainer:
         device = self.accelerator.device
         self.models = build_models(config, device, precision_of(config, self.accelerator))
         net = self.models.trained.face_controlnet
+        check_batch(config, self.models, device)
         check_disk(workdir, checkpoint_bytes(sum(p.numel() for p in net.parameters()), config.train.ema > 0))
 
         data = build_data(config, self.models, self.accelerator, workdir)
@@ -150,7 +152,8 @@ class Trainer:
         try:
             with Interrupt() as interrupt:
                 while self.progress.step < steps:
-                    self._step(batches, tracker)
+                    with out_of_memory_in_words(config, self.accelerator.device):
+                        self._step(batches, tracker)
                     step = self.progress.step
                     stop = self._agree(interrupt.signal)
                     self.broken.share()
