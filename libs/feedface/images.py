@@ -4,6 +4,7 @@ import ctypes
 import os
 import stat
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -20,8 +21,8 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF
 KNOWN = "PNG, JPEG, WebP, GIF, BMP, TIFF, PPM, JPEG 2000 or AVIF"
 
 
-def read_image(path: str | os.PathLike) -> np.ndarray:
-    """Read one picture file as uint8 RGB [H, W, 3], upright.
+def read_image(path: str | os.PathLike, convert: Callable[[Image.Image], np.ndarray] | None = None) -> np.ndarray:
+    """Read one picture file as uint8 RGB [H, W, 3], upright; or as what `convert` makes of the Pillow image.
 
     16-bit, CMYK, grey and palette pictures are converted, transparency is laid over white, the first frame of an
     animation is taken and the EXIF orientation applied. `UserError`: missing, a directory, not readable, empty, not a
@@ -46,7 +47,7 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
             check_size(image.width, image.height, path)
             try:
                 image.load()
-                return to_rgb(image)
+                return (convert or to_rgb)(image)
             except Exception as error:
                 raise UserError(f"{path}: damaged or truncated picture ({error})") from None
 
@@ -64,7 +65,7 @@ def _silence_libtiff() -> None:
 
 def to_rgb(image: Image.Image) -> np.ndarray:
     """Any Pillow image, 8-bit or deeper, to upright uint8 RGB [H, W, 3]; transparency over white."""
-    image = _upright(image)
+    image = upright(image)
     if image.mode.startswith(("I", "F")):  # 16-bit (I;16, I), 32-bit and float: Pillow's own conversion would clip.
         image = Image.fromarray(_to_8_bit(np.asarray(image)))
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
@@ -101,7 +102,8 @@ def _check_file(path: Path) -> None:
         raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def upright(image: Image.Image) -> Image.Image:
+    """The image as its EXIF orientation wants it shown."""
     try:
         return ImageOps.exif_transpose(image)
     except Exception:  # Damaged EXIF data says nothing about the pixels: the picture is taken as stored.

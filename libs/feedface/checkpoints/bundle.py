@@ -30,7 +30,7 @@ from feedface.checkpoints.storage import (
 from feedface.diffusion.guidance import UNCOND_MODES
 from feedface.encoders import ImageEncoder, LatentCodec, TextEncoder, latent_factor, load_tokenizer
 from feedface.errors import UserError
-from feedface.files import atomic_file, atomic_folder
+from feedface.files import atomic_file, atomic_folder, follow
 from feedface.methods.feedface import FaceControlNet
 from feedface.settings import PRESET_NAMES
 
@@ -93,7 +93,7 @@ class Bundle:
 
 def read_index(path: str | os.PathLike) -> Bundle:
     """Read and check `model_index.json` of the bundle `path`, without loading any part."""
-    path = Path(path)
+    path = follow(path)
     if not path.is_dir():
         raise UserError(f"{path}: no such model folder; see models/README.md for where models come from")
     file = path / INDEX
@@ -306,7 +306,9 @@ def write_index(
 def write_derived_index(path: str | os.PathLike, base: str | os.PathLike, own: Iterable[str], name: str) -> None:
     """Write an index for `path`, which holds the parts `own` (each in a folder of its name), the rest is `base`'s."""
     bundle = read_index(base)
-    components = {kind: os.path.relpath(folder, path) for kind, folder in bundle.components.items()}
+    # The way up from a folder is the one that the disk knows, not the one in its name: that may pass a link.
+    here = os.path.realpath(path)
+    components = {kind: os.path.relpath(os.path.realpath(f), here) for kind, f in bundle.components.items()}
     components.pop("few_step", None)  # it was made for the base's weights
     components.update({kind: kind for kind in own})
     write_index(path, name=name, image_size=bundle.image_size, components=components, defaults=bundle.defaults)

@@ -12,6 +12,7 @@ import torch
 from feedface.checkpoints.bundle import INDEX, read_index
 from feedface.checkpoints.storage import empty, fill, quiet_transformers, read_json, read_safetensors
 from feedface.errors import UserError
+from feedface.files import follow
 
 if TYPE_CHECKING:  # heavy, and only named here
     from transformers import CLIPVisionModel
@@ -26,7 +27,7 @@ PREFIX = "face_encoder."
 
 def find_face_encoder(path: str | os.PathLike) -> Path:
     """The folder that `load_face_encoder` takes: `path` itself, or the face-controlnet of the bundle `path`."""
-    path = Path(path)
+    path = follow(path)
     if not path.is_dir():
         raise UserError(f"{path}: no such folder; it must hold a CLIP vision model, or be a model folder")
     if not (path / INDEX).is_file():
