@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Annotated, TypeVar, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
+from pydantic_core import from_json
 
 from feedface.errors import UserError
-from feedface.json_files import MAX_BYTES, JsonFile
+from feedface.json_files import MAX_BYTES, JsonFile, parse_json
 from feedface.reading import read_text
 
 T = TypeVar("T")
@@ -22,6 +23,7 @@ IN_CODE = "an argument that no file gives"
 
 STRICT = ConfigDict(strict=True, extra="ignore")
 CLOSED = ConfigDict(strict=True, extra="forbid")
+OPEN = ConfigDict(strict=True, extra="allow")  # what is not described comes along
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Text = Annotated[str, Field(min_length=1, pattern=r"\S")]
@@ -67,6 +69,29 @@ def read_json_as(
         raise UserError(f"{Path(path)}:{line}: {what and f'{what}: '}{_joined(location, problem)}") from None
 
 
+def parse_line_as(text: str | bytes, kind: TypeAdapter[T], origin: str, hints: Mapping[str, str] | None = None) -> T:
+    """A line of JSON as `kind` describes it; `origin` ("file:line") begins the message. `hints`: see `explain`."""
+    try:
+        return kind.validate_json(text)
+    except ValidationError as error:
+        if error.errors()[0]["type"] == "json_invalid":
+            _explain_json(text, origin)
+            data = None
+        else:
+            data = from_json(text)
+        raise UserError(f"{origin}: {_joined(*explain(error, data, hints))}") from None
+
+
+def _explain_json(text: str | bytes, origin: str) -> None:
+    """`UserError` in our words, where Python's own reader does not take the text either."""
+    try:
+        text = text.decode("utf-8") if isinstance(text, bytes) else text
+    except UnicodeDecodeError:
+        raise UserError(f"{origin}: not UTF-8 text; save it as UTF-8") from None
+    file, _, line = origin.rpartition(":")
+    parse_json(text, file, int(line))
+
+
 def check_as(value: object, kind: TypeAdapter[T], name: object, known: Callable[[], list[str]] = list) -> T:
     """`value` as `kind` describes it; `UserError` that begins with `name` and names the key."""
     try:
@@ -94,6 +119,8 @@ def explain(
         name = location[-1] if location else key
         listed = f"; known are {', '.join(known)}" if known else ""
         return location[:-1], f"unknown key {name!r:.60}{listed}"
+    if first["type"] == "json_invalid":  # such as half a surrogate pair, which Python's own reader takes
+        return (), first["msg"]
     if first["type"] in WORDS:
         words = WORDS[first["type"]].format(**first.get("ctx", {}))
     else:

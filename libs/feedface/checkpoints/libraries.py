@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 from annotated_types import Len
-from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic import Field, TypeAdapter
 from torch import nn
 from typing_extensions import TypedDict  # pydantic takes this one before Python 3.12
 
@@ -18,13 +18,11 @@ from feedface.checkpoints.storage import quiet_transformers, stored_shapes
 from feedface.errors import UserError
 from feedface.reading import check_folder, foreign
 from feedface.sizes import Layers, Ratio, SidePx, Vocabulary, Width
-from feedface.validation import Finite, Text, read_json_as
-
-OPEN = ConfigDict(strict=True, extra="allow")  # libraries write more than what shapes a network
+from feedface.validation import OPEN, Finite, Text, read_json_as
 
 
 class ClipTower(TypedDict, total=False):
-    """What shapes a text or vision tower of a CLIP (`CLIPTextConfig`, `CLIPVisionConfig`)."""
+    """What shapes a text or vision tower of a CLIP (`CLIPTextConfig`, `CLIPVisionConfig`); there is more in them."""
 
     __pydantic_config__ = OPEN
     hidden_size: Width
