@@ -18,34 +18,26 @@ from torch import Tensor, nn
 
 from feedface.backbones.uvit import UViT
 from feedface.checkpoints.few_step import COMPONENT, FewStep, adapted, read_few_step
+from feedface.checkpoints.index import DEFAULTS, FORMAT, INDEX, NETWORKS, VERSION, Defaults, read_index_file
+from feedface.checkpoints.libraries import from_pretrained, read_library_config
 from feedface.checkpoints.storage import (
     cast_state,
     empty,
     fill,
-    from_pretrained,
     load_network,
     quiet_transformers,
+    read_config,
     read_json,
     read_safetensors,
     write_json,
     write_state,
 )
-from feedface.diffusion.guidance import UNCOND_MODES
 from feedface.encoders import ImageEncoder, LatentCodec, TextEncoder, latent_factor, load_tokenizer
 from feedface.errors import UserError
 from feedface.files import atomic_file, atomic_folder, follow
 from feedface.methods.feedface import FaceControlNet
-from feedface.settings import PRESET_NAMES
-
-INDEX = "model_index.json"
-FORMAT, VERSION = "feedface", 1
-NETWORKS = ("uvit", "face_controlnet", "vae", "text_encoder", "image_encoder")
-# Parts that are only found, not loaded, here: the tokenizer goes with the text encoder, `faces` is an insightface
-# root, `parser` a face parser (`faces/parse.py`), `inspector` the judge of the evaluation, `few_step` an adapter for
-# drawing in few steps (`few_step.py`).
-FOLDERS = ("tokenizer", "faces", "parser", "inspector", "few_step")
-DEFAULTS = {"guidance": 6.0, "face_scale": 0.8, "uncond": "true_uncond"}
-COST_DEFAULTS = ("steps", "preset")  # a bundle may have these too; see `presets.py`
+from feedface.reading import foreign
+from feedface.validation import check_as
 
 
 @dataclass
@@ -83,11 +75,11 @@ class Bundle:
         """
         if self.vae is not None and self.uvit is not None:
             return self.vae.factor * self.uvit.patch_size
-        vae, uvit = (self.components[kind] / "config.json" for kind in ("vae", "uvit"))
-        try:
-            return latent_factor(read_json(vae)) * read_json(uvit)["patch_size"]
-        except (KeyError, TypeError) as error:
-            raise UserError(f"{self.path}: {vae} or {uvit} lacks a size: {error}") from None
+        from diffusers import AutoencoderKL
+
+        vae, uvit = self.components["vae"], read_config(UViT, self.components["uvit"])
+        with foreign(f"{vae}: lacks a size"):
+            return latent_factor(read_library_config(AutoencoderKL, vae)) * uvit["patch_size"]
 
     @cached_property
     def few_step(self) -> FewStep | None:
@@ -144,36 +136,9 @@ def read_index(path: str | os.PathLike) -> Bundle:
             f"{path}: no {INDEX} in it, so not a model of this project; the authors' files are made into one by "
             f"`python -m feedface.checkpoints convert`"
         )
-    index = read_json(file)
-    if index.get("format") != FORMAT or index.get("version") != VERSION:
-        raise UserError(f'{file}: needs "format": "{FORMAT}" and "version": {VERSION}')
-    for key, kind in (("name", str), ("image_size", int), ("defaults", dict), ("components", dict)):
-        if not isinstance(index.get(key), kind):
-            raise UserError(f'{file}: "{key}" is missing or not of type {kind.__name__}')
-    _check_defaults(file, index["defaults"])
-    components = {}
-    for kind, folder in index["components"].items():
-        if kind not in (*NETWORKS, *FOLDERS) or not isinstance(folder, str):
-            raise UserError(
-                f'{file}: "components" has {kind!r}: {folder!r}; known are {", ".join((*NETWORKS, *FOLDERS))}'
-            )
-        components[kind] = path / folder  # an absolute folder stays as it is
-    return Bundle(path, index["name"], index["image_size"], {**DEFAULTS, **index["defaults"]}, components)
-
-
-def _check_defaults(file: Path, defaults: dict[str, Any]) -> None:
-    known = (*DEFAULTS, *COST_DEFAULTS)
-    for key, value in defaults.items():
-        if key not in known:
-            raise UserError(f'{file}: "defaults" has an unknown key {key!r}; known are {", ".join(known)}')
-        if key == "uncond":
-            good = value in UNCOND_MODES
-        elif key == "preset":
-            good = value in PRESET_NAMES
-        else:
-            good = isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0
-        if not good:
-            raise UserError(f'{file}: "defaults": {key!r} cannot be {value!r}')
+    index = read_index_file(file)
+    components = {kind: path / folder for kind, folder in index.components.items()}  # absolute ones stay as they are
+    return Bundle(path, index.name, index.image_size, index.defaults.model_dump(exclude_none=True), components)
 
 
 def load_bundle(
@@ -245,7 +210,9 @@ def _load_component(kind: str, bundle: Bundle, device: str | torch.device, dtype
     elif kind == "vae":
         from diffusers import AutoencoderKL
 
-        module = LatentCodec(from_pretrained(AutoencoderKL, folder, torch_dtype=dtype))
+        vae = from_pretrained(AutoencoderKL, folder, torch_dtype=dtype)
+        with foreign(f"{folder}"):
+            module = LatentCodec(vae)
     elif kind == "text_encoder":
         from transformers import CLIPTextModel
 
@@ -332,13 +299,13 @@ def write_index(
 ) -> None:
     """Write `model_index.json` of the bundle `path`; `components` maps a part to its folder (relative or absolute)."""
     file = Path(path) / INDEX
-    _check_defaults(file, defaults or {})
+    checked = check_as(defaults or {}, DEFAULTS, f"{file}: defaults", lambda: list(Defaults.model_fields))
     index = {
         "format": FORMAT,
         "version": VERSION,
         "name": name,
         "image_size": image_size,
-        "defaults": {**DEFAULTS, **(defaults or {})},
+        "defaults": checked.model_dump(exclude_none=True),
         "components": dict(components),
     }
     with atomic_file(file) as temporary:

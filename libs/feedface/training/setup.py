@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from feedface.checkpoints.bundle import check_fit, load_bundle, read_index
 from feedface.checkpoints.face_encoder import PREFIX, clip_config, find_face_encoder
-from feedface.checkpoints.storage import empty, fill, read_json, read_safetensors
+from feedface.checkpoints.storage import empty, fill, read_config, read_json, read_safetensors
 from feedface.data.cache import CachedDataset, FeatureCache
 from feedface.data.dataset import PictureDataset, PictureStore, check_broken
 from feedface.data.draws import DrawSettings
@@ -127,7 +127,7 @@ def build_models(config: ml_collections.ConfigDict, device: torch.device, precis
 
 def _own_control(folder: Path) -> FaceControlNet:
     """The bundle's face-controlnet in float32, without its face encoder."""
-    net = empty(FaceControlNet, {**read_json(folder / "config.json"), "with_encoder": False}, folder / "config.json")
+    net = empty(FaceControlNet, {**read_config(FaceControlNet, folder), "with_encoder": False}, folder / "config.json")
     file = folder / "model.safetensors"
     state = read_safetensors(file, "cpu", torch.float32)
     return fill(net, {name: value for name, value in state.items() if not name.startswith(PREFIX)}, file)
