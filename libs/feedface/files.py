@@ -156,7 +156,7 @@ def check_depth(folder: Path) -> None:
 def make_folder(folder: Path) -> None:
     """Make a folder, and those it is in, where they are not there. `UserError` if these are too many."""
     check_depth(folder)
-    make_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
 
 
 class NameTaken(FileExistsError):

@@ -37,9 +37,10 @@ from feedface.command_line import Parser
 from feedface.device import pick_device
 from feedface.diffusion.guidance import UNCOND_MODES
 from feedface.errors import run_cli
-from feedface.evaluation.cases import MAX_IDENTITIES, Cases, crop_references, make_cases
+from feedface.evaluation.cases import Cases, crop_references, make_cases
 from feedface.evaluation.metrics import Figure
 from feedface.evaluation.mini import Judge, draw, encode_faces, load_judge
+from feedface.evaluation.people import MAX_IDENTITIES
 from feedface.evaluation.sheets import people_sheet
 from feedface.output import check_writable, save_json, save_png
 from feedface.settings import MAX_SEED, Settings, check_range
