@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent / "libs"))
 
 from feedface.command_line import Parser
-from feedface.errors import UserError, run_cli
+from feedface.errors import UserError, path_flag, run_cli
 from feedface.share import parse_share
 
 
@@ -25,7 +25,7 @@ def main() -> None:
     parser = Parser(prog="distill.py", description=__doc__, allow_abbrev=False)
     parser.add_argument("stage", choices=("trajectories", "train", "add"))
     parser.add_argument("--config", default="mini_few_step", help="a file of configs/, without .py (%(default)s)")
-    parser.add_argument("--workdir", required=True, type=Path, help="folder of this run")
+    parser.add_argument("--workdir", required=True, type=path_flag("--workdir"), help="folder of this run")
     parser.add_argument("--share", default="0/1", help="trajectories: k/n, only every n-th shard (default: all)")
     parser.add_argument("--model", type=Path, help="add: the model folder that gets the adapter")
     arguments, overrides = parser.parse_known_args()

@@ -32,7 +32,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent / "libs"))
 
 from feedface.command_line import Parser
-from feedface.errors import EXIT_USER_ERROR, UserError, run_cli
+from feedface.errors import EXIT_USER_ERROR, UserError, path_flag, run_cli
 
 MINI_MODEL = Path(__file__).resolve().parent / "models" / "mini"
 CAPTIONS, IDENTITIES = ("none", "sidecar", "file", "llava"), ("none", "folder", "list", "cluster")
@@ -42,7 +42,8 @@ SQUARES, FORMATS = ("pad", "inside"), ("feedface", "flashface", "adaface")
 def make_parser() -> Parser:
     parser = Parser(prog="make_data.py", description=__doc__, allow_abbrev=False)
     parser.add_argument("--data_folder", type=Path, help="photos; sub-folders too")
-    parser.add_argument("--out_folder", type=Path, help="a new folder, or one made by this script to go on with")
+    out_help = "a new folder, or one made by this script to go on with"
+    parser.add_argument("--out_folder", type=path_flag("--out_folder"), help=out_help)
     parser.add_argument("--check", type=Path, metavar="DIR", help="only check what an earlier run left there")
     models = parser.add_argument_group("models")
     models.add_argument(

@@ -17,7 +17,6 @@ Exit codes: 0 done, 2 wrong input (one line says what), 130 after Ctrl-C, 143 af
 every code but 0 into 1.
 """
 
-import runpy
 import sys
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from feedface.command_line import VERSION
+from feedface.config_file import load_config
 from feedface.config_flags import config_keys, explain
 from feedface.errors import UserError, run_cli
 
@@ -55,6 +55,9 @@ def parse(arguments: list[str]) -> None:
     if {"-h", "--help", "-help", "--helpfull"} & set(arguments[1:]):
         print_help(arguments)
         raise SystemExit(0)
+    file = _config_file(arguments)
+    if file:
+        load_config(*file.split(":", 1))  # what is wrong in the file itself, with its line
     try:
         extra = FLAGS(arguments)[1:]
         missing = [name for name in ("config", "workdir") if FLAGS[name].value is None]
@@ -67,6 +70,17 @@ def parse(arguments: list[str]) -> None:
         raise UserError(f"{extra[0]}: unknown argument; see --help")
     if missing:
         raise UserError(f"--{missing[0]} is missing; see --help")
+    if not FLAGS.workdir.strip():
+        raise UserError("--workdir is empty; name a folder (. is the current one)")
+
+
+def _config_file(arguments: list[str]) -> str:
+    """What --config names, before absl has a look at it; "" where it is not given."""
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, equals, value = argument.lstrip("-").partition("=")
+        if argument.startswith("-") and name == "config":
+            return value if equals else following
+    return ""
 
 
 def print_help(arguments: list[str]) -> None:
@@ -78,10 +92,7 @@ def print_help(arguments: list[str]) -> None:
     paper = Path(__file__).with_name("configs") / "train_config.py"
     named = [argument.partition("=")[2] for argument in arguments if argument.startswith("--config=")]
     file, _, variant = (named or [str(paper)])[-1].partition(":")
-    try:
-        config = runpy.run_path(file)["get_config"](*[variant] if variant else [])
-    except Exception as error:  # whatever a config file's own code may raise
-        raise UserError(f"--config {file}: not a config file with get_config() ({error!r})") from None
+    config = load_config(file, *[variant] if variant else [])
     print(f"\nConfig keys, with the values of {Path(file).name}; configs/{paper.name} says what they mean:")
     for line in config_keys(config):
         print(f"  {line}")

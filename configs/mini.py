@@ -33,7 +33,8 @@ def cpu() -> ConfigDict:
             ),
             "clip": fit_config(
                 image_size=size, patch_size=16, vision_width=128, vision_layers=3, text_width=128, text_layers=3,
-                embedding_dim=64, num_text_tokens=28, minutes=4.5, batch_size=128, lr=1e-3, weight_decay=0.05, amp=True,
+                embedding_dim=64, num_text_tokens=28, start="", minutes=12.0, batch_size=128, lr=1e-3,
+                weight_decay=0.05, amp=True,
             ),
             "face_encoder": fit_config(
                 face_size=64, patch_size=8, width=128, layers=5, embedding_dim=128, number_weight=4.0,

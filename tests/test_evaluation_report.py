@@ -197,10 +197,10 @@ def test_a_system_of_which_nothing_was_measured_still_has_its_place(copy):
     [
         ("scores.json", None, "scores.json: no such file; run evaluate.py"),
         ("scores.jsonl", None, "scores.jsonl: no such file; run evaluate.py"),
-        ("scores.json", "{", "scores.json: not valid JSON"),
+        ("scores.json", "{", "scores.json:1: not valid JSON"),
         ("scores.json", '{"systems": {}}', "scores.json: has no systems"),
         ("scores.jsonl", '{"system": "FeedFace", "case": "ann"}\n{"sys', "scores.jsonl:2: not valid JSON"),
-        ("scores.jsonl", "\n[1]\n", "scores.jsonl:2: not a scored picture"),
+        ("scores.jsonl", "\n[1]\n", "scores.jsonl:2: must be an object"),
     ],
 )
 def test_missing_and_damaged_scores_are_named(copy, file, content, message):

@@ -12,7 +12,7 @@ from torch import nn
 from feedface.backbones.uvit import UViT
 from feedface.checkpoints.bundle import load_bundle, read_index
 from feedface.diffusion.schedule import alphas_cumprod
-from feedface.encoders import to_tensor
+from feedface.encoders import ImageEncoder, to_tensor
 from feedface.errors import UserError
 from feedface.mini import bundle, clip, common, decoder, face_encoder, uvit, vae, world
 from feedface.mini.__main__ import STAGES, read_config
@@ -213,6 +213,24 @@ def test_the_base_goes_on_from_other_weights_and_its_world_is_encoded_once(built
     (tmp_path / "uvit/checkpoint.pt").unlink()
     uvit.run(changed, tmp_path)
     assert encoded == [6, 16, 6]
+
+
+def test_clip_goes_on_from_other_weights_with_patches_of_another_size(built, config):
+    before = load_bundle(built / "bundle", components=("text_encoder", "image_encoder"))
+    larger = config.copy_and_resolve_references().clip
+    larger.update(patch_size=32, image_size=128)
+    text, vision = clip.build(larger, before.text_encoder.tokenizer)
+    projection = nn.Linear(larger.text_width, larger.embedding_dim, bias=False)
+    clip.go_on_from(str(built / "bundle"), text, vision, projection)
+    for one, other in zip(text.parameters(), before.text_encoder.clip.parameters(), strict=True):
+        assert torch.equal(one, other)
+    # What a flat colour looks like does not depend on how many pixels a patch has.
+    small, large = (ImageEncoder(net.eval()).encode(torch.full((1, 3, side, side), 0.2))
+                    for net, side in ((before.image_encoder.clip, 64), (vision, 128)))  # fmt: skip
+    assert torch.allclose(small, large, rtol=1e-3, atol=1e-3)
+    text.config.vocab_size -= 1
+    with pytest.raises(UserError, match="vocabulary"):
+        clip.go_on_from(str(built / "bundle"), text, vision, projection)
 
 
 def test_the_decoder_learns_on_and_the_latents_stay(built, config, tmp_path):

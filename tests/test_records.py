@@ -35,7 +35,7 @@ def test_round_trip_with_portable_paths(tmp_path):
         mask_path=tmp_path / "masks/a.png",
         ref=(
             Reference(tmp_path / "images/b.png", (0.0, 0.0, 8.0, 8.0)),
-            Reference("/elsewhere/c.png", (1.0, 1.0, 2.0, 2.0)),
+            Reference("/elsewhere/c.png", (1.0, 1.0, 9.0, 9.0)),
         ),
         identity="000000",
     )
@@ -116,9 +116,9 @@ def test_files_that_are_not_records(tmp_path):
     for name, words in [
         ("missing.jsonl", "no such file"),
         ("binary", "UTF-8"),
-        ("list.jsonl", "list.jsonl:1: a list"),
-        ("cut.jsonl", "cut.jsonl:1: not JSON"),
-        (".", "cannot be read"),
+        ("list.jsonl", "list.jsonl:1: must be an object"),
+        ("cut.jsonl", "cut.jsonl:1: not valid JSON"),
+        (".", "a directory"),
     ]:
         with pytest.raises(UserError, match=words):
             read_records(tmp_path / name)

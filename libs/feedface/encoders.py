@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from feedface.errors import UserError
+from feedface.reading import check_folder, foreign
 
 if TYPE_CHECKING:  # heavy, and only named here
     from diffusers import AutoencoderKL
@@ -57,10 +58,24 @@ def load_tokenizer(folder: str | os.PathLike) -> "CLIPTokenizer":
     from transformers import CLIPTokenizer
 
     folder = Path(folder)
+    check_folder(folder)
     # transformers makes a tokenizer of two tokens out of an empty folder, without an error
     if not (folder / "tokenizer.json").is_file() and not (folder / "vocab.json").is_file():
         raise UserError(f"{folder}: holds no CLIP tokenizer (tokenizer.json, or vocab.json and merges.txt)")
-    return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    with foreign(f"{folder}: holds no CLIP tokenizer that can be read"):
+        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer(["a"], padding="max_length", truncation=True, max_length=8)  # some faults show in use only
+    return tokenizer
+
+
+def check_vocabulary(tokenizer: "CLIPTokenizer", size: int) -> None:
+    """`UserError` unless the tokens are those of a text encoder's embedding of `size` rows, numbered from 0."""
+    last = max(tokenizer.get_vocab().values(), default=-1)
+    if len(tokenizer) != size or last >= size:
+        raise UserError(
+            f"tokenizer of {len(tokenizer)} tokens (the last has number {last}) does not belong to a text encoder of "
+            f"{size}"
+        )
 
 
 class TextEncoder(nn.Module):
@@ -68,10 +83,7 @@ class TextEncoder(nn.Module):
 
     def __init__(self, clip: "CLIPTextModel", tokenizer: "CLIPTokenizer", prefix: nn.Linear | None = None):
         super().__init__()
-        if len(tokenizer) != clip.config.vocab_size:
-            raise UserError(
-                f"tokenizer of {len(tokenizer)} tokens does not belong to a text encoder of {clip.config.vocab_size}"
-            )
+        check_vocabulary(tokenizer, clip.config.vocab_size)
         self.clip, self.tokenizer, self.prefix = clip, tokenizer, prefix
         self.requires_grad_(False).eval()
 
@@ -175,6 +187,7 @@ class LatentCodec(nn.Module):
         return self.vae.encode(pixels).latent_dist
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents [B,C,h,w] -> images [B,3,h*factor,w*factor], float32, clamped to [-1,1]."""
+        """Latents [B,C,h,w] -> images [B,3,h*factor,w*factor], float32, clamped to [-1,1]; NaN where not finite."""
         latents = latents.to(self.vae.device, self.vae.dtype) / self.vae.config.scaling_factor
-        return F.pixel_shuffle(self.vae.decode(latents).sample, self._stack).float().clamp(-1, 1)
+        pixels = F.pixel_shuffle(self.vae.decode(latents).sample, self._stack).float()
+        return pixels.where(pixels.isfinite(), torch.nan).clamp(-1, 1)  # infinity must not pass for white

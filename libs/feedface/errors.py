@@ -3,6 +3,7 @@
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -10,6 +11,17 @@ EXIT_INTERRUPTED = 130
 
 class UserError(Exception):
     """A mistake in the input: the message is one line that names the file, line or value and what to do."""
+
+
+def path_flag(name: str) -> Callable[[str], Path]:
+    """`type` of the argparse option `name`: a path. `UserError` for "", which would mean the current folder."""
+
+    def path(text: str) -> Path:
+        if not text.strip():
+            raise UserError(f"{name}: is empty; name a file or folder (. is the current one)")
+        return Path(text)
+
+    return path
 
 
 def run_cli(main: Callable[[], int | None]) -> None:

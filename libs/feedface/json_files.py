@@ -4,12 +4,13 @@ import json
 import math
 import os
 import re
-import stat
 from bisect import bisect_left
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
 from feedface.errors import UserError
+from feedface.reading import read_text
 
 # Far more than any file here holds; what is beyond was put here by mistake, or by malice.
 MAX_BYTES = 64 << 20
@@ -20,26 +21,29 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 _decode = json.JSONDecoder().raw_decode
 
 
-def load_json(path: str | os.PathLike) -> object:
+def load_json(path: str | os.PathLike, most_bytes: int | None = None) -> object:
     """The content of a JSON file (UTF-8, with or without a byte order mark). Every number in it is finite.
 
     `UserError`, with the line where there is one: missing, not a regular file, unreadable, empty, too large, not UTF-8,
     malformed, nested too deeply, a number too long or too large, NaN or Infinity (which JSON does not have).
     """
-    return JsonFile(path).data
+    return JsonFile(path, most_bytes).data
 
 
 class JsonFile:
     """A JSON file that can say where a value stands.
+
+    Args:
+        most_bytes: a larger file is refused (default: `MAX_BYTES`).
 
     Attributes:
         path: the file.
         data: its content, see `load_json`.
     """
 
-    def __init__(self, path: str | os.PathLike):
+    def __init__(self, path: str | os.PathLike, most_bytes: int | None = None):
         self.path = Path(path)
-        self._text = _read(self.path)
+        self._text = read_text(path, most_bytes=MAX_BYTES if most_bytes is None else most_bytes)
         self.data = parse_json(self._text, self.path)
         self._found: dict[int, dict[str | int, int]] = {}
 
@@ -62,8 +66,13 @@ class JsonFile:
         return [match.start() for match in re.finditer("\n", self._text)]
 
 
-def parse_json(text: str, name: str | os.PathLike, line: int = 1) -> object:
-    """The value that a JSON text holds; `UserError` as `load_json`, which names `name` and counts lines from `line`."""
+def parse_json(
+    text: str, name: str | os.PathLike, line: int = 1, pairs: Callable[[list], dict] | None = None
+) -> object:
+    """The value that a JSON text holds; `UserError` as `load_json`, which names `name` and counts lines from `line`.
+
+    `pairs` makes the objects, out of (key, value) in their order; keys may come twice.
+    """
 
     def where(position: int) -> str:
         return f"{name}:{line + text.count(chr(10), 0, position)}"
@@ -92,7 +101,7 @@ def parse_json(text: str, name: str | os.PathLike, line: int = 1) -> object:
         raise UserError(f"{name}:{line}: an empty file, not JSON")
     too_deep = UserError(f"{name}: JSON nested too deeply; {MAX_DEPTH} levels are the limit")
     try:
-        value = json.loads(text, parse_int=whole, parse_float=real, parse_constant=constant)
+        value = json.loads(text, object_pairs_hook=pairs, parse_int=whole, parse_float=real, parse_constant=constant)
     except json.JSONDecodeError as error:
         raise UserError(f"{where(error.pos)}: not valid JSON: {error.msg}, column {error.colno}") from None
     except RecursionError:
@@ -100,26 +109,6 @@ def parse_json(text: str, name: str | os.PathLike, line: int = 1) -> object:
     if _depth(value) > MAX_DEPTH:
         raise too_deep
     return value
-
-
-def _read(path: Path) -> str:
-    try:
-        # Neither a pipe, which may never end, nor a device.
-        status = path.stat()
-        if stat.S_ISDIR(status.st_mode):
-            raise UserError(f"{path}: a directory, not a JSON file")
-        if not stat.S_ISREG(status.st_mode):
-            raise UserError(f"{path}: not a regular file")
-        if status.st_size > MAX_BYTES:
-            raise UserError(f"{path}: {status.st_size >> 20} MiB of JSON; {MAX_BYTES >> 20} MiB are the limit")
-        return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}:{line}: not UTF-8 text") from None
-    except (OSError, ValueError) as error:  # ValueError: a NUL character in the path
-        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
 
 
 def _depth(value: object) -> int:

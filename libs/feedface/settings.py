@@ -6,6 +6,7 @@ the preset "balanced". Within one of these an option that is set comes before a 
 
 from __future__ import annotations
 
+import numbers
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -27,9 +28,17 @@ COST_KNOBS = ("steps", "scheduler", "guidance_interval", "face_interval", "reuse
 
 def check_range(name: str, value: float, low: float, high: float) -> None:
     """`UserError` if `value` is outside [low, high] or not a number."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not number or not low <= value <= high:  # so that NaN fails too
         raise UserError(f"{name} {value}: out of range; use {low} to {high}")
+
+
+def whole_number(name: str, value: object, low: int, high: int) -> int:
+    """`value`, NumPy's too, as an int; `UserError` if it is none or outside [low, high]."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise UserError(f"{name} {value}: not a whole number; use {low} to {high}")
+    check_range(name, value, low, high)
+    return int(value)
 
 
 @dataclass(frozen=True)
@@ -42,7 +51,7 @@ class Settings:
         steps: evaluations of the model, 1 to 999.
         guidance: g in eps_u + g (eps_c - eps_u), 0 to 50; the paper's and the release's "scale s" is g = 1 + s.
         face_scale: strength of the face, 0 (ignored) to 5; the release uses 0.8, the paper's text 1.
-        size: (width, height) in pixels.
+        size: (width, height) in pixels; one number stands for both.
         uncond: what the unconditional half sees: "true_uncond", "empty_token" (both of the release) or "paper".
         preset: one of `PRESET_NAMES`: fixes all of `COST_KNOBS` that are not set; see `presets.py`.
         scheduler: the solver, one of `diffusion.sampling.SCHEDULERS`.
@@ -65,18 +74,17 @@ class Settings:
     few_step: bool | None = None
 
     def __post_init__(self):
+        # Always Python's own numbers, and floats or tuples: equal settings look the same in every file.
         for name in ("steps", "reuse"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, whole_number(f"--{name}", getattr(self, name), 1, 999))
+        for name, high in (("guidance", 50), ("face_scale", 5)):
             value = getattr(self, name)
             if value is not None:
-                check_range(f"--{name}", value, 1, 999)
-                if not isinstance(value, int):
-                    raise UserError(f"--{name} {value}: not a whole number")
-        if self.guidance is not None:
-            check_range("--guidance", self.guidance, 0, 50)
-        if self.face_scale is not None:
-            check_range("--face_scale", self.face_scale, 0, 5)
-        for side in self.size or ():
-            check_range("--size", side, 1, MAX_SIZE_PX)
+                check_range(f"--{name}", value, 0, high)
+                object.__setattr__(self, name, value if isinstance(value, int) else float(value))
+        if self.size is not None:
+            object.__setattr__(self, "size", _size(self.size))
         if self.uncond is not None:
             from feedface.diffusion.guidance import UNCOND_MODES  # brings in torch, as above
 
@@ -88,7 +96,7 @@ class Settings:
 
             _check_name("--scheduler", self.scheduler, SCHEDULERS)
         for name in ("guidance_interval", "face_interval"):
-            if getattr(self, name) is not None:  # always floats: equal settings look the same in every file
+            if getattr(self, name) is not None:
                 object.__setattr__(self, name, _interval(f"--{name}", getattr(self, name)))
         if self.few_step is not None and not isinstance(self.few_step, bool):
             raise UserError(f"few_step {self.few_step!r}: use true or false")
@@ -217,8 +225,15 @@ def _fixed_by(adapter: FewStep) -> dict[str, object]:
 
 
 def _shown(key: str, value: object) -> str:
-    numbers = value if isinstance(value, tuple) else (value,)
-    return " ".join([f"--{key}", *(f"{number:g}" if isinstance(number, float) else str(number) for number in numbers)])
+    shown = value if isinstance(value, tuple) else (value,)
+    return " ".join([f"--{key}", *(f"{number:g}" if isinstance(number, float) else str(number) for number in shown)])
+
+
+def _size(value: object) -> tuple[int, int]:
+    sides = (value, value) if isinstance(value, numbers.Real) else value
+    if not isinstance(sides, tuple | list) or len(sides) != 2:
+        raise UserError(f"--size {value!r}: give a number of pixels, or two: width and height")
+    return tuple(whole_number("--size", side, 1, MAX_SIZE_PX) for side in sides)
 
 
 def _check_name(name: str, value: object, known: tuple[str, ...]) -> None:

@@ -6,14 +6,17 @@ Source: Bao et al. 2023, "One Transformer Fits All Distributions in Multi-Modal 
 """
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Len
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from feedface.sizes import Layers, Ratio, SidePx, Width
 
 # control(site, tokens_in [B,N,D], tokens_out [B,N,D]) -> [B,N,D] to add to the block's image tokens, or None.
 # An attribute `rows` (slice or index) limits it to these rows of the batch; it then gets and returns only them.
@@ -141,16 +144,16 @@ class UViT(nn.Module):
 
     def __init__(
         self,
-        img_size: int | Collection[int] = 64,
-        in_chans: int = 4,
-        patch_size: int = 2,
-        embed_dim: int = 1536,
-        depth: int = 30,
-        num_heads: int = 24,
-        mlp_ratio: float = 4,
-        text_dim: int = 64,
-        num_text_tokens: int = 77,
-        clip_img_dim: int = 512,
+        img_size: SidePx | Annotated[Sequence[SidePx], Len(2, 2)] = 64,
+        in_chans: Width = 4,
+        patch_size: SidePx = 2,
+        embed_dim: Width = 1536,
+        depth: Layers = 30,
+        num_heads: Width = 24,
+        mlp_ratio: Ratio = 4,
+        text_dim: Width = 64,
+        num_text_tokens: Width = 77,
+        clip_img_dim: Width = 512,
     ):
         super().__init__()
         height, width = (img_size, img_size) if isinstance(img_size, int) else img_size

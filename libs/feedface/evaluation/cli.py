@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from feedface.command_line import Parser
-from feedface.errors import UserError
+from feedface.errors import UserError, path_flag
 from feedface.evaluation.people import FIRST_IDENTITY, GALLERY, MAX_IDENTITIES
 from feedface.settings import MAX_SEED, Settings, check_range, parse_size
 
@@ -22,7 +22,9 @@ OF_PPR10K, OF_MINI = ("data", "cases", "judge"), ("identities", "samples_per_ide
 def make_parser(description: str) -> Parser:
     parser = Parser(prog="evaluate.py", description=description, allow_abbrev=False)
     parser.add_argument("--protocol", choices=PROTOCOLS, required=True, help="who is drawn, and who judges")
-    parser.add_argument("--out", type=Path, default=Path("outputs/evaluation"), help="(default: %(default)s)")
+    parser.add_argument(
+        "--out", type=path_flag("--out"), default=Path("outputs/evaluation"), help="(default: %(default)s)"
+    )
     systems = parser.add_argument_group("systems")
     systems.add_argument("--model", type=Path, nargs="+", help="model folders (default: models/mini)")
     systems.add_argument("--ckpt_path", type=Path, help="other face-controlnet weights, as in inference.py")

@@ -7,13 +7,18 @@ training, so that no model can learn to please it. Letters: B batch, E embedding
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from annotated_types import Len
 from torch import nn
 
 from feedface.checkpoints.bundle import load_network, save_half
+from feedface.sizes import SidePx, Width
+
+Attributes = Annotated[dict[str, Width], Len(1, 1024)]
 
 
 @dataclass
@@ -47,7 +52,7 @@ class Inspector(nn.Module):
     attributes: attribute -> number of classes. image_size: pictures of other sizes are resized to it.
     """
 
-    def __init__(self, attributes: dict[str, int], image_size: int = 64, width: int = 32, embedding_dim: int = 128):
+    def __init__(self, attributes: Attributes, image_size: SidePx = 64, width: Width = 32, embedding_dim: Width = 128):
         super().__init__()
         self.config = {
             "attributes": dict(attributes),

@@ -7,11 +7,16 @@ Tiny Papers), Fig. 1; defaults are those of the released weights.
 
 import copy
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Len
 from torch import Tensor, nn
+from typing_extensions import TypedDict  # pydantic takes this one before Python 3.12
+
+from feedface.sizes import Layers, Ratio, SidePx, Width
+from feedface.validation import CLOSED, IN_CODE, Finite, Text
 
 OFFICIAL_SITES = [f"{half}.{i}" for half in ("in_blocks", "out_blocks") for i in range(0, 14, 2)]
 
@@ -104,6 +109,22 @@ class FaceControl:
         return control
 
 
+class FaceEncoderConfig(TypedDict, total=False):
+    """Arguments of `transformers.CLIPVisionConfig` that shape the face encoder."""
+
+    __pydantic_config__ = CLOSED
+    hidden_size: Width
+    intermediate_size: Width
+    projection_dim: Width
+    num_hidden_layers: Layers
+    num_attention_heads: Width
+    num_channels: Literal[3]
+    image_size: SidePx
+    patch_size: SidePx
+    hidden_act: Text
+    layer_norm_eps: Finite
+
+
 @torch.no_grad()
 def face_states(encoder: nn.Module, pixels: Tensor) -> Tensor:
     """Frozen features [B,n,Dv] of face crops [B,3,S,S] in [-1,1], RGB: a CLIP vision model's penultimate states."""
@@ -121,13 +142,13 @@ class FaceControlNet(nn.Module):
 
     def __init__(
         self,
-        embed_dim: int,
-        num_heads: int,
-        sites: Sequence[str],
-        clip_config: dict[str, Any],
-        control_input: str = "output",
-        mlp_ratio: float = 4,
-        with_encoder: bool = True,
+        embed_dim: Width,
+        num_heads: Width,
+        sites: Annotated[Sequence[Text], Len(1, 1024)],
+        clip_config: FaceEncoderConfig,
+        control_input: Literal["output", "input"] = "output",
+        mlp_ratio: Ratio = 4,
+        with_encoder: Annotated[bool, IN_CODE] = True,
     ):
         from transformers import CLIPVisionConfig, CLIPVisionModel
 

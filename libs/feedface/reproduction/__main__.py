@@ -18,7 +18,7 @@ from pathlib import Path
 import ml_collections
 
 from feedface.command_line import Parser
-from feedface.errors import UserError, run_cli
+from feedface.errors import UserError, path_flag, run_cli
 from feedface.share import parse_share
 
 STAGES = ("world", "train", "measure", "dreambooth", "limits", "page")
@@ -30,8 +30,10 @@ def main() -> None:
     parser.add_argument("--stage", default="all", choices=("all", *STAGES))
     parser.add_argument("--quick", action="store_true", help="measure what needs no training, and write a page of it")
     parser.add_argument("--share", default="0/1", help="k/n: only every n-th training or measurement (default: all)")
-    parser.add_argument("--workdir", type=Path, help="default: .cache/reproduction, with --quick …-quick")
-    parser.add_argument("--out", type=Path, help="default: docs, with --quick outputs/reproduction")
+    parser.add_argument(
+        "--workdir", type=path_flag("--workdir"), help="default: .cache/reproduction, with --quick …-quick"
+    )
+    parser.add_argument("--out", type=path_flag("--out"), help="default: docs, with --quick outputs/reproduction")
     arguments, overrides = parser.parse_known_args()
     share = parse_share(arguments.share)
     if arguments.quick and arguments.stage not in ("all", *QUICK_STAGES):
