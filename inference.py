@@ -30,6 +30,7 @@ from pathlib import Path
 
 from feedface.config_file import ConfigFile, read_config
 from feedface.errors import EXIT_USER_ERROR, UserError, run_cli
+from feedface.faces.choose import check_choice
 from feedface.jobs import Job, read_jobs
 from feedface.output import check_writable
 from feedface.prompts import check_prompt
@@ -58,6 +59,12 @@ def make_parser() -> Parser:
         help="mini (the model's own pack), opencv (needs no download), buffalo_l or another insightface pack "
         "(non-commercial research only); auto (default): mini if the model has it, else buffalo_l if it is there, "
         "else opencv",
+    )
+    faces.add_argument(
+        "--face",
+        metavar="WHICH",
+        help="where a picture shows several faces: most-like (the other pictures' faces; the default where the detector "
+        "has a recogniser: mini, buffalo_l), largest (else), left, right, or N, the N-th from the left",
     )
     model = parser.add_argument_group("model")
     model.add_argument(
@@ -170,6 +177,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         face_interval=args.face_interval,
         reuse=args.reuse,
     )
+    face = None if args.face is None else check_choice(args.face)
     config = read_config(args.config) if args.config else ConfigFile()
     settings = settings.over(config.settings)
     jobs, problems = find_jobs(args)
@@ -198,7 +206,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         int8=args.int8,
     )
     detector = make_detector(args.detector, pipe.bundle.faces_root)
-    plan = Plan(pipe.settings(settings), args.seed, args.n_samples, args.n_iter, not args.no_detect, args.batch_size)
+    plan = Plan(
+        pipe.settings(settings), args.seed, args.n_samples, args.n_iter, not args.no_detect, args.batch_size, face
+    )
     if not args.json:
         run_job(pipe, jobs[0], plan, detector, output)
         return 0

@@ -46,6 +46,7 @@ class Plan:
         n_samples, n_iter: each prompt gets n_samples x n_iter pictures.
         detect: find and crop faces; else the pictures are face crops.
         batch_size: pictures drawn at a time, at most; None: what should fit into memory.
+        face: which one of several faces in a picture, see `references.find_faces`.
     """
 
     settings: Settings
@@ -54,6 +55,7 @@ class Plan:
     n_iter: int = 1
     detect: bool = True
     batch_size: int | None = None
+    face: str | int | None = None
 
     @property
     def seeds(self) -> range:
@@ -67,7 +69,7 @@ class JobRun:
         self.pipe, self.job, self.plan, self.detector, self.folder = pipe, job, plan, detector, folder
         self.begin = time.monotonic()
         self.failed = False
-        self.references, self.notices = find_faces(job.images, detector if plan.detect else None)
+        self.references, self.notices = find_faces(job.images, detector if plan.detect else None, plan.face)
         for prompt in job.prompts:
             notice = pipe.prompt_notice(prompt)
             if notice:
