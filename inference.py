@@ -63,8 +63,8 @@ def make_parser() -> Parser:
     faces.add_argument(
         "--face",
         metavar="WHICH",
-        help="where a picture shows several faces: most-like (the other pictures' faces; the default where the detector "
-        "has a recogniser: mini, buffalo_l), largest (else), left, right, or N, the N-th from the left",
+        help="of several faces in a picture: most-like (the other pictures' faces; the default if the detector has a "
+        "recogniser, as mini and buffalo_l), largest (else the default), left, right, or N, the N-th from the left",
     )
     model = parser.add_argument_group("model")
     model.add_argument(
@@ -178,6 +178,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         reuse=args.reuse,
     )
     face = None if args.face is None else check_choice(args.face)
+    if face is not None and args.no_detect:
+        raise UserError("--face chooses among the faces found, and --no_detect looks for none: leave one of them out")
     config = read_config(args.config) if args.config else ConfigFile()
     settings = settings.over(config.settings)
     jobs, problems = find_jobs(args)
