@@ -32,6 +32,7 @@ from pathlib import Path
 from feedface.command_line import Parser
 from feedface.config_file import ConfigFile, read_config
 from feedface.errors import EXIT_USER_ERROR, UserError, run_cli
+from feedface.faces.choose import check_choice
 from feedface.jobs import Job, read_jobs
 from feedface.output import check_writable
 from feedface.prompts import check_prompt
@@ -62,6 +63,12 @@ def make_parser() -> Parser:
         help="mini (the model's own pack), opencv (needs no download), buffalo_l or another insightface pack "
         "(non-commercial research only); auto (default): mini if the model has it, else buffalo_l if it is there, "
         "else opencv",
+    )
+    faces.add_argument(
+        "--face",
+        metavar="WHICH",
+        help="of several faces in a picture: most-like (the other pictures' faces; the default if the detector has a "
+        "recogniser, as mini and buffalo_l), largest (else the default), left, right, or N, the N-th from the left",
     )
     model = parser.add_argument_group("model")
     model.add_argument(
@@ -174,6 +181,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         face_interval=args.face_interval,
         reuse=args.reuse,
     )
+    face = None if args.face is None else check_choice(args.face)
+    if face is not None and args.no_detect:
+        raise UserError("--face chooses among the faces found, and --no_detect looks for none: leave one of them out")
     config = read_config(args.config) if args.config else ConfigFile()
     settings = settings.over(config.settings)
     jobs, problems = find_jobs(args)
@@ -203,7 +213,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     detector = make_detector(args.detector, pipe.bundle.faces_root)
     pipe.settings(settings)  # refuses a size that the model cannot draw, before any face is looked for
-    plan = Plan(settings, args.seed, args.n_samples, args.n_iter, not args.no_detect, args.batch_size)
+    plan = Plan(settings, args.seed, args.n_samples, args.n_iter, not args.no_detect, args.batch_size, face)
     if not args.json:
         run_job(pipe, jobs[0], plan, detector, output)
         return 0

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from toy import make_toy_bundle, toy_face_controlnet
 
 from feedface.checkpoints.bundle import save_component, write_derived_index
+from feedface.errors import UserError
 from feedface.faces.detect import Face
 
 ROOT = Path(__file__).parents[1]
@@ -470,6 +472,30 @@ def test_a_photo_shown_to_the_miniature(run, here, toy, detector, capsys):
     detector.faces = 0
     with pytest.raises(NoFaceError, match=r"no face found.*drawn portraits only: for photos use --detector opencv"):
         run(*single(), model="model", detect=True)
+
+
+def test_which_face_is_asked_for(run, detector, capsys):
+    detector.faces = 3
+    run(*single("--face", "right"), detect=True)
+    assert "note: face.png: 3 faces found, the rightmost is taken" in capsys.readouterr().out
+    for options, detect, words in (
+        (["--face", "middle"], True, "--face middle: use most-like"),
+        (["--face", "4"], True, "--face 4: face.png shows 3 faces only"),
+        (["--face", "left"], False, "--no_detect"),
+    ):
+        with pytest.raises(UserError, match=words):
+            run(*single(*options), detect=detect)
+
+
+def test_weights_that_are_no_numbers_leave_no_picture(run, toy, here):
+    broken = here / "broken"
+    shutil.copytree(toy, broken)
+    weights = load_file(broken / "uvit/model.safetensors")
+    weights["mid_block.mlp.fc1.weight"][0] = float("nan")
+    save_file(weights, broken / "uvit/model.safetensors")
+    with pytest.raises(UserError, match="broken/uvit: its weights hold NaN or infinity"):
+        run(*single(), model=broken)
+    assert pictures() == {}
 
 
 def test_not_measured_without_a_recogniser(run, capsys):

@@ -79,8 +79,8 @@ def quantise_int8(networks: Networks, device: torch.device) -> None:
 
     CPU: PyTorch's dynamic quantisation, which rounds the layers' inputs too (a scale for each output, and one for each
     input batch) and multiplies in int8. Other devices: `Int8Linear`, a quarter of float32's memory, not faster.
-    Weights cannot change afterwards: merge a few-step adapter first. A low-memory bundle then keeps its networks, which
-    are no longer what its files hold.
+    Weights cannot change afterwards, nor take a few-step adapter. A low-memory bundle then keeps its networks, as they
+    are no longer what its files hold. `UserError` for weights that are NaN or infinite.
     """
     if device.type == "cpu" and int8_engine() == "none":
         raise UserError("--int8: this PyTorch has no int8 arithmetic for this CPU; leave --int8 out")

@@ -111,6 +111,8 @@ class LowMemoryBundle(Bundle):
         Where they do not fit beside each other as they are read, they are changed in main memory, and moved to the
         device as a whole if they fit now.
         """
+        for kind in kinds if self._sequential else ():
+            self._drop(kind)
         sequential, self._sequential = self._sequential, False
         device, self._device = self._device, CPU if sequential else self._device
         for kind in kinds:

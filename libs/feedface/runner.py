@@ -50,6 +50,7 @@ class Plan:
         n_samples, n_iter: each prompt gets n_samples x n_iter pictures.
         detect: find and crop faces; else the pictures are face crops.
         batch_size: pictures drawn at a time, at most; None: what should fit into memory.
+        face: which one of several faces in a picture, see `references.find_faces`.
     """
 
     settings: Settings
@@ -58,6 +59,7 @@ class Plan:
     n_iter: int = 1
     detect: bool = True
     batch_size: int | None = None
+    face: str | int | None = None
 
     def of(self, job: Job) -> Plan:
         """This plan with what the job says itself. `UserError` for seeds beyond the largest there is."""
@@ -103,7 +105,7 @@ class JobRun:
 
     def _find_faces(self) -> tuple[list[Reference], list[str]]:
         detector = self.detector if self.plan.detect else None
-        references, notices = find_faces(self.job.images, detector)
+        references, notices = find_faces(self.job.images, detector, self.plan.face)
         notice = photo_notice(self.pipe.bundle, detector, references)
         return references, [*notices, notice] if notice else notices
 

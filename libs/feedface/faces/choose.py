@@ -26,10 +26,10 @@ def check_choice(choice: object) -> str | int:
     """One of `CHOICES`, or N = 1, 2, …: the N-th from the left; `UserError` for anything else."""
     if isinstance(choice, str) and choice.isdecimal() and len(choice) < 5:
         choice = int(choice)
-    if isinstance(choice, numbers.Integral) and not isinstance(choice, bool) and choice > 0:
+    if isinstance(choice, numbers.Integral) and not isinstance(choice, bool) and 0 < choice < 10_000:
         return int(choice)
     if choice not in CHOICES:
-        raise UserError(f"--face {choice}: use {', '.join(CHOICES)}, or a number: 1 is the leftmost face")
+        raise UserError(f"--face {str(choice)[:40]}: use {', '.join(CHOICES)}, or a number: 1 is the leftmost face")
     return choice
 
 

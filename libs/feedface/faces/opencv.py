@@ -38,7 +38,8 @@ class OpenCVDetector:
     A first look is set for portraits: on 31 of them it found the most faces without a false one. Only if it finds
     none, a second look goes for small and dark faces. Its threshold was set on 21 whole-body photos, where it raises
     7 found faces to 17 without a false one: those have 16 hits and more, false ones up to 13, one missed face 8.
-    A last look, the first one's, is for a face that fills the picture.
+    A last look, the first one in a grey frame, goes for a face that fills the picture: of 51 photos cut to the face's
+    box it raises 25 found to 44, each box right; in 80 parts of photos without a face it finds none.
     """
 
     name = "opencv"
