@@ -25,21 +25,26 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
+from pydantic import Field, TypeAdapter
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
+from typing_extensions import TypedDict
 
-from feedface.checkpoints.storage import read_json, write_json
+from feedface.checkpoints.storage import write_json
 from feedface.data.dataset import BrokenPicture, PictureStore
 from feedface.data.features import EncoderSources, FrozenEncoders
 from feedface.data.records import Record
 from feedface.encoders import to_tensor
 from feedface.errors import UserError
 from feedface.files import atomic_file
+from feedface.reading import check_file, foreign
+from feedface.validation import OPEN, parse_line_as, read_json_as
 
 FORMAT = 2
 MANIFEST = "cache.json"
@@ -98,7 +103,7 @@ def agree(folder: Path, sources: EncoderSources, store: PictureStore, mirrored: 
         with atomic_file(path) as temporary:
             write_json(temporary, wanted)
         return wanted
-    found = read_json(path)
+    found = read_json_as(path, _MANIFEST)
     difference = _difference(found, wanted)
     if difference:
         raise UserError(f"{folder}: was made {difference}; name another config.cache.dir, or delete this one")
@@ -119,6 +124,16 @@ def _difference(found: dict, wanted: dict) -> str:
         else:
             return f"with {key} {found[key]}, not {value}"
     return ""
+
+
+class _Manifest(TypedDict):
+    """As far as it is not compared as a whole."""
+
+    __pydantic_config__ = OPEN
+    shard_size: Annotated[int, Field(ge=1)]
+
+
+_MANIFEST, _BROKEN = TypeAdapter(_Manifest), TypeAdapter(dict[str, str])
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,14 +160,16 @@ class Shard:
         The tensors outlive the file: one that replaces it does not change them.
         """
         try:
-            with safe_open(self.path, framework="pt") as file:
+            check_file(self.path)
+            with foreign(self.path), safe_open(self.path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 if metadata.get("digest") != self.digest:
                     return None
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (FileNotFoundError, SafetensorError):
+            broken = parse_line_as(metadata.get("broken", ""), _BROKEN, f"{self.path}:1")
+        except UserError:
             return None
-        return Content(self.kind, tensors, json.loads(metadata["broken"]))
+        return Content(self.kind, tensors, broken)
 
     def write(self, content: Content) -> None:
         """Put the file there, whole. Raises `UserError` where the disk is full."""
