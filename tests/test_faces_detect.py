@@ -13,8 +13,9 @@ from torch import nn
 
 from feedface.errors import UserError
 from feedface.faces import detect
-from feedface.faces.detect import Face, InsightFaceDetector, OpenCVDetector, make_detector
+from feedface.faces.detect import Face, InsightFaceDetector, make_detector
 from feedface.faces.identity import FaceRecogniser, cosine_similarity
+from feedface.faces.opencv import OpenCVDetector
 from feedface.mini.detector import STRIDES, DetectorFile, anchors
 from feedface.mini.export import export_onnx
 

@@ -187,6 +187,7 @@ class LatentCodec(nn.Module):
         return self.vae.encode(pixels).latent_dist
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents [B,C,h,w] -> images [B,3,h*factor,w*factor], float32, clamped to [-1,1]."""
+        """Latents [B,C,h,w] -> images [B,3,h*factor,w*factor], float32, clamped to [-1,1]; NaN where not finite."""
         latents = latents.to(self.vae.device, self.vae.dtype) / self.vae.config.scaling_factor
-        return F.pixel_shuffle(self.vae.decode(latents).sample, self._stack).float().clamp(-1, 1)
+        pixels = F.pixel_shuffle(self.vae.decode(latents).sample, self._stack).float()
+        return pixels.where(pixels.isfinite(), torch.nan).clamp(-1, 1)  # infinity must not pass for white

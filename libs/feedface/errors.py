@@ -1,7 +1,9 @@
 """One exception for everything a user can put right, and the wrapper that turns it into one line and exit code 2."""
 
 import sys
+import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -11,14 +13,29 @@ class UserError(Exception):
     """A mistake in the input: the message is one line that names the file, line or value and what to do."""
 
 
+def path_flag(name: str) -> Callable[[str], Path]:
+    """`type` of the argparse option `name`: a path. `UserError` for "", which would mean the current folder."""
+
+    def path(text: str) -> Path:
+        if not text.strip():
+            raise UserError(f"{name}: is empty; name a file or folder (. is the current one)")
+        return Path(text)
+
+    return path
+
+
 def run_cli(main: Callable[[], int | None]) -> None:
     """Run a script's `main` and leave the process with its exit code.
 
     `UserError` and a full or unwritable disk become one line on stderr and exit code 2; Ctrl-C becomes one line and
-    exit code 130. Anything else is a defect of ours and keeps its traceback.
+    exit code 130. Anything else is a defect of ours and keeps its traceback. Warnings, which libraries have for
+    developers, are shown by `python -W default`.
     """
     try:
-        code = main() or 0
+        with warnings.catch_warnings():
+            if not sys.warnoptions:
+                warnings.simplefilter("ignore")
+            code = main() or 0
     except UserError as error:
         one_line = " ".join(str(error).split())
         print(f"error: {one_line}", file=sys.stderr)

@@ -1,9 +1,11 @@
 """Reading any picture a user may hand over: to uint8 RGB [H, W, 3], or one `UserError` that says what is wrong."""
 
+import ctypes
 import os
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import cache
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -19,8 +21,8 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF
 KNOWN = "PNG, JPEG, WebP, GIF, BMP, TIFF, PPM, JPEG 2000 or AVIF"
 
 
-def read_image(path: str | os.PathLike) -> np.ndarray:
-    """Read one picture file as uint8 RGB [H, W, 3], upright.
+def read_image(path: str | os.PathLike, convert: Callable[[Image.Image], np.ndarray] | None = None) -> np.ndarray:
+    """Read one picture file as uint8 RGB [H, W, 3], upright; or as what `convert` makes of the Pillow image.
 
     16-bit, CMYK, grey and palette pictures are converted, transparency is laid over white, the first frame of an
     animation is taken and the EXIF orientation applied. `UserError`: missing, a directory, not readable, empty, not a
@@ -29,7 +31,7 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
     with open_image(path) as image:
         check_size(image.width, image.height, path)
         image.load()
-        return to_rgb(image)
+        return (convert or to_rgb)(image)
 
 
 @contextmanager
@@ -43,6 +45,7 @@ def open_image(path: str | os.PathLike, formats: Sequence[str] = FORMATS) -> Ite
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of large sizes and odd metadata; the size is checked here.
         try:
+            _silence_libtiff()
             Image.init()  # all plugins, so that it is known which of the formats this Pillow was built with
             image = Image.open(path, formats=[name for name in formats if name in Image.OPEN])
         except Image.DecompressionBombError:
@@ -62,9 +65,20 @@ def open_image(path: str | os.PathLike, formats: Sequence[str] = FORMATS) -> Ite
                 raise UserError(f"{path}: damaged or truncated picture ({error})") from None
 
 
+@cache
+def _silence_libtiff() -> None:
+    """libtiff writes what it finds wrong to stderr by itself; what matters of it Pillow raises."""
+    with suppress(OSError, AttributeError):  # a Pillow that has it built in keeps its ways
+        library = ctypes.CDLL(Image.core.__file__)  # names are looked up in what it was linked with, too
+        for name in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):
+            setter = getattr(library, name)
+            setter.argtypes, setter.restype = [ctypes.c_void_p], ctypes.c_void_p
+            setter(None)
+
+
 def to_rgb(image: Image.Image) -> np.ndarray:
     """Any Pillow image, 8-bit or deeper, to upright uint8 RGB [H, W, 3]; transparency over white."""
-    image = _upright(image)
+    image = upright(image)
     if image.mode.startswith(("I", "F")):  # 16-bit (I;16, I), 32-bit and float: Pillow's own conversion would clip.
         image = Image.fromarray(_to_8_bit(np.asarray(image)))
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
@@ -84,7 +98,8 @@ def check_size(width: int, height: int, name: str | os.PathLike) -> None:
         raise UserError(f"{name}: {width} x {height} px is too small; each side needs at least {MIN_SIDE_PX} px")
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def upright(image: Image.Image) -> Image.Image:
+    """The image as its EXIF orientation wants it shown."""
     try:
         return ImageOps.exif_transpose(image)
     except Exception:  # Damaged EXIF data says nothing about the pixels: the picture is taken as stored.

@@ -86,7 +86,12 @@ class Attention(nn.Module):
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [B, heads, L, D/heads]
         if maps is not None:
             maps.append((q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(dim=-1))
-        x = F.scaled_dot_product_attention(q, k, v)
+        if x.device.type == "cpu" and q.dtype == torch.bfloat16 and torch.is_grad_enabled():
+            # Its backward pass on a CPU in bfloat16 is slower than that of plain products, at a few hundred tokens.
+            weights = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+            x = weights.softmax(dim=-1) @ v
+        else:
+            x = F.scaled_dot_product_attention(q, k, v)
         return self.proj(x.transpose(1, 2).reshape(B, L, D))
 
 

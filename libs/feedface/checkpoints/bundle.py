@@ -5,16 +5,19 @@ of the bundle it started from. Nothing here reads a pickle.
 """
 
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from feedface.backbones.uvit import UViT
-from feedface.checkpoints.few_step import FewStep
+from feedface.checkpoints.few_step import COMPONENT, FewStep, adapted, read_few_step
 from feedface.checkpoints.index import DEFAULTS, FORMAT, INDEX, NETWORKS, VERSION, Defaults, read_index_file
 from feedface.checkpoints.libraries import from_pretrained, read_library_config
 from feedface.checkpoints.storage import (
@@ -31,7 +34,7 @@ from feedface.checkpoints.storage import (
 )
 from feedface.encoders import ImageEncoder, LatentCodec, TextEncoder, latent_factor, load_tokenizer
 from feedface.errors import UserError
-from feedface.files import atomic_file, atomic_folder
+from feedface.files import atomic_file, atomic_folder, follow
 from feedface.methods.feedface import FaceControlNet
 from feedface.reading import foreign
 from feedface.validation import check_as
@@ -43,7 +46,8 @@ class Bundle:
 
     `image_size` is the side in pixels that the model was trained at. `defaults`: guidance (the g of
     ε_u + g (ε_c − ε_u)), face_scale, uncond; perhaps steps and preset (`settings.Settings`). `faces_root` is an
-    insightface root, where the bundle has its own pack.
+    insightface root, where the bundle has its own pack. `lock`: held by whoever draws or encodes, so that threads take
+    turns: tokenizers keep settings between calls, and memory is for one batch.
     """
 
     path: Path
@@ -56,7 +60,8 @@ class Bundle:
     vae: LatentCodec | None = None
     text_encoder: TextEncoder | None = None
     image_encoder: ImageEncoder | None = None
-    few_step: FewStep | None = None  # the adapter that is merged into the weights at present
+    lock: RLock = field(default_factory=RLock, init=False, repr=False, compare=False)
+    _adapted: tuple[UViT, FaceControlNet] | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
     def faces_root(self) -> Path | None:
@@ -76,8 +81,45 @@ class Bundle:
         with foreign(f"{vae}: lacks a size"):
             return latent_factor(read_library_config(AutoencoderKL, vae)) * uvit["patch_size"]
 
-    def hold(self, *kinds: str) -> None:
-        """Say that these parts are about to differ from their files: `LowMemoryBundle` must not read them again."""
+    @cached_property
+    def few_step(self) -> FewStep | None:
+        """The model's few-step adapter; None where it has none."""
+        folder = self.components.get(COMPONENT)
+        return None if folder is None else read_few_step(folder)
+
+    def networks(self, few_step: bool = False) -> tuple[UViT, FaceControlNet]:
+        """U-ViT and face-controlnet as they are evaluated at each step; `few_step`: with the adapter in them.
+
+        These are a second pair, made when it is first asked for; it takes the memory of what the adapter changes.
+        """
+        if not few_step:
+            return self.uvit, self.face_controlnet
+        with self.lock:
+            if self._adapted is None:
+                adapter = self._checked_adapter()
+                # What is made in inference mode could not be changed outside of it.
+                with torch.inference_mode(False), torch.no_grad():
+                    pair = (adapted(adapter, kind, getattr(self, kind)) for kind in ("uvit", "face_controlnet"))
+                    self._adapted = tuple(pair)
+            return self._adapted
+
+    def _checked_adapter(self) -> FewStep:
+        if self.few_step is None:
+            raise UserError(f"{self.path}: this model has no few-step adapter; docs/few_steps.md says how one is made")
+        return self.few_step
+
+    def to(self, device: torch.device) -> None:
+        """Move the networks."""
+        with self.lock:
+            self._adapted = None
+            for kind in NETWORKS:
+                if (module := getattr(self, kind)) is not None:
+                    module.to(device)
+
+    @contextmanager
+    def hold(self, *kinds: str) -> Iterator[None]:
+        """Inside the `with`, change these parts: a `LowMemoryBundle` will not read them from their files again."""
+        yield
 
 
 # ---------------------------------------------------------------------------------------------------------- reading
@@ -85,7 +127,7 @@ class Bundle:
 
 def read_index(path: str | os.PathLike) -> Bundle:
     """Read and check `model_index.json` of the bundle `path`, without loading any part."""
-    path = Path(path)
+    path = follow(path)
     if not path.is_dir():
         raise UserError(f"{path}: no such model folder; see models/README.md for where models come from")
     file = path / INDEX
@@ -273,7 +315,9 @@ def write_index(
 def write_derived_index(path: str | os.PathLike, base: str | os.PathLike, own: Iterable[str], name: str) -> None:
     """Write an index for `path`, which holds the parts `own` (each in a folder of its name), the rest is `base`'s."""
     bundle = read_index(base)
-    components = {kind: os.path.relpath(folder, path) for kind, folder in bundle.components.items()}
+    # The way up from a folder is the one that the disk knows, not the one in its name: that may pass a link.
+    here = os.path.realpath(path)
+    components = {kind: os.path.relpath(os.path.realpath(f), here) for kind, f in bundle.components.items()}
     components.pop("few_step", None)  # it was made for the base's weights
     components.update({kind: kind for kind in own})
     write_index(path, name=name, image_size=bundle.image_size, components=components, defaults=bundle.defaults)

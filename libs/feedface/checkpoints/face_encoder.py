@@ -13,6 +13,7 @@ from feedface.checkpoints.bundle import INDEX, read_index
 from feedface.checkpoints.libraries import from_pretrained, read_library_config
 from feedface.checkpoints.storage import empty, fill, read_config, read_json, read_safetensors
 from feedface.errors import UserError
+from feedface.files import follow
 from feedface.methods.feedface import FaceControlNet
 from feedface.reading import foreign
 
@@ -29,7 +30,7 @@ PREFIX = "face_encoder."
 
 def find_face_encoder(path: str | os.PathLike) -> Path:
     """The folder that `load_face_encoder` takes: `path` itself, or the face-controlnet of the bundle `path`."""
-    path = Path(path)
+    path = follow(path)
     if not path.is_dir():
         raise UserError(f"{path}: no such folder; it must hold a CLIP vision model, or be a model folder")
     if not (path / INDEX).is_file():

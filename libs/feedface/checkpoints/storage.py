@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from logging import CRITICAL, getLogger
 from pathlib import Path
 from typing import Any
 
@@ -141,15 +142,19 @@ def write_state(file: Path, state: dict[str, Tensor], dtype: torch.dtype | None)
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """No progress bars of milliseconds and no reports on keys, which we check ourselves."""
+    """No progress bars of milliseconds and no reports on files and keys, which we check ourselves."""
     from transformers.utils import logging
 
+    diffusers = getLogger("diffusers")
+    level = diffusers.level
+    diffusers.setLevel(CRITICAL)
     bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     try:
         yield
     finally:
+        diffusers.setLevel(level)
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()

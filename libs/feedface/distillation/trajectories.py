@@ -26,7 +26,7 @@ from feedface.data.records import Record, read_records
 from feedface.distillation.draws import Draws, face_tokens
 from feedface.distillation.teacher import Teacher
 from feedface.errors import UserError
-from feedface.files import atomic_file
+from feedface.files import atomic_file, make_folder
 from feedface.mini.common import say
 from feedface.model_files import model_digest
 from feedface.reading import check_file, foreign
@@ -140,7 +140,7 @@ def _agree(
         "shard": config.trajectories.batch_size,
         "faces": list(config.trajectories.faces),
     }
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     if not (folder / SETTINGS).is_file():
         with atomic_file(folder / SETTINGS) as temporary:
             write_json(temporary, settings)

@@ -18,7 +18,6 @@ from typing import Protocol
 
 from PIL import Image
 from pydantic import TypeAdapter
-from tqdm import tqdm
 from typing_extensions import TypedDict
 
 from feedface.errors import EXIT_USER_ERROR, UserError
@@ -32,6 +31,7 @@ from feedface.evaluation.systems import Artist
 from feedface.files import folder_lock, remove_leftovers
 from feedface.output import check_writable, safe_name, save_ascii, save_json, save_png
 from feedface.preparation.team import Team
+from feedface.progress import progress
 from feedface.validation import OPEN, read_json_as
 
 VERSION = 1  # of the scores: raise it where the same pictures get other ones
@@ -111,7 +111,7 @@ def _load_cases(protocol: Cases, judges: Judges, team: Team) -> tuple[list[Case]
     """This process's cases, and why others of its share cannot be taken."""
     cases, failed = [], {}
     mine = range(team.index, len(protocol.names), team.count)
-    for index in tqdm(mine, desc="references", unit="case", disable=not team.leads):
+    for index in progress(mine, desc="references", unit="case", disable=not team.leads):
         try:
             cases.append(protocol.load(index, judges.face))
         except UserError as error:
@@ -162,7 +162,7 @@ class Share:
         _copy_from_base(wanted, of_base)
         self._draw(artist, wanted, artist.name)
 
-        bar = tqdm(self.cases, desc=f"scores of {artist.name}", unit="case", disable=not self.show)
+        bar = progress(self.cases, desc=f"scores of {artist.name}", unit="case", disable=not self.show)
         for case, requests, base_requests in zip(bar, wanted, of_base, strict=True):
             self._score(case, requests, [one for one in base_requests if one.sample < samples])
             if bounding:
@@ -174,7 +174,7 @@ class Share:
         missing = [one for part in requests for one in part if read_kept(one.path, one.info) is None]
         for request in missing:
             (request.path.parent / SCORES).unlink(missing_ok=True)
-        with tqdm(total=len(missing), desc=label, unit="picture", disable=not (self.show and missing)) as bar:
+        with progress(total=len(missing), desc=label, unit="picture", disable=not (self.show and missing)) as bar:
             for request, kept in artist.draw(missing):
                 save_kept(request.path, kept, request.info)
                 bar.update()

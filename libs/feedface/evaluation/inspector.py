@@ -77,15 +77,28 @@ class Inspector(nn.Module):
 
     def forward(self, images: torch.Tensor) -> InspectorOutput:
         """images: float [B, 3, H, W], RGB in 0..1."""
-        size = (self.config["image_size"],) * 2
-        if images.shape[-2:] != size:
-            images = F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
-        x = (images * 2 - 1).contiguous(memory_format=torch.channels_last)
-        x = self.trunk(x).flatten(1)
+        x = self._grid(images).flatten(1)
         return InspectorOutput(
             embedding=F.normalize(self.embed(x).float(), dim=-1),
             logits={name: head(x).float() for name, head in self.heads.items()},
         )
+
+    def _grid(self, images: torch.Tensor) -> torch.Tensor:
+        """float [B, 3, H, W] in 0..1 -> the trunk's features [B, 4 width, 16th of the height, of the width]."""
+        size = (self.config["image_size"],) * 2
+        if images.shape[-2:] != size:
+            images = F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
+        return self.trunk((images * 2 - 1).contiguous(memory_format=torch.channels_last))
+
+    @torch.no_grad()
+    def features(self, images: np.ndarray, batch_size: int = 256) -> np.ndarray:
+        """What the trunk sees in pictures uint8 [B, H, W, 3], averaged over the picture: float32 [B, 4 width]."""
+        device = next(self.parameters()).device
+        parts = []
+        for start in range(0, len(images), batch_size):
+            chunk = torch.from_numpy(np.ascontiguousarray(images[start : start + batch_size])).to(device)
+            parts.append(self._grid(chunk.permute(0, 3, 1, 2).float() / 255).mean(dim=(2, 3)).cpu().numpy())
+        return np.concatenate(parts)
 
     @torch.no_grad()
     def inspect(self, images: np.ndarray, batch_size: int = 256) -> Findings:

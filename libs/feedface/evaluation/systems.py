@@ -16,7 +16,7 @@ import torch
 from pydantic import BaseModel, Field, TypeAdapter
 
 from feedface.checkpoints.bundle import Bundle
-from feedface.drawing import adapter_of, default_batch_size, draw_batch, dtype_name, picture_settings
+from feedface.drawing import default_batch_size, draw_batch, dtype_name, picture_settings
 from feedface.errors import UserError
 from feedface.evaluation.draw import encode_faces
 from feedface.evaluation.pictures import Kept, Request
@@ -89,7 +89,7 @@ class ModelArtist:
         self, system: System, bundle: Bundle, device: torch.device, dtype: torch.dtype, batch_size: int | None = None
     ):
         self.name, self.system, self.bundle, self.device, self.dtype = system.name, system, bundle, device, dtype
-        adapter = adapter_of(bundle)
+        adapter = bundle.few_step
         self.settings = system.settings.for_model(bundle.defaults, bundle.image_size, bundle.size_multiple, adapter)
         self.batch_size = batch_size or default_batch_size(self.settings, device)
         self.digest = model_digest(bundle)

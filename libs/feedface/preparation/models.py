@@ -10,7 +10,8 @@ from pathlib import Path
 from feedface.device import pick_device
 from feedface.errors import UserError
 from feedface.faces import detect
-from feedface.faces.detect import FaceDetector, InsightFaceDetector, OpenCVDetector, find_pack, missing_pack_message
+from feedface.faces.detect import FaceDetector, InsightFaceDetector, find_pack, missing_pack_message
+from feedface.faces.opencv import OpenCVDetector
 
 OPENCV = "opencv"
 

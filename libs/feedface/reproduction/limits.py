@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 from feedface.checkpoints.bundle import Bundle, load_bundle
+from feedface.command_line import Parser
 from feedface.device import pick_device, pick_dtype
 from feedface.errors import UserError, run_cli
 from feedface.evaluation.cases import FIRST_IDENTITY, GALLERY, crop_references, make_cases
@@ -173,7 +174,7 @@ def _show(name: str, figure: dict[str, float]) -> str:
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m feedface.reproduction.limits", description=__doc__.split("\n\n")[0], allow_abbrev=False
     )
     parser.add_argument("--model", default="models/mini", help="model folder (default: %(default)s)")
