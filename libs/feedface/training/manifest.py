@@ -60,6 +60,8 @@ def read_manifest(folder: Path) -> Manifest:
     `OSError` where the disk does not answer.
     """
     try:
+        if not (folder / PROGRESS).is_file():  # a pipe, for example, which would be waited for
+            raise Damaged(f"{PROGRESS} is missing or broken")
         content = (folder / PROGRESS).read_bytes()
         manifest = Manifest.model_validate_json(content)
         own = manifest.sha256.get(PROGRESS)
