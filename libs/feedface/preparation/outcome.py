@@ -35,7 +35,8 @@ SINGLE, MULTI, ERROR, FILTERED = KINDS = ("single", "multi", "error", "filtered"
 Stamp = list[int]  # size in bytes and mtime in ns of the picture's file
 
 
-_Number = Annotated[float, Field(allow_inf_nan=False)] | None
+_Number = Annotated[float, Field(ge=-1e6, le=1e6)] | None
+_Measure = Annotated[float, Field(ge=0, le=1e6)] | None
 _Box = Annotated[list[Annotated[float, Field(ge=-1e6, le=1e6)]], Len(4, 4)]
 
 
@@ -61,9 +62,9 @@ class _FaceRow(_Row, total=False):
     square_bbox: Required[_Box]
     mask_bbox: _Box | None
     point: Annotated[list[Annotated[list[_Number], Len(2, 2)]], Len(5, 5)] | None
-    scores: _Number
-    face_px: _Number
-    blur: _Number
+    scores: _Measure
+    face_px: _Measure
+    blur: _Measure
     yaw: _Number
     pitch: _Number
     roll: _Number

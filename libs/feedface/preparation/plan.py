@@ -182,7 +182,7 @@ def _merged(path: Path, settings: dict) -> dict:
             )
         if name != "weights" and value != before[name]:
             raise UserError(
-                f"{path}: this folder was made with {name} {before[name]!r}, now it is {value!r}; "
+                f"{path}: this folder was made with {name} {before[name]!r:.60}, now it is {value!r:.60}; "
                 "use the same, or another --out_folder"
             )
     return now

@@ -11,10 +11,11 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from PIL import Image
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 from typing_extensions import TypedDict
 
 from feedface.errors import UserError
@@ -22,7 +23,7 @@ from feedface.files import atomic_file
 from feedface.preparation.outcome import ERROR, FILTERED, KINDS, MULTI, SINGLE
 from feedface.preparation.sheet import KIND_COLOURS, Picture, draw_charts, draw_report, draw_tile
 from feedface.reading import read_text
-from feedface.validation import OPEN, Finite, parse_line_as, read_json_as
+from feedface.validation import OPEN, parse_line_as, read_json_as
 
 SHOWN = 24  # pictures of each outcome
 LISTED = 1000  # lines of each list
@@ -50,7 +51,7 @@ figcaption span {{ color: #6e6e6e; }}
 
 class _Thresholds(TypedDict, total=False):
     __pydantic_config__ = OPEN
-    thresholds: dict[str, Finite | None] | None
+    thresholds: dict[str, Annotated[float, Field(ge=0, le=1e6)] | None] | None
 
 
 class _Settings(_Thresholds, total=False):
