@@ -245,7 +245,7 @@ class Checkpoints:
             load_bundle(newest)
             return
         found = load_newest(run)
-        changed = not file.is_file() or file.read_bytes() != whole
+        changed = not file.is_file() or file.stat().st_size != len(whole) or file.read_bytes() != whole
         if changed and found.folder == newest:
             assert file.suffix == ".json", f"went on from {newest} with another {file.name}"
         assert found.state["weights"]["a"][0, 0] == found.progress.step

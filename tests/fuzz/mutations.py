@@ -103,7 +103,7 @@ def other_json(rng: random.Random, value: Any, times: int = 0) -> str:
         elif kind == 7 and isinstance(owner, dict):
             owner[rng.choice((f"{key}s", key.upper(), "", "x" * 1000, "__class__"))] = owner.pop(key)
         elif isinstance(owner, list):
-            owner[key:key] = [owner[key]] * rng.choice((1, 2, 1000))
+            owner[key:key] = [owner[key]] * rng.choice((1, 2, 50))
         else:
             numbers = (int, float)
             owner[key] = -owner[key] if isinstance(owner[key], numbers) else [owner[key]]

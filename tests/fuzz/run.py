@@ -31,7 +31,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 HANG_S = 60
 PEAK_GIB = 4
-LONGEST_LINE = 2000
+LONGEST_LINE = 1100
 LEFTOVERS = (".tmp-", ".old-")  # as `files` names what is not done yet
 # What would take more is a memory error here, not the end of the machine.
 ADDRESS_SPACE = 24 << 30
@@ -82,6 +82,7 @@ class Fuzzer:
         self.canary, self.temporary = folder / "canary", folder / "tmp"
         for made in (self.canary, self.temporary):
             made.mkdir(exist_ok=True)
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)  # torch makes it wherever temporary files go
         self.totals = Totals()
 
     def run(self, area: str, number: int, keep: bool = False) -> str:

@@ -20,7 +20,7 @@ from PIL import Image
 from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
-from feedface.errors import EXIT_USER_ERROR, UserError
+from feedface.errors import EXIT_USER_ERROR, UserError, one_line
 from feedface.evaluation.judging import FaceEye, Judges
 from feedface.evaluation.normalised import Bounds
 from feedface.evaluation.pictures import Kept, Request, picture_name, read_kept, save_kept
@@ -83,7 +83,7 @@ def run(
         people = team.all(lambda: _keep_references(cases, plan.out))
         if team.leads:
             for name, why in failed.items():
-                print(f"error: case {name}: {why}", file=sys.stderr)
+                print(f"error: case {name}: {one_line(why)}", file=sys.stderr)
         if not gallery.names:
             raise UserError("no case is left to be evaluated")
         share = Share(cases, judges, gallery, plan, team.leads)
@@ -102,7 +102,7 @@ def _begin(protocol: Cases, plan: Plan, held: ExitStack) -> None:
     check_writable(plan.out)
     held.enter_context(folder_lock(plan.out, f"{plan.out}: another evaluation is writing there; name another --out"))
     for problem in protocol.problems:
-        print(f"error: {problem}", file=sys.stderr)
+        print(f"error: {one_line(problem)}", file=sys.stderr)
     if not protocol.names:
         raise UserError("no case is left to be evaluated")
 
