@@ -40,12 +40,12 @@ def check_folder(folder: str | os.PathLike) -> None:
     if not os.path.isdir(folder):
         raise UserError(f"{folder}: no such folder")
     try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if not entry.is_dir():
-                    check_file(entry.path)
+        names = os.listdir(folder)
     except OSError as error:
         raise UserError(f"{folder}: cannot be read ({error.strerror})") from None
+    for path in (os.path.join(folder, name) for name in names):
+        if not os.path.isdir(path):
+            check_file(path)
 
 
 def read_text(path: str | os.PathLike, what: str = "file", most_bytes: int | None = None) -> str:
