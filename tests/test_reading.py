@@ -82,7 +82,7 @@ def test_whatever_a_library_raises():
     for error in (KeyboardInterrupt, SystemExit):
         with pytest.raises(error), foreign("x"):
             raise error
-    with pytest.raises(UserError, match="^mine$"), foreign("x"):
+    with pytest.raises(UserError, match=r"^mine$"), foreign("x"):
         raise UserError("mine")
 
 

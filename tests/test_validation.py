@@ -64,7 +64,7 @@ def test_what_fits(tmp_path):
     found = read_json_as(file, OUTER)
     assert (found.count, found.share, found.size, found.inner[0].kind) == (2, 1.0, [3, 4], "a")
     assert check_as({"count": 3}, OUTER, "x").count == 3
-    with pytest.raises(UserError, match="^x: count: must be at most 9, not 10$"):
+    with pytest.raises(UserError, match=r"^x: count: must be at most 9, not 10$"):
         check_as({"count": 10}, OUTER, "x")
 
 
@@ -74,7 +74,7 @@ def test_what_fits(tmp_path):
         (b'{"count": 10}', "f:7: count: many, not 10"),
         (b'{"count": }', "f:7: not valid JSON"),
         (b'{"count": "\xff"}', "f:7: not UTF-8"),
-        ('{"count": "\\ud800"}', "f:7: Invalid JSON: "),
+        ('{"count": "\\ud800"}', "f:7: not valid JSON: "),
         ('{"count": NaN}', "f:7: count: many, not nan"),
     ],
 )
