@@ -25,17 +25,15 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 import torch
-from pydantic import Field, TypeAdapter
+from pydantic import TypeAdapter
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from typing_extensions import TypedDict
 
-from feedface.checkpoints.storage import write_json
+from feedface.checkpoints.storage import read_json, write_json
 from feedface.data.dataset import BrokenPicture, PictureStore
 from feedface.data.features import EncoderSources, FrozenEncoders
 from feedface.data.records import Record
@@ -44,7 +42,7 @@ from feedface.errors import UserError
 from feedface.files import atomic_file
 from feedface.progress import progress
 from feedface.reading import check_file, foreign
-from feedface.validation import OPEN, parse_line_as, read_json_as
+from feedface.validation import parse_line_as
 
 FORMAT = 2
 MANIFEST = "cache.json"
@@ -113,7 +111,7 @@ def agree(folder: Path, sources: EncoderSources, store: PictureStore, mirrored: 
         with atomic_file(path) as temporary:
             write_json(temporary, wanted)
         return wanted
-    found = read_json_as(path, _MANIFEST)
+    found = read_json(path)
     difference = _difference(found, wanted)
     if difference:
         raise UserError(f"{folder}: was made {difference}; name another config.cache.dir, or delete this one")
@@ -141,14 +139,7 @@ def _difference(found: dict, wanted: dict) -> str:
     return ""
 
 
-class _Manifest(TypedDict):
-    """As far as it is not compared as a whole."""
-
-    __pydantic_config__ = OPEN
-    shard_size: Annotated[int, Field(ge=1)]
-
-
-_MANIFEST, _BROKEN = TypeAdapter(_Manifest), TypeAdapter(dict[str, str])
+_BROKEN = TypeAdapter(dict[str, str])
 
 
 @dataclass(frozen=True, slots=True)
