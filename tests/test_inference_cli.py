@@ -465,10 +465,10 @@ def test_a_photo_shown_to_the_miniature(run, here, toy, detector, capsys):
     assert "drawn portraits" not in capsys.readouterr().out
     detector.score = 0.51
     run(*single("--seed", 2), model="model", detect=True)
-    assert "face.png: hardly a face (score 0.51); the detector 'mini'" in capsys.readouterr().out
+    assert "face.png: hardly a face (score 0.51); model and detector 'mini'" in capsys.readouterr().out
     assert any("--detector opencv" in notice for notice in results()["notices"])
     detector.faces = 0
-    with pytest.raises(NoFaceError, match=r"no face found.*drawn portraits only: for photos --detector opencv"):
+    with pytest.raises(NoFaceError, match=r"no face found.*drawn portraits only: for photos use --detector opencv"):
         run(*single(), model="model", detect=True)
 
 

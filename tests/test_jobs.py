@@ -126,7 +126,7 @@ def test_malformed(folder, text, line, words):
 
 def test_not_utf8(folder):
     (folder / "a.json").write_bytes(b'{"id":\n "\xff"}')
-    assert read_jobs([folder / "a.json"])[1] == [f"{folder / 'a.json'}:2: not UTF-8 text"]
+    assert read_jobs([folder / "a.json"])[1] == [f"{folder / 'a.json'}:2: not UTF-8 text; save it as UTF-8"]
 
 
 def test_a_number_of_very_many_digits(folder):

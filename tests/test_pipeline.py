@@ -358,7 +358,7 @@ def test_a_cut_prompt_is_warned_of_once(pipe):
     with pytest.warns(UserWarning, match="reads the first 16") as said:
         pipe.generate([long, "a man"], n_samples=3, batch_size=1, progress=False)
     [words] = [str(each.message) for each in said if each.category is UserWarning]
-    assert words.startswith("'a man with a very long description': the prompt has 31 tokens")
+    assert words.startswith("'a man with a very long description': the prompt has 30 tokens")
 
 
 def test_another_device(pipe, few):

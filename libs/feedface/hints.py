@@ -16,13 +16,6 @@ if TYPE_CHECKING:
 UNSURE = 0.58
 
 
-def no_face_hint(detector: FaceDetector) -> str:
-    """To end the message that no face was found; empty where there is nothing to add."""
-    if detector.name != BUNDLE_PACK:
-        return ""
-    return "; the detector 'mini', like the model models/mini, knows drawn portraits only: for photos --detector opencv"
-
-
 def photo_notice(bundle: Bundle, detector: FaceDetector | None, references: Sequence[Reference]) -> str | None:
     """One line if the model is the miniature and a reference looks like a photo."""
     if detector is None or bundle.faces_root is None or find_pack(BUNDLE_PACK, bundle.faces_root) is None:
@@ -35,4 +28,7 @@ def photo_notice(bundle: Bundle, detector: FaceDetector | None, references: Sequ
     unsure = [reference for reference in references if (reference.score or 1) < UNSURE]
     if not unsure:
         return None
-    return f"{unsure[0].name}: hardly a face (score {unsure[0].score:.2f}){no_face_hint(detector)}"
+    return (
+        f"{unsure[0].name}: hardly a face (score {unsure[0].score:.2f}); model and detector {BUNDLE_PACK!r} know drawn "
+        "portraits only: for photos use --detector opencv, and the full-size model (models/README.md)"
+    )

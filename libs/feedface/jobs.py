@@ -49,6 +49,12 @@ class Job:
     notices: tuple[str, ...] = ()
     source: str = "--image"
 
+    @property
+    def own(self) -> dict[str, object]:
+        """What the job says itself about how it is drawn, by key."""
+        said = {"seed": self.seed, "n_samples": self.n_samples, **self.settings.as_json()}
+        return {key: value for key, value in said.items() if value is not None}
+
 
 def find_job_files(paths: Sequence[str | Path]) -> list[Path]:
     """The job files among `paths`; a folder stands for the *.json in it, sorted by name. `UserError` if it has none."""

@@ -18,12 +18,12 @@ from PIL import Image
 
 from feedface.drawing import batches, dtype_name
 from feedface.errors import UserError, one_line
-from feedface.hints import no_face_hint, photo_notice
+from feedface.hints import photo_notice
 from feedface.images import read_image
 from feedface.output import OutputError, PictureFolder, PictureInfo, safe_name
 from feedface.pipeline import Request
 from feedface.progress import progress, say
-from feedface.references import NoFaceError, find_faces
+from feedface.references import find_faces
 from feedface.settings import MAX_SEED, check_range
 from feedface.sheet import MAX_SAMPLES, Tile, contact_sheet
 from feedface.similarity import FaceSimilarity
@@ -103,10 +103,7 @@ class JobRun:
 
     def _find_faces(self) -> tuple[list[Reference], list[str]]:
         detector = self.detector if self.plan.detect else None
-        try:
-            references, notices = find_faces(self.job.images, detector)
-        except NoFaceError as error:
-            raise NoFaceError(f"{error}{no_face_hint(detector)}") from None
+        references, notices = find_faces(self.job.images, detector)
         notice = photo_notice(self.pipe.bundle, detector, references)
         return references, [*notices, notice] if notice else notices
 

@@ -16,7 +16,7 @@ import numpy as np
 from feedface.command_line import Parser
 from feedface.errors import UserError, run_cli
 
-FIRST_IDENTITY = 25_000  # half of `cases.MAX_IDENTITIES` on from the people of the evaluation
+FIRST_IDENTITY = 25_000  # half of `people.MAX_IDENTITIES` on from the people of the evaluation
 SCENES = 5  # a person
 
 
