@@ -1,5 +1,6 @@
 """What checkpoints survive: damage of every kind, pruning, disks without links, folders behind links, old formats."""
 
+import errno
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ from tests.test_training import fresh_accelerate, make_config, stop_at, weights,
 from feedface.checkpoints.bundle import load_bundle, read_index
 from feedface.errors import UserError
 from feedface.model_files import load_model
+from feedface.training import manifest
 from feedface.training import state as module
 from feedface.training.manifest import PROGRESS
 from feedface.training.resume import check_state
@@ -331,3 +333,26 @@ def test_a_run_that_is_told_to_stop_saves_before_it_judges(world, tmp_path, monk
         else:
             train(config, tmp_path)
     assert names(tmp_path) == ([1, 3] if told_to_stop else [1])
+
+
+# --------------------------------------------------------------------------------------------------------------- disks
+
+
+@pytest.mark.parametrize("after", [0, 20_000])
+def test_a_disk_that_fills_up_while_saving(world, tmp_path, monkeypatch, after):  # noqa: F811
+    assert train(make_config(world, **{"train.steps": 1}), tmp_path) == 0
+    written = []
+
+    def write(self, data):
+        written.append(len(data))
+        if sum(written) > after:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return original(self, data)
+
+    original = manifest._Hashing.write
+    monkeypatch.setattr(manifest._Hashing, "write", write)
+    with pytest.raises(OSError, match=r"No space left on device: .*00000002") as caught:
+        train(make_config(world, **{"train.steps": 2}), tmp_path)
+    assert caught.value.errno == errno.ENOSPC
+    assert names(tmp_path) == [1] and not list((tmp_path / "checkpoints").glob(".*"))
+    assert load_newest(tmp_path).progress.step == 1

@@ -32,9 +32,12 @@ def _finish(file: Path) -> None:
 
 def _check_full(error: Exception, path: Path) -> None:
     """`OSError` ENOSPC when `error`, raised while `path` was written, comes of a full disk, however it is put."""
-    # torch and safetensors have words of their own for it; what they wrote in vain is still there.
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None:
-        raise OSError(errno.ENOSPC, error.strerror, str(path))
+    seen: BaseException | None = error
+    while seen is not None:  # torch raises another error while it tidies up
+        if isinstance(seen, OSError) and seen.errno == errno.ENOSPC and (seen is not error or seen.filename is None):
+            raise OSError(errno.ENOSPC, seen.strerror, str(path)) from None
+        seen = seen.__context__
+    # safetensors has words of its own for it; what was written in vain is still there.
     if not isinstance(error, OSError | UserError) and shutil.disk_usage(path.parent).free < NEARLY_FULL:
         raise OSError(errno.ENOSPC, "the disk is full, make room and run the same command again", str(path))
 
