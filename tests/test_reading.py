@@ -67,6 +67,8 @@ def test_text(tmp_path):
     with pytest.raises(UserError, match="1 MiB are the limit"):
         os.truncate(file, 1 << 40)  # takes no room on the disk
         read_text(file, most_bytes=1 << 20)
+    with pytest.raises(UserError, match="1024 MiB are the limit"):
+        read_text(file)
     file.write_bytes(b"a\nb\xff")
     with pytest.raises(UserError, match=r"a\.txt:2: not UTF-8"):
         read_text(file)

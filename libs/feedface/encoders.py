@@ -42,7 +42,8 @@ def resize_and_crop(images: Tensor, size: int) -> Tensor:
 
 def to_tensor(image: np.ndarray) -> Tensor:
     """uint8 RGB [H,W,3] -> float32 [3,H,W] in [-1,1]."""
-    return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).float() / 127.5 - 1
+    pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
+    return pixels.float().div_(127.5).sub_(1)  # in place: a large crop takes a gigabyte
 
 
 def to_uint8(pixels: Tensor) -> np.ndarray:

@@ -25,8 +25,8 @@ from feedface.reading import check_file
 from feedface.validation import STRICT, Text, parse_line_as
 
 MAX_LINE_BYTES = 16 << 20
-# Sides of a face crop: below the first it is a few equal pixels, above the second more than a whole picture.
-MIN_SQUARE_PX, MAX_SQUARE_PX = 4, 16_384
+# Sides of a face crop: below the first it is a few equal pixels, above the second more than the face of any picture.
+MIN_SQUARE_PX, MAX_SQUARE_PX = 4, 12_000
 MAX_PX = 1_000_000
 
 Box = tuple[float, float, float, float]
