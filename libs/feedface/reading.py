@@ -62,7 +62,7 @@ def read_text(path: str | os.PathLike, what: str = "file", most_bytes: int = MOS
         return Path(path).read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}:{line}: not UTF-8 text") from None
+        raise UserError(f"{path}:{line}: not UTF-8 text; save it as UTF-8") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
 
