@@ -31,7 +31,7 @@ from pathlib import Path
 
 from feedface.command_line import Parser
 from feedface.config_file import ConfigFile, read_config
-from feedface.errors import EXIT_USER_ERROR, UserError, run_cli
+from feedface.errors import EXIT_USER_ERROR, UserError, one_line, run_cli
 from feedface.faces.choose import check_choice
 from feedface.jobs import Job, read_jobs
 from feedface.output import check_writable
@@ -188,7 +188,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = settings.over(config.settings)
     jobs, problems = find_jobs(args)
     for problem in problems:
-        print(f"error: {problem}", file=sys.stderr)
+        print(f"error: {one_line(problem)}", file=sys.stderr)
     if not jobs:
         return EXIT_USER_ERROR
     output = Path(args.output)

@@ -173,7 +173,7 @@ def test_a_cache_in_use_outlives_its_files(tmp_path, records_file, bundle):
 # ------------------------------------------------------------------------------------------------------- going on
 
 
-@pytest.mark.parametrize("damage", ["deleted", "truncated", "empty", "of other items"])
+@pytest.mark.parametrize("damage", ["deleted", "truncated", "empty", "of other items", "a pipe", "metadata"])
 def test_a_damaged_shard_is_encoded_again_alone(tmp_path, records_file, bundle, encoded, damage):
     folder = tmp_path / "cache"
     expected = features(open_cache(folder, records_file, bundle), records_file).content
@@ -182,6 +182,13 @@ def test_a_damaged_shard_is_encoded_again_alone(tmp_path, records_file, bundle, 
         file = folder / name
         if damage == "deleted":
             file.unlink()
+        elif damage == "a pipe":
+            file.unlink()
+            os.mkfifo(file)
+        elif damage == "metadata":
+            with safe_open(file, framework="pt") as opened:
+                digest, tensors = opened.metadata()["digest"], {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
+            save_file(tensors, file, {"digest": digest, "broken": "[5]"})
         elif damage == "of other items":
             file.write_bytes((folder / "pictures-00000.safetensors").read_bytes())
         else:

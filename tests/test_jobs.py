@@ -179,6 +179,7 @@ def test_nested_too_deeply(folder):
         ({"face_scale": [1]}, 6, "face_scale"),
         ({"size": 0}, 6, "size"),
         ({"size": "64x"}, 6, "size"),
+        ({"size": "\ud800"}, 6, "size"),
         ({"size": [64]}, 6, "size"),
         ({"size": [64, "a"]}, 6, "size"),
         ({"size": True}, 6, "size"),

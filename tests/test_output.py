@@ -38,6 +38,11 @@ def test_numbers_go_on_and_nothing_is_overwritten(tmp_path):
     assert PictureFolder(tmp_path).save(IMAGE, INFO).name == "0009.png"
 
 
+def test_a_pipe_among_the_pictures_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "0004.png")
+    assert PictureFolder(tmp_path).save(IMAGE, INFO).name == "0005.png"
+
+
 def test_runs_that_share_a_folder_take_different_numbers(tmp_path):
     one, other = PictureFolder(tmp_path), PictureFolder(tmp_path)
     paths = []

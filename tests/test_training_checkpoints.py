@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -105,6 +106,20 @@ def test_a_progress_file_of_anything(saved, text):
     (workdir / "checkpoints" / "00000002" / PROGRESS).write_text(text)
     assert load_newest(workdir, print).folder.name == "00000001"
     assert newest_checkpoint(workdir).name == "00000001"
+
+
+@pytest.mark.parametrize("name", [STATE, PROGRESS, "model_index.json"])
+@pytest.mark.parametrize("kind", ["pipe", "endless"])
+def test_what_is_no_file_is_neither_waited_for_nor_read_whole(saved, name, kind):
+    workdir = saved(1, 2)
+    file = workdir / "checkpoints" / "00000002" / name
+    file.unlink()
+    if kind == "pipe":
+        os.mkfifo(file)
+    else:
+        file.touch()
+        os.truncate(file, 1 << 40)  # takes no room on the disk
+    assert load_newest(workdir).folder.name == newest_checkpoint(workdir).name == "00000001"
 
 
 WHOLE = {"weights": {"a": torch.zeros(2)}, "optimizer": {"state": {}}, "scaler": None, "ema": None}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
+LONGEST = 1000  # characters of a message
 
 
 class UserError(Exception):
@@ -24,6 +25,12 @@ def path_flag(name: str) -> Callable[[str], Path]:
     return path
 
 
+def one_line(message: object) -> str:
+    """A message without its line breaks; of one that repeats an endless value, the beginning and the end."""
+    text = " ".join(str(message).split())
+    return text if len(text) <= LONGEST else f"{text[: LONGEST * 3 // 4]} … {text[-LONGEST // 4 :]}"
+
+
 def run_cli(main: Callable[[], int | None]) -> None:
     """Run a script's `main` and leave the process with its exit code.
 
@@ -37,11 +44,11 @@ def run_cli(main: Callable[[], int | None]) -> None:
                 warnings.simplefilter("ignore")
             code = main() or 0
     except UserError as error:
-        one_line = " ".join(str(error).split())
-        print(f"error: {one_line}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         code = EXIT_USER_ERROR
     except OSError as error:
-        print(f"error: {error.strerror or error}{f': {error.filename}' if error.filename else ''}", file=sys.stderr)
+        message = f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
+        print(f"error: {one_line(message)}", file=sys.stderr)
         code = EXIT_USER_ERROR
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

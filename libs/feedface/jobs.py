@@ -127,7 +127,12 @@ def _prompt(text: str) -> str:
     try:
         return check_prompt(text)
     except UserError as error:
-        raise ValueError(str(error)) from None
+        raise ValueError(_writable(str(error))) from None
+
+
+def _writable(message: str) -> str:
+    """Half a character (a lone surrogate), which pydantic cannot carry in a message, as its escape."""
+    return message.encode("utf-8", "backslashreplace").decode()
 
 
 def _setting(name: str) -> AfterValidator:
@@ -142,7 +147,7 @@ def _setting(name: str) -> AfterValidator:
             checked = getattr(Settings(**{name: value}), name)
             return checked if name == "size" else float(checked)  # as the option: the same picture is known again
         except UserError as error:
-            raise ValueError(str(error).removeprefix(f"--{name} ")) from None
+            raise ValueError(_writable(str(error).removeprefix(f"--{name} "))) from None
 
     return AfterValidator(check)
 

@@ -99,7 +99,7 @@ def parse_json(
 
     if not text.strip():
         raise UserError(f"{name}:{line}: an empty file, not JSON")
-    too_deep = UserError(f"{name}: JSON nested too deeply; {MAX_DEPTH} levels are the limit")
+    too_deep = UserError(f"{name}:{line}: JSON nested too deeply; {MAX_DEPTH} levels are the limit")
     try:
         value = json.loads(text, object_pairs_hook=pairs, parse_int=whole, parse_float=real, parse_constant=constant)
     except json.JSONDecodeError as error:

@@ -27,6 +27,7 @@ from PIL import Image, PngImagePlugin
 from feedface import __version__
 from feedface.errors import UserError
 from feedface.files import NameTaken, atomic_file, check_depth, make_folder
+from feedface.images import open_image
 
 T = TypeVar("T")
 RESULTS, SHEET = "results", "sheet"
@@ -196,8 +197,8 @@ def _naming(path: Path) -> Iterator[None]:
 def _read_fingerprint(path: Path) -> str | None:
     """The fingerprint of a whole picture of ours, else None."""
     try:
-        with Image.open(path, formats=["PNG"]) as image:
+        with open_image(path, ("PNG",)) as image:
             image.load()
             return image.text.get("fingerprint")
-    except Exception:  # Whatever is wrong with the file: it is not a finished picture.
+    except UserError:  # Whatever is wrong with the file: it is not a finished picture.
         return None

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from feedface.errors import UserError
 
+MOST_BYTES = 1 << 30  # of a text
+
 
 def check_file(path: str | os.PathLike, what: str = "file") -> os.stat_result:
     """What the system knows about a regular file, links followed.
@@ -40,21 +42,21 @@ def check_folder(folder: str | os.PathLike) -> None:
     if not os.path.isdir(folder):
         raise UserError(f"{folder}: no such folder")
     try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if not entry.is_dir():
-                    check_file(entry.path)
+        names = os.listdir(folder)
     except OSError as error:
         raise UserError(f"{folder}: cannot be read ({error.strerror})") from None
+    for path in (os.path.join(folder, name) for name in names):
+        if not os.path.isdir(path):
+            check_file(path)
 
 
-def read_text(path: str | os.PathLike, what: str = "file", most_bytes: int | None = None) -> str:
+def read_text(path: str | os.PathLike, what: str = "file", most_bytes: int = MOST_BYTES) -> str:
     """UTF-8 text, with or without a byte order mark, its lines as they end. `UserError`, with the line if not UTF-8.
 
     Raises `UserError` as `check_file`, and for a file of more than `most_bytes`.
     """
     size = check_file(path, what).st_size
-    if most_bytes is not None and size > most_bytes:
+    if size > most_bytes:
         raise UserError(f"{path}: {size >> 20} MiB; {most_bytes >> 20} MiB are the limit here")
     try:
         return Path(path).read_bytes().decode("utf-8-sig")

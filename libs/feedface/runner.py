@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from feedface.drawing import batches, dtype_name
-from feedface.errors import UserError
+from feedface.errors import UserError, one_line
 from feedface.hints import photo_notice
 from feedface.images import read_image
 from feedface.output import OutputError, PictureFolder, PictureInfo, safe_name
@@ -190,7 +190,7 @@ def run_jobs(pipe: FeedFacePipeline, jobs: Sequence[Job], plan: Plan, detector: 
         if isinstance(error, OutputError):
             raise error
         failed.append(job)
-        say(f"error: job {job.id} ({job.source}): {error}", sys.stderr)
+        say(one_line(f"error: job {job.id} ({job.source}): {error}"), sys.stderr)
 
     def runs() -> Iterator[JobRun]:
         for number, job in enumerate(jobs, 1):

@@ -107,7 +107,7 @@ def explain(
 
     `hints`: key -> what to say of whatever is wrong below it.
     """
-    first = error.errors(include_url=False)[0]
+    first, *others = error.errors(include_url=False)
     location, key = _in_data(first["loc"], data), first["loc"][-1] if first["loc"] else None
     for depth, name in enumerate(location):
         if hints and name in hints:
@@ -120,7 +120,9 @@ def explain(
         listed = f"; known are {', '.join(known)}" if known else ""
         return location[:-1], f"unknown key {name!r:.60}{listed}"
     if first["type"] == "json_invalid":  # such as half a surrogate pair, which Python's own reader takes
-        return (), first["msg"]
+        return (), f"not valid JSON: {first['msg'].removeprefix('Invalid JSON: ')} (half of a surrogate pair?)"
+    if any(_in_data(other["loc"], data) == location and other["type"] != first["type"] for other in others[:9]):
+        return location, f"cannot be {first['input']!r:.60}"  # it might be of several types, and is of none
     if first["type"] in WORDS:
         words = WORDS[first["type"]].format(**first.get("ctx", {}))
     else:

@@ -20,6 +20,8 @@ from feedface.reading import check_folder, foreign
 from feedface.sizes import Layers, Ratio, SidePx, Vocabulary, Width
 from feedface.validation import OPEN, Finite, Text, read_json_as
 
+Token = Annotated[int, Field(ge=0, le=1 << 20)]
+
 
 class ClipTower(TypedDict, total=False):
     """What shapes a text or vision tower of a CLIP (`CLIPTextConfig`, `CLIPVisionConfig`); there is more in them."""
@@ -35,6 +37,9 @@ class ClipTower(TypedDict, total=False):
     patch_size: SidePx
     vocab_size: Vocabulary
     max_position_embeddings: Width
+    bos_token_id: Token | None
+    eos_token_id: Token
+    pad_token_id: Token | None
     hidden_act: Text
     layer_norm_eps: Finite
     # These two can name code and weights from elsewhere.

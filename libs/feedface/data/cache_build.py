@@ -28,6 +28,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -40,6 +41,8 @@ from feedface.encoders import to_tensor
 from feedface.errors import UserError
 from feedface.files import atomic_file
 from feedface.progress import progress
+from feedface.reading import check_file, foreign
+from feedface.validation import parse_line_as
 
 FORMAT = 2
 MANIFEST = "cache.json"
@@ -136,6 +139,9 @@ def _difference(found: dict, wanted: dict) -> str:
     return ""
 
 
+_BROKEN = TypeAdapter(dict[str, str])
+
+
 @dataclass(frozen=True, slots=True)
 class Content:
     """What a shard holds: tensors with a row for each item, zeros where it is of a broken file; these, and why."""
@@ -160,14 +166,16 @@ class Shard:
         The tensors outlive the file: one that replaces it does not change them.
         """
         try:
-            with safe_open(self.path, framework="pt") as file:
+            check_file(self.path)
+            with foreign(self.path), safe_open(self.path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 if metadata.get("digest") != self.digest:
                     return None
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (FileNotFoundError, SafetensorError):
+            broken = parse_line_as(metadata.get("broken", ""), _BROKEN, f"{self.path}:1")
+        except UserError:
             return None
-        return Content(self.kind, tensors, json.loads(metadata["broken"]))
+        return Content(self.kind, tensors, broken)
 
     def write(self, content: Content) -> None:
         """Put the file there, whole. Raises `UserError` where the disk is full."""

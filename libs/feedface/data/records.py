@@ -25,8 +25,8 @@ from feedface.reading import check_file
 from feedface.validation import STRICT, Text, parse_line_as
 
 MAX_LINE_BYTES = 16 << 20
-# Sides of a face crop: below the first it is a few equal pixels, above the second more than a whole picture.
-MIN_SQUARE_PX, MAX_SQUARE_PX = 4, 16_384
+# Sides of a face crop: below the first it is a few equal pixels, above the second more than the face of any picture.
+MIN_SQUARE_PX, MAX_SQUARE_PX = 4, 12_000
 MAX_PX = 1_000_000
 
 Box = tuple[float, float, float, float]
@@ -85,7 +85,12 @@ class _Row(BaseModel):
 _ROW = TypeAdapter(_Row)
 _BOX_HINT = f"must be four numbers [x0, y0, x1, y1], from -{MAX_PX} to {MAX_PX}"
 _SIDE_HINT = f"must be a whole number of pixels from 1 to {MAX_PX}"
-HINTS = {"bbox": _BOX_HINT, "square_bbox": _BOX_HINT, "width": _SIDE_HINT, "height": _SIDE_HINT}
+_TEXT_HINT = "must be a string with something in it"
+HINTS = {
+    **dict.fromkeys(("bbox", "square_bbox"), _BOX_HINT),
+    **dict.fromkeys(("width", "height"), _SIDE_HINT),
+    **dict.fromkeys(("path", "caption", "mask_path"), _TEXT_HINT),
+}
 
 
 def read_records(paths: str | os.PathLike | Sequence[str | os.PathLike]) -> list[Record]:

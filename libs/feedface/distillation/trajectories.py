@@ -16,7 +16,7 @@ from pathlib import Path
 
 import ml_collections
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -29,6 +29,7 @@ from feedface.errors import UserError
 from feedface.files import atomic_file, make_folder
 from feedface.mini.common import say
 from feedface.model_files import model_digest
+from feedface.reading import check_file, foreign
 
 SETTINGS = "settings.json"
 FIRST_SEED = 1 << 40  # far from the small numbers that pictures for people to look at are drawn with
@@ -60,10 +61,9 @@ class Trajectories:
 
 
 def _open(file: Path):
-    try:
+    check_file(file)
+    with foreign(f"{file}: not a shard of trajectories; delete it, and draw it again"):
         return safe_open(file, framework="pt")
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{file}: not a shard of trajectories ({error}); delete it, and draw it again") from None
 
 
 def read_settings(folder: Path) -> dict:

@@ -7,7 +7,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Required
+from typing import Any, Required
 
 import numpy as np
 from PIL import Image
@@ -19,10 +19,18 @@ from feedface.evaluation.metrics import Figure
 from feedface.images import open_image
 from feedface.output import safe_name
 from feedface.reading import read_text
-from feedface.validation import OPEN, parse_line_as, read_json_as
+from feedface.validation import OPEN, Finite, parse_line_as, read_json_as
 
 NORMALISED = "normalised."
 SAME = {"attribute_all": "attributes", "face_found": "detection_rate"}  # two names of one figure
+
+
+class _Normalised(TypedDict, total=False):
+    """Its columns of the paper's Table 1, as far as they are looked at by name."""
+
+    __pydantic_config__ = OPEN
+    left_out: dict | None
+    text_measure: str | None
 
 
 class _System(TypedDict, total=False):
@@ -33,17 +41,31 @@ class _System(TypedDict, total=False):
     settings: dict | None
     figures: dict | None
     not_measured: dict | None
-    normalised: dict | None
+    normalised: _Normalised | None
+
+
+class _Person(TypedDict, total=False):
+    __pydantic_config__ = OPEN
+    references: list[str] | None
+    prompts: list[str] | None
+    notices: list[str] | None
+
+
+class _Cases(TypedDict, total=False):
+    __pydantic_config__ = OPEN
+    failed: dict[str, str] | None
+    people: dict[str, _Person] | None
 
 
 class _Scores(TypedDict, total=False):
     __pydantic_config__ = OPEN
     systems: Required[dict[str, _System]]
     comparisons: dict[str, dict] | None
+    cases: _Cases | None
 
 
-class _Row(TypedDict, total=False):
-    """A scored picture."""
+class _Row(TypedDict, total=False, extra_items=bool | int | Finite | dict[str, Any] | None):
+    """A scored picture: where it is, and figures, or the share of what a figure counts."""
 
     __pydantic_config__ = OPEN
     system: Required[str]
@@ -103,13 +125,11 @@ class Results:
     @property
     def cases(self) -> dict:
         """What scores.json says of the cases together; of each one under "people"."""
-        cases = self.scores.get("cases")
-        return cases if isinstance(cases, dict) else {}
+        return self.scores.get("cases") or {}
 
     def case(self, name: str) -> dict:
         """What scores.json says of a case: {"references", "prompts", …}, or nothing."""
-        entry = (self.cases.get("people") or self.cases).get(name)
-        return entry if isinstance(entry, dict) else {}
+        return (self.cases.get("people") or {}).get(name) or {}
 
     def prompt(self, row: dict) -> str:
         """The text of a scored picture's prompt, "" where it is not told."""

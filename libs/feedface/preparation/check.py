@@ -27,7 +27,7 @@ def check_folder(out: Path, threads: int = 4) -> int:
     if not out.is_dir():
         raise UserError(f"--check {out}: no such folder; name one that make_data.py has written to")
     path = out / RECORDS
-    if path.is_file() and not path.read_bytes().strip():
+    if path.is_file() and path.stat().st_size < 100 and not path.read_bytes().strip():
         records = []  # a run that kept nothing
     else:
         records = read_records(path)

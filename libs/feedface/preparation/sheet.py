@@ -173,7 +173,7 @@ def _angles(axes, faces: list[dict]) -> None:
         return _nothing(axes)
     edges = np.arange(-90, 91, 6)
     for name, colour in (("yaw", "#3b6fb6"), ("pitch", "#d68910"), ("roll", "#777777")):
-        values = np.clip([face[name] for face in known], -90, 90)
+        values = np.clip([face[name] for face in known if face.get(name) is not None], -90, 90)
         axes.hist(values, edges, histtype="step", color=colour, label=name)
     axes.legend(fontsize=8, frameon=False)
     return None

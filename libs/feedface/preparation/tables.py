@@ -18,9 +18,8 @@ from pathlib import Path
 
 from feedface.errors import UserError
 from feedface.json_files import JsonFile, parse_json
-from feedface.reading import read_text
+from feedface.reading import MOST_BYTES, read_text
 
-MOST_BYTES = 1 << 30
 NAME_KEYS = ("path", "file_name", "name", "file")
 SHOWN = 3
 _SURROGATE = re.compile("[\ud800-\udfff]")  # half a character, which no file can hold
@@ -128,7 +127,7 @@ def read_entries(path: Path, kind: Kind) -> list[Entry]:
 
 
 def _text(path: Path) -> str:
-    text = read_text(path, most_bytes=MOST_BYTES)
+    text = read_text(path)
     if not text.strip():
         raise UserError(f"{path}: an empty file")
     return text

@@ -19,6 +19,8 @@ from typing import Annotated, Any, BinaryIO
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from feedface.json_files import MAX_BYTES
+
 PROGRESS = "training/progress.json"
 
 Count = Annotated[int, Field(ge=0)]
@@ -60,7 +62,10 @@ def read_manifest(folder: Path) -> Manifest:
     `OSError` where the disk does not answer.
     """
     try:
-        content = (folder / PROGRESS).read_bytes()
+        file = folder / PROGRESS
+        if not file.is_file() or file.stat().st_size > MAX_BYTES:  # a pipe, for example, which would be waited for
+            raise Damaged(f"{PROGRESS} is missing or broken")
+        content = file.read_bytes()
         manifest = Manifest.model_validate_json(content)
         own = manifest.sha256.get(PROGRESS)
         whole = own is None or own == _own_sha256(json.loads(content))

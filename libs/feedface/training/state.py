@@ -115,6 +115,8 @@ def newest_checkpoint(workdir: Path, before: int | None = None) -> Path | None:
 
 def _load(folder: Path, check: Callable[[Any], None]) -> Checkpoint:
     manifest = read_manifest(folder)
+    if STATE not in manifest.files:  # so that it is known to be a file
+        raise Damaged(f"{PROGRESS} does not list {STATE}")
     check_contents(folder, manifest)
     try:
         # Nothing in it is executed.
