@@ -57,7 +57,7 @@ def cpu() -> ConfigDict:
                 lr=2e-3, weight_decay=0.05,
             ),
             "parser": fit_config(
-                image_px=96, identities=600, per_identity=4, crop_px=128, expand=2.4, width=16,
+                image_px=size, identities=600, per_identity=4, crop_px=128, expand=2.4, width=16, start="",
                 small={"crop_px": 96, "minutes": 24.0, "lr": 3e-3}, minutes=65.0, batch_size=8, lr=2e-3,
             ),
             "inspector": fit_config(
