@@ -10,24 +10,22 @@ Any config value can be given by flag: --config.train.minutes=5. The same comman
 Ctrl-C too. Exit codes: 0 done, 2 wrong input (one line says what), 130 after Ctrl-C.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 # The package is used as it lies here, also where it is not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parent / "libs"))
 
-from feedface.errors import UserError, run_cli
+from feedface.command_line import Parser
+from feedface.errors import UserError, path_flag, run_cli
 from feedface.share import parse_share
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = Parser(prog="distill.py", description=__doc__, allow_abbrev=False)
     parser.add_argument("stage", choices=("trajectories", "train", "add"))
     parser.add_argument("--config", default="mini_few_step", help="a file of configs/, without .py (%(default)s)")
-    parser.add_argument("--workdir", required=True, type=Path, help="folder of this run")
+    parser.add_argument("--workdir", required=True, type=path_flag("--workdir"), help="folder of this run")
     parser.add_argument("--share", default="0/1", help="trajectories: k/n, only every n-th shard (default: all)")
     parser.add_argument("--model", type=Path, help="add: the model folder that gets the adapter")
     arguments, overrides = parser.parse_known_args()

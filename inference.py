@@ -18,8 +18,9 @@ The authors' full-size weights (models/README.md says which files), as they are 
     python inference.py --model models/feedface-v1 --dtype bf16 --prompt "…" --image path/to/face.jpg
 
 Left in the output folder: numbered PNGs (prompt, seed, model and settings in their metadata), the face crops the model
-was shown (reference_00.png, …), sheet.png (references | samples) and results.json (settings, pictures and similarities
-of the last run). A picture that was made before in the same way is not made again; no picture is overwritten.
+was shown (reference_….png), and of each run that made pictures results_0000.json (settings, pictures, similarities) and
+sheet_0000.png (references and samples); those of the last run are in results.json and sheet.png too. A picture that was
+made before in the same way is not made again. Nothing is overwritten, also by runs that share the folder at one time.
 Exit codes: 0, 2 for bad input (in a batch: when any job failed; the others are done), 130 for Ctrl-C.
 """
 
@@ -28,27 +29,31 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from feedface.command_line import Parser
 from feedface.config_file import ConfigFile, read_config
-from feedface.errors import EXIT_USER_ERROR, UserError, run_cli
+from feedface.errors import EXIT_USER_ERROR, UserError, one_line, run_cli
+from feedface.faces.choose import check_choice
 from feedface.jobs import Job, read_jobs
 from feedface.output import check_writable
 from feedface.prompts import check_prompt
-from feedface.settings import MAX_SEED, PRESET_NAMES, Settings, check_range, parse_size
+from feedface.settings import MAX_SAMPLES, MAX_SEED, PRESET_NAMES, Settings, check_range, parse_size
 
 DEFAULT_MODEL = Path(__file__).resolve().parent / "models" / "mini"
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise UserError(f"{message} (python inference.py --help lists all options)")
-
-
 def make_parser() -> Parser:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="inference.py", description=__doc__)
     what = parser.add_argument_group("what to draw")
     what.add_argument("--prompt", help="what the picture shows")
     what.add_argument("--image", nargs="+", metavar="FILE", help="pictures of one person")
-    what.add_argument("-j", "--json", nargs="+", metavar="FILE", help="job files, or folders of them, instead")
+    what.add_argument(
+        "-j",
+        "--json",
+        nargs="+",
+        metavar="FILE",
+        help="job files, or folders of them, instead; a job may set its own "
+        "seed, n_samples, guidance, face_scale and size",
+    )
     what.add_argument("--output", default="outputs", help="folder to write to (default: outputs)")
     faces = parser.add_argument_group("faces")
     faces.add_argument("--no_detect", action="store_true", help="the pictures already are face crops")
@@ -58,6 +63,12 @@ def make_parser() -> Parser:
         help="mini (the model's own pack), opencv (needs no download), buffalo_l or another insightface pack "
         "(non-commercial research only); auto (default): mini if the model has it, else buffalo_l if it is there, "
         "else opencv",
+    )
+    faces.add_argument(
+        "--face",
+        metavar="WHICH",
+        help="of several faces in a picture: most-like (the other pictures' faces; the default if the detector has a "
+        "recogniser, as mini and buffalo_l), largest (else the default), left, right, or N, the N-th from the left",
     )
     model = parser.add_argument_group("model")
     model.add_argument(
@@ -154,7 +165,7 @@ def find_jobs(args: argparse.Namespace) -> tuple[list[Job], list[str]]:
 def main(argv: Sequence[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     # All that can be checked quickly comes before the model is loaded.
-    check_range("--n_samples", args.n_samples, 1, 256)
+    check_range("--n_samples", args.n_samples, 1, MAX_SAMPLES)
     check_range("--n_iter", args.n_iter, 1, 100_000)
     check_range("--seed", args.seed, 0, MAX_SEED - args.n_samples * args.n_iter)
     if args.batch_size is not None:
@@ -163,18 +174,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         steps=args.steps,
         guidance=args.guidance,
         face_scale=args.face_scale,
-        size=args.size and parse_size(args.size),
+        size=None if args.size is None else parse_size(args.size),
         preset=args.preset,
         scheduler=args.scheduler,
         guidance_interval=args.guidance_interval,
         face_interval=args.face_interval,
         reuse=args.reuse,
     )
+    face = None if args.face is None else check_choice(args.face)
+    if face is not None and args.no_detect:
+        raise UserError("--face chooses among the faces found, and --no_detect looks for none: leave one of them out")
     config = read_config(args.config) if args.config else ConfigFile()
     settings = settings.over(config.settings)
     jobs, problems = find_jobs(args)
     for problem in problems:
-        print(f"error: {problem}", file=sys.stderr)
+        print(f"error: {one_line(problem)}", file=sys.stderr)
     if not jobs:
         return EXIT_USER_ERROR
     output = Path(args.output)
@@ -198,7 +212,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         int8=args.int8,
     )
     detector = make_detector(args.detector, pipe.bundle.faces_root)
-    plan = Plan(pipe.settings(settings), args.seed, args.n_samples, args.n_iter, not args.no_detect, args.batch_size)
+    pipe.settings(settings)  # refuses a size that the model cannot draw, before any face is looked for
+    plan = Plan(settings, args.seed, args.n_samples, args.n_iter, not args.no_detect, args.batch_size, face)
     if not args.json:
         run_job(pipe, jobs[0], plan, detector, output)
         return 0

@@ -31,22 +31,19 @@ from pathlib import Path
 # The package is used as it lies here, also where it is not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parent / "libs"))
 
-from feedface.errors import EXIT_USER_ERROR, UserError, run_cli
+from feedface.command_line import Parser
+from feedface.errors import EXIT_USER_ERROR, UserError, path_flag, run_cli
 
 MINI_MODEL = Path(__file__).resolve().parent / "models" / "mini"
 CAPTIONS, IDENTITIES = ("none", "sidecar", "file", "llava"), ("none", "folder", "list", "cluster")
 SQUARES, FORMATS = ("pad", "inside"), ("feedface", "flashface", "adaface")
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise UserError(f"{message} (python make_data.py --help lists all options)")
-
-
 def make_parser() -> Parser:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = Parser(prog="make_data.py", description=__doc__, allow_abbrev=False)
     parser.add_argument("--data_folder", type=Path, help="photos; sub-folders too")
-    parser.add_argument("--out_folder", type=Path, help="a new folder, or one made by this script to go on with")
+    out_help = "a new folder, or one made by this script to go on with"
+    parser.add_argument("--out_folder", type=path_flag("--out_folder"), help=out_help)
     parser.add_argument("--check", type=Path, metavar="DIR", help="only check what an earlier run left there")
     models = parser.add_argument_group("models")
     models.add_argument(

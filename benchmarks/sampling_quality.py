@@ -20,7 +20,7 @@ from pathlib import Path
 
 from sampling_quality_settings import PRIORITY, QUICK, RELEASE, Setting, parse
 
-from feedface.errors import UserError, run_cli
+from feedface.errors import UserError, path_flag, run_cli
 from feedface.share import parse_share
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -61,8 +61,10 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="few people, the first settings only")
     parser.add_argument("--page", action="store_true", help="measure nothing, write tables and curves of what there is")
     parser.add_argument("--list", action="store_true", help="print the settings and do nothing")
-    parser.add_argument("--workdir", type=Path, help="default .cache/performance/quality, with --quick …-quick")
-    parser.add_argument("--out", type=Path, help="of the page (default: in the workdir)")
+    parser.add_argument(
+        "--workdir", type=path_flag("--workdir"), help="default .cache/performance/quality, with --quick …-quick"
+    )
+    parser.add_argument("--out", type=path_flag("--out"), help="of the page (default: in the workdir)")
     args = parser.parse_args()
     full, quick = {"people": 100, "samples": 2, "fine_people": 40}, {"people": 20, "samples": 1, "fine_people": 10}
     for name, value in (quick if args.quick else full).items():

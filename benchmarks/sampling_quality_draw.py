@@ -16,7 +16,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from feedface.checkpoints.bundle import Bundle
-from feedface.checkpoints.few_step import merge_few_step, restore_few_step
 from feedface.diffusion.sampling import sample
 from feedface.drawing import sample_options
 from feedface.evaluation.draw import encode_faces
@@ -62,20 +61,17 @@ class Painter:
     @torch.inference_mode()
     def latents(self, rows: Sequence[int], settings: Settings, batch_size: int) -> Tensor:
         """Pictures number `rows` as latents [len(rows), C, h, w] of the model's own size; settings: complete."""
-        if settings.few_step:
-            merge_few_step(self.bundle)
-        else:
-            restore_few_step(self.bundle)
+        uvit, net = self.bundle.networks(settings.few_step)
         options = sample_options(settings, self.bundle.few_step)
         parts = []
         for start in range(0, len(rows), batch_size):
             some = list(rows[start : start + batch_size])
             drawn, _ = sample(
-                self.bundle.uvit,
+                uvit,
                 text=self.text[some],
                 empty_text=self.empty_text,
                 seeds=[self.seeds[row] for row in some],
-                face_controlnet=self.bundle.face_controlnet,
+                face_controlnet=net,
                 face_tokens=self.faces[some],
                 **options,
             )
@@ -90,7 +86,7 @@ class Painter:
 
     def cost(self, settings: Settings) -> Cost:
         """Draw the first picture and count."""
-        uvit, net = self.bundle.uvit, self.bundle.face_controlnet
+        uvit, net = self.bundle.networks(settings.few_step)
         blocks = [*uvit.in_blocks, uvit.mid_block, *uvit.out_blocks]
         rows = Counter()
         # The other kernels of attention hide their products from the counter on a CPU.

@@ -17,7 +17,6 @@ from sampling_quality_settings import Setting, parse
 
 from feedface.acceleration import quantise_int8
 from feedface.device import DTYPES
-from feedface.drawing import adapter_of
 from feedface.errors import UserError
 from feedface.files import atomic_file
 from feedface.mini.common import say
@@ -50,7 +49,7 @@ class Bench:
         self.config, self.workdir = config, workdir
         self.measurer = Measurer(config, device)
         self.device = self.measurer.device
-        self.adapter = adapter_of(self.measurer.bundle)
+        self.adapter = self.measurer.bundle.few_step
         self._painters: dict[str | None, Painter] = {}
         self.fine_rows = list(range(0, measure.people * measure.samples_per_person, measure.samples_per_person))
         self.fine_rows = self.fine_rows[:people]

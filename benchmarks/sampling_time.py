@@ -35,9 +35,7 @@ class Bench:
 
     def pipe(self, variant: Variant) -> FeedFacePipeline:
         """The pipeline that `variant` draws with."""
-        # Merging an adapter and taking it out again is not what is timed.
-        few_step = self.blueprint.settings(variant, Work()).few_step
-        key = (few_step, variant.int8, variant.compiled, variant.low_memory)
+        key = (variant.int8, variant.compiled, variant.low_memory)
         if key not in self._pipes:
             self._pipes[key] = FeedFacePipeline.from_pretrained(
                 self.model,

@@ -69,6 +69,9 @@ class _Tokenizer:
     def __len__(self) -> int:
         return self._vocabulary
 
+    def get_vocab(self) -> dict[str, int]:
+        return {str(token): token for token in range(self._vocabulary)}
+
     def __call__(self, texts: list[str], max_length: int, **_) -> SimpleNamespace:
         ids = torch.arange(max_length) % self._vocabulary
         return SimpleNamespace(input_ids=ids.expand(len(texts), -1))

@@ -17,32 +17,34 @@ def get_config(preset: str = "cpu") -> ConfigDict:
 
 def cpu() -> ConfigDict:
     """Small enough for two cores; speeds are samples/s there."""
-    size = 64
+    size = 128
     return ConfigDict(
         {
             "world": {
                 "seed": 0,
                 "image_size": size,
-                "train": {"first_identity": 0, "identities": 2400, "per_identity": 10},
+                "train": {"first_identity": 0, "identities": 4800, "per_identity": 8},
                 "held_out": {"first_identity": 5000, "identities": 100, "per_identity": 4},
             },
             # 8x8 latents: with patches of 2 the U-ViT sees 16 image tokens.
             "vae": fit_config(
                 image_size=size, stack=4, channels=(96, 128), layers_per_block=1, latent_channels=12,
-                kl_weight=5e-4, minutes=15.0, batch_size=16, lr=2e-3, ema_decay=0.999, amp=True,
+                kl_weight=5e-4, start="", minutes=60.0, batch_size=16, lr=2e-3, ema_decay=0.999, amp=True,
             ),
             "clip": fit_config(
-                image_size=size, patch_size=8, vision_width=128, vision_layers=3, text_width=128, text_layers=3,
-                embedding_dim=64, num_text_tokens=28, minutes=4.5, batch_size=128, lr=1e-3, weight_decay=0.05, amp=True,
+                image_size=size, patch_size=16, vision_width=128, vision_layers=3, text_width=128, text_layers=3,
+                embedding_dim=64, num_text_tokens=28, start="", minutes=12.0, batch_size=128, lr=1e-3,
+                weight_decay=0.05, amp=True,
             ),
             "face_encoder": fit_config(
-                face_size=48, patch_size=8, width=128, layers=5, embedding_dim=128, number_weight=4.0,
+                face_size=64, patch_size=8, width=128, layers=5, embedding_dim=128, number_weight=4.0,
                 minutes=7.0, batch_size=128, lr=1.5e-3, weight_decay=0.05, amp=True,
             ),
             "uvit": fit_config(
                 image_size=size, patch_size=2, width=256, depth=7, num_heads=4, noise_text=0.08, empty_text=0.07,
                 clip_weight=0.1, face_weight=2.0, min_snr=5.0, start="",
-                minutes=40.0, batch_size=64, lr=1e-3, warmup_steps=300, ema_decay=0.999, amp=True,
+                minutes=360.0, batch_size=64, lr=1e-3, muon_lr=4e-3, schedule="trapezoid", warmup_steps=300,
+                ema_decay=0.999, amp=True,
             ),
             "control": {
                 "image_size": size, "seed": 0, "steps": 2700, "batch_size": 64, "lr": 1e-3, "precision": "fast",
@@ -55,7 +57,7 @@ def cpu() -> ConfigDict:
                 lr=2e-3, weight_decay=0.05,
             ),
             "parser": fit_config(
-                image_px=96, identities=600, per_identity=4, crop_px=128, expand=2.4, width=16,
+                image_px=size, identities=600, per_identity=4, crop_px=128, expand=2.4, width=16, start="",
                 small={"crop_px": 96, "minutes": 24.0, "lr": 3e-3}, minutes=65.0, batch_size=8, lr=2e-3,
             ),
             "inspector": fit_config(
@@ -64,7 +66,7 @@ def cpu() -> ConfigDict:
                 steps=5000, batch_size=96, lr=3e-3, weight_decay=0.05, amp=True,
             ),
             "bundle": {
-                "preset": "cpu", "hardware": "2 CPU cores", "image_size": size, "out": "models/mini", "max_mib": 30.0,
+                "preset": "cpu", "hardware": "2 CPU cores", "image_size": size, "out": "models/mini", "max_mib": 60.0,
                 "defaults": {"preset": "balanced", "guidance": 4.0, "face_scale": 1.0, "uncond": "true_uncond"},
             },
         }

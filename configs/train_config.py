@@ -28,12 +28,15 @@ def get_config() -> ConfigDict:
             "data_type": 0,  # the backbone's data-type token; 0 in the authors' training, 1 in their inference
             "data": {
                 "records": ("configs/FFHQ_in_the_wild-llava_1_5_13b.jsonl",),
+                # Mirror the target with its mask, and each reference for itself: half of the time, as the authors do
+                # with the face crop (they leave the target as it is).
                 "flip": 0.5,
+                "flip_reference": 0.5,
                 "hair_in_mask": 0.5,  # share of samples whose hair counts as face; the paper does not give it
                 "other_picture": 0.5,  # share of samples whose reference is another picture, where `ref` lists some
                 "max_faces": 1,  # references of a sample: 1 to this many, the same for all samples of a step
                 "workers": 4,  # processes that read pictures; they are not used with the cache
-                "in_memory": False,  # keep decoded pictures
+                "in_memory": False,  # keep what training sees of the pictures, once for all workers
                 "max_broken": 100,  # more files than this that cannot be used stop the run
             },
             "cache": {

@@ -8,7 +8,7 @@ from tests.toy import toy_face_controlnet, toy_uvit
 from torch import nn
 
 from feedface import acceleration
-from feedface.acceleration import Int8Linear, blocks, channels_last, compile_blocks, quantise_int8
+from feedface.acceleration import DynamicInt8Linear, Int8Linear, blocks, channels_last, compile_blocks, quantise_int8
 from feedface.errors import UserError
 from feedface.training.objective import ControlledUViT
 
@@ -70,6 +70,22 @@ def test_int8_needs_arithmetic_for_it(monkeypatch):
     monkeypatch.setattr(acceleration, "int8_engine", lambda: "none")
     with pytest.raises(UserError, match="--int8: this PyTorch has no int8 arithmetic"):
         quantise_int8(toy_networks(), CPU)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_int8_on_a_cpu_with_inputs_in_half_precision(dtype: torch.dtype):
+    linear = nn.Linear(64, 32)
+    rounded, x = DynamicInt8Linear(linear), torch.randn(3, 64)
+    answer = rounded(x.to(dtype))
+    assert answer.dtype == dtype and rounded(x).dtype == torch.float32
+    torch.testing.assert_close(answer.float(), linear(x), atol=0.05, rtol=0.05)
+
+
+def test_int8_of_weights_that_are_no_numbers():
+    networks = toy_networks()
+    networks.uvit.mid_block.mlp.fc1.weight[0, 0] = float("nan")
+    with pytest.raises(UserError, match="--int8: the model's weights hold NaN"):
+        quantise_int8(networks, CPU)
 
 
 @pytest.mark.slow

@@ -14,7 +14,6 @@ from tests.toy import IMAGE_SIZE, make_toy_bundle
 from feedface import presets
 from feedface.checkpoints.bundle import load_bundle
 from feedface.checkpoints.few_step import FewStep, save_few_step
-from feedface.drawing import adapter_of
 from feedface.errors import UserError
 from feedface.settings import EVERYWHERE, Settings
 
@@ -125,7 +124,7 @@ def test_the_adapter_is_merged_for_its_pictures_only(cases, tmp_path):
     index["components"]["few_step"] = "few_step"
     (folder / "model_index.json").write_text(json.dumps(index))
     painter = Painter(load_bundle(folder), cases.prompts, cases.crops, 0, CPU, torch.float32)
-    few = parse("few-step").settings().for_model(*TOY, adapter_of(painter.bundle))
+    few = parse("few-step").settings().for_model(*TOY, painter.bundle.few_step)
     before = painter.latents([0], complete("ddim 4"), 1)
     cost = painter.cost(few)
     assert (cost.conditional, cost.unconditional, cost.control) == (4, 0, 4)

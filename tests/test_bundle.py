@@ -1,7 +1,10 @@
 """Bundles: written and read back, in other formats and from other folders; what is wrong with one is said in a line."""
 
 import json
+import os
+import resource
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -76,10 +79,10 @@ def edit(file: Path, **changes) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": "diffusers"}, '"format": "feedface"'),
-        ({"version": 2}, '"version": 1'),
-        ({"image_size": "64"}, '"image_size"'),
-        ({"components": None}, '"components"'),
+        ({"format": "diffusers"}, "format: must be 'feedface'"),
+        ({"version": 2}, "version: must be 1"),
+        ({"image_size": "64"}, "image_size: must be a whole number, not '64'"),
+        ({"components": None}, "components: missing"),
         ({"components": {"unet": "unet"}}, "'unet'"),
         ({"components": {"uvit": "uvit"}}, '"face_controlnet", which is needed'),
         ({"components": {"uvit": "nowhere"}}, "nowhere: no such folder"),
@@ -98,7 +101,7 @@ def test_a_wrong_index_is_named(folder: Path, changes: dict, message: str):
 
 def test_an_index_that_is_no_json(folder: Path, tmp_path):
     (folder / "model_index.json").write_text('{"format": "feedface",\n oops}')
-    with pytest.raises(UserError, match=r"model_index.json: not JSON: .*line 2"):
+    with pytest.raises(UserError, match=r"model_index.json:2: not valid JSON: "):
         read_index(folder)
     with pytest.raises(UserError, match=r"no model_index.json in it"):
         read_index(tmp_path)
@@ -123,7 +126,7 @@ def test_wrong_parts_are_named(folder: Path):
     with pytest.raises(UserError, match=r"uvit/model.safetensors: \S+ has shape \[.*32.*\], needed is \[.*64.*\]"):
         load_bundle(folder, components=["uvit"])
     edit(folder / "uvit" / "config.json", layers=2)
-    with pytest.raises(UserError, match=r"uvit/config.json: does not describe a UViT: .*layers"):
+    with pytest.raises(UserError, match=r"uvit/config.json:\d+: does not describe a UViT: .*layers"):
         load_bundle(folder, components=["uvit"])
 
 
@@ -259,3 +262,90 @@ def test_a_saved_autoencoder_does_not_say_where_it_was_loaded_from(shared: Path,
     vae = load_bundle(shared, components=["vae"]).vae
     save_component("vae", vae, tmp_path / "vae")
     assert str(shared) not in (tmp_path / "vae" / "config.json").read_text()
+
+
+# ------------------------------------------------------------------------------------------- folders that lie
+
+
+BILLION = 1_000_000_000
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "message"),
+    [
+        ("uvit", {"depth": BILLION}, r"does not describe a UViT: depth: must be at most"),
+        ("uvit", {"embed_dim": BILLION}, r"embed_dim: must be at most"),
+        ("uvit", {"embed_dim": 65_536, "num_heads": 4}, r"model.safetensors: \S+ has shape .*65536"),
+        ("uvit", {"img_size": [16_000, 16_000]}, r"pos_embed has shape"),
+        ("uvit", {"img_size": [8, 8, 8]}, r"img_size: cannot be"),
+        ("uvit", {"num_heads": 0}, r"num_heads: must be at least 1"),
+        ("uvit", {"num_heads": 5}, r"does not describe a UViT: embed_dim 32 is not divisible"),
+        (
+            "face_controlnet",
+            {"clip_config": {"num_hidden_layers": BILLION}},
+            r"clip_config.num_hidden_layers: must be at",
+        ),
+        ("face_controlnet", {"clip_config": {"hidden_size": "32"}}, r"clip_config.hidden_size: must be a whole number"),
+        ("face_controlnet", {"clip_config": []}, r"clip_config: must be an object"),
+        ("face_controlnet", {"clip_config": {"attn_implementation": "a/b"}}, r"clip_config: unknown key"),
+        ("face_controlnet", {"sites": ["a"] * 5000}, r"sites: "),
+        ("face_controlnet", {"with_encoder": False}, r"unknown key 'with_encoder'"),
+        ("vae", {"scaling_factor": "1"}, r"does not describe a AutoencoderKL: scaling_factor: must be a number"),
+        ("vae", {"scaling_factor": 0}, r"scaling_factor: must be above 0"),
+        ("vae", {"block_out_channels": [BILLION] * 4}, r"block_out_channels\[0\]: must be at most"),
+        ("vae", {"block_out_channels": [8192] * 4}, r"describes \d+ weights, but \d+ are there"),
+        ("vae", {"layers_per_block": BILLION}, r"layers_per_block: must be at most"),
+        ("vae", {"latent_channels": True}, r"latent_channels: must be a whole number"),
+        ("text_encoder", {"num_hidden_layers": BILLION}, r"num_hidden_layers: must be at most"),
+        ("text_encoder", {"hidden_size": 8192}, r"describes \d+ weights, but \d+ are there"),
+        ("text_encoder", {"eos_token_id": True}, r"eos_token_id: must be a whole number"),
+        ("text_encoder", {"attn_implementation": "nobody/kernel"}, r"attn_implementation: must be 'eager' or 'sdpa'"),
+        ("image_encoder", {"image_size": BILLION}, r"image_size: must be at most"),
+        ("tokenizer/tokenizer_config.json", {"model_max_length": []}, r"model_max_length: cannot be"),
+        ("tokenizer/tokenizer_config.json", {"pad_token": 5}, r"pad_token: cannot be 5"),
+        ("tokenizer/tokenizer.json", {"model": 5}, r"no CLIP tokenizer that can be read"),
+        ("model_index.json", {"image_size": BILLION}, r"image_size: must be at most"),
+        ("model_index.json", {"name": 5}, r"name: must be a string"),
+        ("model_index.json", {"defaults": {"guidance": 1e9}}, r"defaults.guidance: must be at most 50"),
+        ("model_index.json", {"defaults": []}, r"defaults: must be an object"),
+    ],
+)
+def test_sizes_and_types_are_checked_before_memory_is_taken(folder: Path, file: str, changes: dict, message: str):
+    edit(folder / (file if file.endswith(".json") else f"{file}/config.json"), **changes)
+    begin, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UserError, match=message) as caught:
+        load_bundle(folder)
+    assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
+    assert time.monotonic() - begin < 20
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 << 10  # KiB
+
+
+@pytest.mark.parametrize("file", sorted({"model_index.json", "uvit/config.json", "uvit/model.safetensors",
+    "vae/config.json", "vae/diffusion_pytorch_model.safetensors", "text_encoder/config.json",
+    "text_encoder/model.safetensors", "text_encoder/prefix.safetensors", "tokenizer/tokenizer.json",
+    "tokenizer/tokenizer_config.json", "text_encoder/adapter_config.json"}))  # fmt: skip
+def test_a_pipe_in_the_place_of_any_file_is_not_waited_for(folder: Path, file: str):
+    (folder / file).unlink(missing_ok=True)
+    os.mkfifo(folder / file)
+    with pytest.raises(UserError, match=r"not a regular file|no model_index.json"):
+        load_bundle(folder)
+
+
+def test_whole_numbers_in_the_place_of_weights(folder: Path):
+    from safetensors.torch import load_file, save_file
+
+    file = folder / "uvit" / "model.safetensors"
+    state = load_file(file)
+    state["norm.weight"] = state["norm.weight"].to(torch.int64)
+    save_file(state, file)
+    with pytest.raises(UserError, match=r"norm.weight is of torch.int64"):
+        load_bundle(folder, components=["uvit"])
+
+
+def test_tokens_beyond_the_vocabulary(folder: Path):
+    file = folder / "tokenizer" / "tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    tokenizer["model"]["vocab"]["A"] = 100_000
+    file.write_text(json.dumps(tokenizer))
+    with pytest.raises(UserError, match=r"the last has number 100000\) does not belong"):
+        load_bundle(folder, components=["text_encoder"])

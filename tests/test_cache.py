@@ -112,20 +112,27 @@ def no_encoders(monkeypatch):
 
 
 @pytest.mark.parametrize("in_memory", [False, True])
-@pytest.mark.parametrize(("flip", "shard_size"), [(0.0, 5), (0.5, 1), (0.5, 5), (0.5, 100)])
-def test_same_features_as_without(tmp_path, records_file, bundle, flip, shard_size, in_memory):
-    settings = replace(SETTINGS, flip=flip)
+@pytest.mark.parametrize(
+    ("flip", "flip_reference", "shard_size"),
+    [(0.0, 0.0, 5), (0.5, 0.5, 1), (0.5, 0.5, 5), (0.5, 0.5, 100), (0.0, 0.5, 5), (0.5, 0.0, 5)],
+)
+def test_same_features_as_without(tmp_path, records_file, bundle, flip, flip_reference, shard_size, in_memory):
+    settings = replace(SETTINGS, flip=flip, flip_reference=flip_reference)
+    mirrored = [kind for kind, chance in (("pictures", flip), ("faces", flip_reference)) if chance]
     store, sources = make_store(records_file, in_memory), make_sources(bundle)
     plain = PictureDataset(store, settings).__getitems__(ITEMS)
     expected = sources.load(CPU)(plain.content)
     for _ in range(2):  # written, and read again
         cache = FeatureCache.open(
-            tmp_path / "cache", store, sources, flip > 0, CPU, batch_size=3, shard_size=shard_size
+            tmp_path / "cache", store, sources, mirrored, CPU, batch_size=3, shard_size=shard_size
         )
         cached = features(cache, records_file, settings)
         assert_same(cached.content, expected, atol=2e-5)
         assert all((getattr(cached.draws, n) == getattr(plain.draws, n)).all() for n in ("rows", "flip", "t", "noise"))
     assert plain.draws.flip.any() == (flip > 0)
+    assert {kind: shards.tensors[0][name].shape[1] - 1 for kind, name, shards in (
+        ("pictures", "mean", cache.pictures), ("faces", "faces", cache.faces)
+    )} == {"pictures": flip > 0, "faces": flip_reference > 0}  # fmt: skip
 
 
 def test_fixed_features(tmp_path, records_file, bundle):
@@ -166,7 +173,7 @@ def test_a_cache_in_use_outlives_its_files(tmp_path, records_file, bundle):
 # ------------------------------------------------------------------------------------------------------- going on
 
 
-@pytest.mark.parametrize("damage", ["deleted", "truncated", "empty", "of other items"])
+@pytest.mark.parametrize("damage", ["deleted", "truncated", "empty", "of other items", "a pipe", "metadata"])
 def test_a_damaged_shard_is_encoded_again_alone(tmp_path, records_file, bundle, encoded, damage):
     folder = tmp_path / "cache"
     expected = features(open_cache(folder, records_file, bundle), records_file).content
@@ -175,6 +182,13 @@ def test_a_damaged_shard_is_encoded_again_alone(tmp_path, records_file, bundle, 
         file = folder / name
         if damage == "deleted":
             file.unlink()
+        elif damage == "a pipe":
+            file.unlink()
+            os.mkfifo(file)
+        elif damage == "metadata":
+            with safe_open(file, framework="pt") as opened:
+                digest, tensors = opened.metadata()["digest"], {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
+            save_file(tensors, file, {"digest": digest, "broken": "[5]"})
         elif damage == "of other items":
             file.write_bytes((folder / "pictures-00000.safetensors").read_bytes())
         else:
@@ -338,6 +352,12 @@ def test_what_does_not_encode_may_change(tmp_path, records_file, no_encoders):
         ({"image_size": 128}, "with image_size 128, not 64"),
         ({"face_size": 48}, "with face_size 48, not 32"),
         ({"mirrored": False}, r"without mirrored views, which config\.data\.flip needs"),
+        ({"mirrored": ["faces"]}, r"without mirrored views, which config\.data\.flip needs"),
+        ({"mirrored": ["pictures"]}, r"without mirrored faces, which config\.data\.flip_reference needs"),
+        ({"mirrored": 7}, "by another version"),
+        ({"mirrored": ["captions"]}, "by another version"),
+        ({"shard_size": "many"}, "by another version"),
+        ({"shard_size": 0}, "by another version"),
         ({"format": 1}, "by another version"),
         ({"more": 1}, "by another version"),
     ],

@@ -86,6 +86,20 @@ def test_probabilities_and_timesteps():
     assert abs(noise.mean()) < 0.02 and abs(noise.std() - 1) < 0.02
 
 
+def test_each_reference_has_a_flip_of_its_own():
+    """Without one, all else is drawn as it was; with it, half of them are mirrored, whatever the target is."""
+    before = [draw(SETTINGS, s, 3, [3] * 50) for s in range(1000)]
+    draws = [draw(replace(SETTINGS, flip_reference=0.5), s, 3, [3] * 50) for s in range(1000)]
+    assert not any(flip for d in before for flip in d.flips)
+    for a, b in zip(before, draws, strict=True):
+        assert (a.row, a.flip, a.hair, a.t, a.faces) == (b.row, b.flip, b.hair, b.t, b.faces)
+        assert all((getattr(a, name) == getattr(b, name)).all() for name in NOISES)
+    flips = np.array([d.flips for d in draws])
+    target = np.array([d.flip for d in draws])
+    assert abs(flips.mean() - 0.5) < 0.03
+    assert abs((flips == target[:, None]).mean() - 0.5) < 0.03 and abs((flips[:, 0] == flips[:, 1]).mean() - 0.5) < 0.05
+
+
 def test_references():
     no_others = draw(SETTINGS, 0, 3, [0] * 5)
     assert no_others.faces == (0, 0, 0)
@@ -131,13 +145,15 @@ def items(count, faces=2, start=0):
     return [(sample, faces) for sample in range(start, start + count)]
 
 
-def test_flip_mirrors_picture_mask_and_faces(records_file):
-    store = make_store(records_file)
+@pytest.mark.parametrize(("flip", "flip_reference"), [(1.0, 0.0), (0.0, 1.0), (1.0, 1.0)])
+def test_flips_mirror_picture_and_mask_or_the_references(records_file, flip, flip_reference):
+    store, chances = make_store(records_file), {"flip": flip, "flip_reference": flip_reference}
     straight = PictureDataset(store, replace(SETTINGS, flip=0.0)).__getitems__(items(4)).content
-    mirrored = PictureDataset(store, replace(SETTINGS, flip=1.0)).__getitems__(items(4)).content
-    assert (mirrored.image == straight.image.flip(-1)).all() and (mirrored.mask == straight.mask.flip(-1)).all()
-    assert torch.allclose(mirrored.faces, straight.faces.flip(-1), atol=1e-5)
-    assert not (mirrored.mask == straight.mask).all()
+    mirrored = PictureDataset(store, replace(SETTINGS, **chances)).__getitems__(items(4)).content
+    for name, chance in (("image", flip), ("mask", flip), ("faces", flip_reference)):
+        one, other = getattr(straight, name), getattr(mirrored, name)
+        assert torch.equal(other, one.flip(-1) if chance else one) and not torch.equal(one, one.flip(-1))
+    assert (mirrored.mask == straight.mask).all() != bool(flip)
     assert straight.image.shape == (4, 3, 64, 64) and straight.faces.shape == (4, 2, 3, 32, 32)
     assert straight.mask.shape == (4, 1, 8, 8)
 
@@ -149,6 +165,41 @@ def test_workers_give_the_same_batches(records_file):
     worked = list(DataLoader(dataset, batch_sampler=order, num_workers=2, collate_fn=lambda batch: batch))
     for a, b in zip(plain, worked, strict=True):
         assert (a.content.image == b.content.image).all() and (a.draws.noise == b.draws.noise).all()
+
+
+def test_in_memory_is_the_same_and_read_once_for_all_workers(tmp_path, monkeypatch):
+    """Kept as training sees it, not as large as the file; what one worker read, the others and this process have."""
+    records_file = make_records(tmp_path, size=200)
+    settings = replace(SETTINGS, flip_reference=0.5)
+    records = read_records(records_file)
+    sizes = {"image_size": 64, "latent_size": 8, "face_size": 32}
+    order = SampleOrder(SETTINGS.seed, 0, 12, 4, max_faces=3)
+    expected = [
+        PictureDataset(PictureStore(records, **sizes, in_memory=False), settings).__getitems__(b) for b in order
+    ]
+
+    store = PictureStore(records, **sizes, in_memory=True)
+    dataset = PictureDataset(store, settings)
+    loader = DataLoader(
+        dataset, batch_sampler=order, num_workers=2, collate_fn=lambda batch: batch, multiprocessing_context="fork"
+    )
+    worked = list(loader)
+    for file in tmp_path.rglob("*.png"):
+        file.unlink()
+    again = [dataset.__getitems__(batch) for batch in order]
+    for batches in (worked, again):
+        for a, b in zip(expected, batches, strict=True):
+            for name in ("image", "faces", "mask"):
+                assert torch.equal(getattr(a.content, name), getattr(b.content, name)), name
+            assert not b.broken
+    kept = sum(part._values.nbytes for part in store._kept.values())
+    assert kept == 12 * (64 * 64 * 3 + 2 * 8 * 8 * 4 + 3 * 32 * 32 * 4)
+
+
+def test_more_pictures_than_memory_holds_are_refused(records_file):
+    records = read_records(records_file)
+    with pytest.raises(UserError, match=r"config\.data\.in_memory: the pictures take 39582\.4 GB, but the machine has"):
+        PictureStore(records, image_size=2**20, latent_size=8, face_size=32, in_memory=True)
 
 
 def test_broken_files_are_passed_over_counted_and_capped(tmp_path):

@@ -11,7 +11,7 @@ from toy import make_toy_bundle
 from toy_records import make_records
 
 from feedface.checkpoints.bundle import load_bundle
-from feedface.checkpoints.few_step import FewStep, merge_few_step, read_few_step
+from feedface.checkpoints.few_step import FewStep, read_few_step
 from feedface.data.records import read_records
 from feedface.diffusion.sampling import jumps_at, sample
 from feedface.diffusion.schedule import alphas_cumprod
@@ -186,18 +186,18 @@ def test_the_student_comes_nearer_and_is_a_model(folder):
 
     # What `inference` draws with the adapter is what was measured.
     bundle = load_bundle(folder / "two" / "model")
-    adapter = merge_few_step(bundle)
+    adapter, (uvit, net) = bundle.few_step, bundle.networks(few_step=True)
     assert adapter.timesteps == TIMES and adapter.guidance == 2.0
     lessons = Trajectories(folder / "two" / "trajectories")
     seeds = [(1 << 40) + row for row in range(8)]  # shard 0
     piece = lessons.piece(0, slice(0, 8), CPU)
     drawn = sample(
-        bundle.uvit,
+        uvit,
         text=piece.text,
         seeds=seeds,
         timesteps=adapter.timesteps,
         guidance=1.0,
-        face_controlnet=bundle.face_controlnet,
+        face_controlnet=net,
         face_tokens=piece.faces,
         face_scale=adapter.face_scale,
     )[0]

@@ -45,7 +45,7 @@ def world(tmp_path_factory):
         Image.fromarray(picture).save(folder / f"data/{number}.png")
     Image.fromarray(np.full((64, 64, 3), 120, np.uint8)).save(folder / "data/wall.png")
     write_case(folder, "ann", ["0.png", "wall.png", "1.png", "2.png"])
-    write_case(folder, "bob", ["3.png", "4.png"], ["a man", "a man on a beach"])
+    write_case(folder, "bob", ["3.png", "4.png"], ["a man", "a man on a beach"], seed=5, size=64, clas_word="man")
     return folder
 
 
@@ -75,6 +75,8 @@ def test_the_papers_protocol(evaluate, tmp_path, capsys):
     ann, bob = (scores["cases"]["people"][name] for name in ("ann", "bob"))
     assert len(ann["references"]) == len(bob["references"]) == 2 and (ann["others"], bob["others"]) == (1, 0)
     assert "wall.png: no face found, left out" in ann["notices"][0] and "wall.png" in capsys.readouterr().err
+    unused, alike = bob["notices"]
+    assert "clas_word: not used; is class_word meant?" in unused and "seed, size: not used; an evaluation" in alike
     system = scores["systems"]["toy"]
     assert system["settings"]["steps"] == 3 and system["model"]["digest"] and system["seconds"] > 0
     assert scores["judge"]["face"] == "mini" and scores["command"].startswith("python evaluate.py --protocol ppr10k")
@@ -161,11 +163,11 @@ def test_a_wrong_command_line(arguments):
     [
         ("{}", "not a list of systems"),
         ("[]", "not a list of systems"),
-        ('[\n{"model": "m"}]', r'systems.json:2: "name" is missing'),
+        ('[\n{"model": "m"}]', "systems.json:2: name: missing"),
         ('[{"name": "a", "model": "m", "stepps": 3}]', "unknown key 'stepps'"),
-        ('[{"name": "a", "model": "m", "settings": {"stepps": 3}}]', '"settings" is an object of steps'),
+        ('[{"name": "a", "model": "m", "settings": {"stepps": 3}}]', "settings: unknown key 'stepps'"),
         ('[{"name": "a", "model": "m", "settings": {"steps": 0}}]', "out of range"),
-        ('[{"name": "a", "model": "m", "pool": "sum"}]', "use one of concat, mean, first"),
+        ('[{"name": "a", "model": "m", "pool": "sum"}]', "pool: must be 'concat', 'mean' or 'first', not 'sum'"),
         ('[{"name": "a", "model": "m", "references": true}]', "whole number"),
         ('[{"name": "a", "model": "m"}, {"name": "a", "model": "n"}]', "used twice"),
         ("[", "systems.json:1"),

@@ -201,6 +201,21 @@ def test_what_is_there_is_kept_and_what_was_deleted_is_made_again(evaluate, monk
     assert evaluate(People(TWO), painter)[1:] == (scores, rows) and not drawn
 
 
+@pytest.mark.parametrize("content", ["", "[]", "[" * 10**5, '{"key": 5}', "rows: 5", "rows: [{}]", "diversity: []"])
+def test_scores_of_a_case_that_are_not_whole_are_measured_again(evaluate, content):
+    painter = {"colour": own_colour, "drawn": []}
+    first = evaluate(People(TWO), painter)[1:]
+    for file in (evaluate.out / "pictures").rglob("scores.json"):
+        key, _, value = content.partition(": ")
+        if value and not content.startswith("{"):  # the right key, and something else in the rest
+            content_of = json.loads(file.read_text()) | {key: json.loads(value)}
+            file.write_text(json.dumps(content_of))
+        else:
+            file.write_text(content)
+    painter["drawn"].clear()
+    assert evaluate(People(TWO), painter)[1:] == first and not painter["drawn"]
+
+
 def test_other_pictures_are_drawn_in_the_place_of_those_made_otherwise(evaluate, tmp_path):
     path, info = tmp_path / picture_name(0, 3), PictureInfo("one", 3, "m", "", {}, ())
     save_kept(path, Kept(plain(RED), 0.25, None), info)

@@ -41,6 +41,14 @@ def test_findings_do_not_depend_on_the_batch(inspector):
     assert found.embedding[3:4] == pytest.approx(alone.embedding, abs=1e-5)
 
 
+def test_features_are_means_over_the_picture_and_do_not_depend_on_the_batch(inspector):
+    images = pictures(5)
+    features = inspector.features(images, batch_size=2)
+    assert features.shape == (5, 32)
+    assert features[3:4] == pytest.approx(inspector.features(images[3:4]), abs=1e-5)
+    assert features.std(axis=0).max() > 0
+
+
 def test_pictures_of_another_size_are_resized(inspector):
     blots = [Image.fromarray(blot) for blot in pictures(4, size=4)]
     small, large = (

@@ -6,6 +6,7 @@ import pytest
 from feedface.evaluation.metrics import (
     attribute_hits,
     bootstrap,
+    frechet_distance,
     mean_embedding,
     nearest_identity,
     ratio_of_means,
@@ -118,3 +119,14 @@ def test_people_who_were_asked_nothing_weigh_nothing():
 def test_bootstrap_refuses_unequal_lengths():
     with pytest.raises(ValueError, match="one value per person"):
         bootstrap(np.zeros(3), np.zeros(4))
+
+
+def test_frechet_distance_of_gaussians_whose_distance_is_known():
+    a = np.random.default_rng(0).normal(size=(40_000, 3)) * [1, 2, 3]
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
+    assert frechet_distance(a, a + np.array([1, 0, 2])) == pytest.approx(5, rel=1e-6)
+    # Of the same axes: the sum of (difference of the standard deviations)^2.
+    assert frechet_distance(a, 2 * (a - a.mean(0)) + a.mean(0)) == pytest.approx(1 + 4 + 9, rel=0.02)
+    turned = a @ np.array([[0, 1, 0], [-1, 0, 0], [0, 0, 1]])  # standard deviations 2, 1, 3
+    assert frechet_distance(a, turned) == pytest.approx(frechet_distance(turned, a), rel=1e-6)
+    assert frechet_distance(a, turned) == pytest.approx(2, rel=0.05)

@@ -197,10 +197,19 @@ def test_a_system_of_which_nothing_was_measured_still_has_its_place(copy):
     [
         ("scores.json", None, "scores.json: no such file; run evaluate.py"),
         ("scores.jsonl", None, "scores.jsonl: no such file; run evaluate.py"),
-        ("scores.json", "{", "scores.json: not valid JSON"),
+        ("scores.json", "{", "scores.json:1: not valid JSON"),
         ("scores.json", '{"systems": {}}', "scores.json: has no systems"),
+        ("scores.json", '{"systems": {"a": 5}}', "scores.json:1: systems.a: must be an object, not 5"),
+        ("scores.json", '{"systems": {"a": {"figures": []}}}', "systems.a.figures: must be an object"),
+        (
+            "scores.json",
+            '{"systems": {"a": {}},\n"cases": {"people": {"b": {"prompts": 5}}}}',
+            "2: cases.people.b.prompts",
+        ),
+        ("scores.jsonl", '{"system": "FeedFace", "case": "ann", "face_other": "x"}', "jsonl:1: face_other: cannot be"),
+        ("scores.jsonl", '{"system": "FeedFace", "case": 5}', "scores.jsonl:1: case: must be a string, not 5"),
         ("scores.jsonl", '{"system": "FeedFace", "case": "ann"}\n{"sys', "scores.jsonl:2: not valid JSON"),
-        ("scores.jsonl", "\n[1]\n", "scores.jsonl:2: not a scored picture"),
+        ("scores.jsonl", "\n[1]\n", "scores.jsonl:2: must be an object"),
     ],
 )
 def test_missing_and_damaged_scores_are_named(copy, file, content, message):

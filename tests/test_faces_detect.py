@@ -3,6 +3,8 @@
 The insightface packs here are ONNX files with made-up networks: they answer what a test tells them to.
 """
 
+import os
+import shutil
 import subprocess
 import sys
 
@@ -13,8 +15,9 @@ from torch import nn
 
 from feedface.errors import UserError
 from feedface.faces import detect
-from feedface.faces.detect import Face, InsightFaceDetector, OpenCVDetector, make_detector
+from feedface.faces.detect import Face, InsightFaceDetector, make_detector
 from feedface.faces.identity import FaceRecogniser, cosine_similarity
+from feedface.faces.opencv import OpenCVDetector
 from feedface.mini.detector import STRIDES, DetectorFile, anchors
 from feedface.mini.export import export_onnx
 
@@ -204,6 +207,74 @@ def test_a_broken_pack_is_a_user_error(packs, tmp_path):
         make_detector("headless", tmp_path)
 
 
+def test_a_pack_one_folder_too_deep_is_found(packs, tmp_path):
+    """As antelopev2's zip file unpacks."""
+    shutil.copytree(packs / "models/red", tmp_path / "models/deep/deep")
+    assert make_detector("deep", tmp_path).detect(picture(64, 64, (255, 0, 0)))
+    assert detect.find_pack("deep", tmp_path) == tmp_path / "models/deep/deep"
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), 6e4])
+@pytest.mark.parametrize("part", ["distances", "points"])
+def test_boxes_and_landmarks_that_are_no_numbers(tmp_path, part, number):
+    class Broken(TwoFaces):
+        def __init__(self, score):
+            super().__init__(score)
+            getattr(self, part)[20] = number  # the large face's
+
+    folder = tmp_path / "models/broken"
+    image = torch.zeros(1, 3, INPUT_PX, INPUT_PX)
+    export_onnx(Broken(redness), image, folder / "det.onnx", list(DetectorFile.OUTPUTS))
+    export_onnx(Means(), torch.zeros(1, 3, 112, 112), folder / "rec.onnx", ["embedding"])
+    faces = InsightFaceDetector("broken", tmp_path).detect(picture(64, 64, (255, 0, 0)))
+    small = faces[-1]
+    np.testing.assert_allclose(small.box, SMALL, atol=1e-3)
+    assert small.embedding is not None
+    if part == "distances":
+        assert len(faces) == 1
+    else:
+        assert len(faces) == 2
+        assert faces[0].landmarks is None or np.isfinite(faces[0].landmarks).all()
+
+
+def test_usable_faces():
+    image = picture(40, 60, 0)
+    boxes = {
+        "large": (-10, -5, 50, 45),
+        "small": (5, 5, 15, 15),
+        "nan": (5, 5, np.nan, 15),
+        "empty": (5, 5, 5, 15),
+        "inside out": (15, 5, 5, 15),
+        "beside": (61, 5, 71, 15),
+        "huge": (-1000, -1000, 1000, 1000),
+    }
+    faces = {name: Face(np.array(box, np.float32), 0.9) for name, box in boxes.items()}
+    kept = detect.usable(list(faces.values())[::-1], image)
+    assert kept == [faces["large"], faces["small"]]
+
+
+@pytest.mark.parametrize("name", ["opencv", "red"])
+def test_an_opencv_that_needs_a_window_is_one_line(packs, tmp_path, name):
+    (tmp_path / "cv2.py").write_text("raise ImportError('libGL.so.1: cannot open shared object file')")
+    code = (
+        "from feedface.errors import run_cli\nfrom feedface.faces.detect import make_detector\n"
+        f"run_cli(lambda: make_detector({name!r}, {str(packs)!r}) and 0)"
+    )
+    path = os.pathsep.join([str(tmp_path), "libs"])
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    [line] = done.stderr.splitlines()
+    assert "libGL.so.1" in line and "opencv-python-headless" in line
+
+
+def test_insightface_that_is_missing_is_one_line(packs, monkeypatch):
+    monkeypatch.setitem(sys.modules, "insightface.app", None)
+    with pytest.raises(UserError, match=r"pip install --no-deps -r requirements-insightface\.txt"):
+        InsightFaceDetector("red", packs)
+
+
 def test_a_gpu_that_onnxruntime_does_not_have_is_an_error(packs, monkeypatch):
     import onnxruntime
 
@@ -234,6 +305,16 @@ def test_opencv_finds_faces_in_real_pictures(name):
         assert len(faces) == 1
         np.testing.assert_allclose((faces[0].box[:2] + faces[0].box[2:]) / 2, 56, atol=10)
         assert 80 < faces[0].box[2] - faces[0].box[0] < 112
+
+
+def test_opencv_looks_again_at_a_face_that_fills_the_picture():
+    from insightface.data import get_image
+
+    image = np.ascontiguousarray(get_image("t1")[..., ::-1])
+    whole = OpenCVDetector().detect(image)[0]
+    x0, y0, x1, y1 = 447, 285, 579, 416  # inside the box
+    [face] = OpenCVDetector().detect(np.ascontiguousarray(image[y0:y1, x0:x1]))
+    np.testing.assert_allclose(face.moved(x0, y0).box, whole.box, atol=12)
 
 
 def test_opencv_finds_nothing_where_nothing_is():

@@ -1,4 +1,4 @@
-"""Few-step adapters on disk, and in and out of a model's weights."""
+"""Few-step adapters on disk, and as a second pair of networks beside a model's own."""
 
 import json
 
@@ -10,11 +10,10 @@ from toy import make_toy_bundle
 from feedface.checkpoints.bundle import load_bundle, read_index, save_component, write_derived_index
 from feedface.checkpoints.few_step import (
     FewStep,
+    adapted,
     add_few_step,
-    merge_few_step,
     merge_network,
     read_few_step,
-    restore_few_step,
     save_few_step,
 )
 from feedface.errors import UserError
@@ -64,26 +63,29 @@ def test_a_matrix_of_zeros_can_be_stored(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_merging_adds_and_restoring_takes_away_to_the_bit(toy, dtype):
+def test_the_second_pair_has_the_adapter_and_the_first_is_left_alone(toy, dtype):
     plain, bundle = load_bundle(toy, dtype=dtype), load_bundle(toy, dtype=dtype)
-    adapter = merge_few_step(bundle)
-    assert bundle.few_step is adapter and merge_few_step(bundle) is adapter  # not twice
-    before = {kind: getattr(plain, kind).state_dict() for kind in ("uvit", "face_controlnet")}
-    after = {kind: getattr(bundle, kind).state_dict() for kind in before}
-    for kind, state in after.items():
-        for key, value in state.items():
+    pair = dict(zip(("uvit", "face_controlnet"), bundle.networks(few_step=True), strict=True))
+    assert bundle.networks(few_step=True) == tuple(pair.values())  # made once
+    assert bundle.networks() == (bundle.uvit, bundle.face_controlnet)
+    for kind, network in pair.items():
+        own, before = getattr(bundle, kind).state_dict(), getattr(plain, kind).state_dict()
+        assert all(torch.equal(value, own[key]) for key, value in before.items())
+        for key, value in network.state_dict().items():
             if (name := f"{kind}.{key.removesuffix('.weight')}") in MODULES:
-                a, b = adapter.weights[name]
-                assert torch.equal(value, (before[kind][key].float() + b @ a).to(dtype))
-                assert not torch.equal(value, before[kind][key])
+                a, b = bundle.few_step.weights[name]
+                assert torch.equal(value, (before[key].float() + b @ a).to(dtype))
+                assert not torch.equal(value, before[key])
             else:
-                assert torch.equal(value, before[kind][key])
-    restore_few_step(bundle)
-    restore_few_step(bundle)
-    assert bundle.few_step is None
-    for kind, state in before.items():
-        found = getattr(bundle, kind).state_dict()
-        assert all(torch.equal(value, found[key]) for key, value in state.items())
+                assert value.data_ptr() == own[key].data_ptr(), key  # memory for what changes only
+
+
+def test_the_second_network_of_a_compiled_one_is_compiled(toy):
+    uvit = load_bundle(toy, components=["uvit"]).uvit
+    uvit.mid_block.compile()
+    twin = adapted(some_adapter(), "uvit", uvit)
+    compiled = [name for name, module in twin.named_modules() if module._compiled_call_impl is not None]
+    assert compiled == ["mid_block"]
 
 
 def test_an_adapter_is_not_used_with_other_weights_than_its_own(toy, tmp_path):
@@ -107,7 +109,7 @@ def test_adding_keeps_the_rest_of_the_index(toy, tmp_path):
 
 def test_what_is_wrong_is_said(toy, tmp_path):
     with pytest.raises(UserError, match="no few-step adapter"):
-        merge_few_step(load_bundle(make_toy_bundle(tmp_path / "plain"), components=["uvit"]))
+        load_bundle(make_toy_bundle(tmp_path / "plain"), components=["uvit"]).networks(few_step=True)
     uvit = load_bundle(toy, components=["uvit"]).uvit
     for name, shape, words in (
         ("uvit.mid_block.attn.query", (32, 96), "no such linear"),
@@ -149,6 +151,7 @@ def test_broken_config(toy, tmp_path, change):
         ({"uvit.mid_block.attn.qkv.lora_B": torch.zeros(96, 2)}, "needs lora_A"),
         ({"uvit.mid_block.attn.qkv.lora_scale": torch.zeros(4)}, "lora_scale"),
         ({"uvit.mid_block.attn.qkv.bias": torch.zeros(96)}, "bias is unknown"),
+        ({"uvit.mid_block.attn.qkv.lora_scale": torch.tensor([1, float("nan"), 1])}, "holds NaN or infinity"),
         ({f"face_controlnet.projector.lora_{end}": torch.eye(32) for end in "AB"}, "blocks only"),
     ],
 )

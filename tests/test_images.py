@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from feedface import images
+from feedface import reading
 from feedface.errors import UserError
 from feedface.images import read_image
 
@@ -147,7 +147,7 @@ def test_unreadable(tmp_path, monkeypatch):
     def deny(*args, **kwargs):  # chmod would not stop root
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(images, "open", deny, raising=False)
+    monkeypatch.setattr(reading, "open", deny, raising=False)
     refused(tmp_path / "a.png", "Permission denied")
 
 

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from toy import make_toy_bundle, toy_face_controlnet
 
 from feedface.checkpoints.bundle import save_component, write_derived_index
+from feedface.errors import UserError
 from feedface.faces.detect import Face
 
 ROOT = Path(__file__).parents[1]
@@ -64,8 +66,11 @@ def test_what_a_run_leaves(run, here):
     assert run(*single("--n_samples", 2, "--n_iter", 2, "--seed", 5, "--steps", 2, "--guidance", 3)) == 0
     names = {path.name for path in Path("outputs").iterdir()}
     numbered = ["0000.png", "0001.png", "0002.png", "0003.png"]
-    assert names == {*numbered, "reference_00.png", "sheet.png", "results.json"}
     found = results()
+    crop = found["references"][0]["crop"]
+    kept = {"sheet_0000.png", "results_0000.json"}
+    assert names == {*numbered, crop, "sheet.png", "results.json", *kept}
+    assert json.loads(Path("outputs/results_0000.json").read_text()) == found
     assert [row["file"] for row in found["pictures"]] == numbered
     assert [row["seed"] for row in found["pictures"]] == [5, 6, 7, 8]
     assert found["settings"]["steps"] == 2 and found["settings"]["guidance"] == 3
@@ -74,10 +79,61 @@ def test_what_a_run_leaves(run, here):
     with Image.open("outputs/0002.png") as image:
         assert image.size == (64, 64)
         assert image.text["prompt"] == "a man" and image.text["seed"] == "7" and image.text["model"] == "toy"
-        assert json.loads(image.text["settings"])["guidance"] == 3
-    np.testing.assert_array_equal(
-        np.asarray(Image.open("outputs/reference_00.png")), np.asarray(Image.open("face.png"))
-    )
+        settings = json.loads(image.text["settings"])
+        assert settings["guidance"] == 3
+        assert crop == f"reference_{settings['references'][0]}.png"
+    np.testing.assert_array_equal(np.asarray(Image.open(f"outputs/{crop}")), np.asarray(Image.open("face.png")))
+
+
+def test_another_persons_run_in_the_same_folder_loses_nothing(run, here):
+    """Crops, results and sheets of the first run stay; each picture's metadata leads to its own crops."""
+    run(*single("--image", "face.png", "other.png"))
+    before = {path.name: path.read_bytes() for path in Path("outputs").iterdir()}
+    run(*single("--image", "other.png"))
+    after = {path.name: path.read_bytes() for path in Path("outputs").iterdir()}
+    assert {name: after[name] for name in before if name not in ("results.json", "sheet.png")}.items() <= before.items()
+    assert set(after) - set(before) == {"0001.png", "results_0001.json", "sheet_0001.png"}
+    for name, files in (("0000.png", ["face.png", "other.png"]), ("0001.png", ["other.png"])):
+        with Image.open(Path("outputs", name)) as image:
+            digests = json.loads(image.text["settings"])["references"]
+        for digest, file in zip(digests, files, strict=True):
+            crop = Image.open(f"outputs/reference_{digest}.png")
+            np.testing.assert_array_equal(np.asarray(crop), np.asarray(Image.open(file)))
+
+
+def test_a_run_that_makes_nothing_new_keeps_no_results_of_its_own(run):
+    run(*single())
+    names = {path.name for path in Path("outputs").iterdir()}
+    run(*single())
+    assert {path.name for path in Path("outputs").iterdir()} == names
+    assert not results()["pictures"][0]["made_now"]
+
+
+def test_two_runs_in_one_folder_at_the_same_time(run, here, monkeypatch):
+    """A whole second run happens while the first draws: all eight pictures and both results are there."""
+    from feedface.pipeline import FeedFacePipeline
+
+    draw = FeedFacePipeline.draw_batch
+    inner = []
+
+    def drawn(self, *args, **options):
+        images = draw(self, *args, **options)
+        if not inner:
+            inner.append(True)
+            run(*single("--seed", 100, "--n_samples", 4))
+        return images
+
+    monkeypatch.setattr(FeedFacePipeline, "draw_batch", drawn)
+    run(*single("--n_samples", 4))
+    made = {}
+    for name in pictures():
+        with Image.open(Path("outputs", name)) as image:
+            made[name] = int(image.text["seed"])
+    assert sorted(made.values()) == [0, 1, 2, 3, 100, 101, 102, 103]
+    for name, seeds in (("results_0000.json", range(100, 104)), ("results_0001.json", range(4))):
+        found = json.loads(Path("outputs", name).read_text())
+        assert [row["seed"] for row in found["pictures"]] == list(seeds)
+        assert all(made[row["file"]] == row["seed"] for row in found["pictures"])
 
 
 def test_same_seed_same_picture_whatever_the_batch(run):
@@ -192,6 +248,61 @@ def test_a_batch(run, here, capsys):
     assert times("outputs/1433") == before
 
 
+def test_what_a_job_sets_itself(run, here, capsys):
+    own = {"seed": 5, "n_samples": 2, "guidance": 3, "face_scale": 0.5, "size": [96, 64], "clas_word": "man"}
+    write_job(here / "a.json", caption_list=["a man"], **own)
+    write_job(here / "b.json", caption_list=["a man"])
+    assert run("-j", "a.json", "b.json", "--guidance", 4) == 0
+    a, b = results("outputs/a"), results("outputs/b")
+    assert [row["seed"] for row in a["pictures"]] == [5, 6] and [row["seed"] for row in b["pictures"]] == [0]
+    assert (a["settings"]["guidance"], a["settings"]["face_scale"], a["settings"]["size"]) == (3, 0.5, [96, 64])
+    assert (b["settings"]["guidance"], b["settings"]["face_scale"], b["settings"]["size"]) == (4, 1, [64, 64])
+    assert Image.open("outputs/a/0000.png").size == (96, 64) and Image.open("outputs/b/0000.png").size == (64, 64)
+    assert "note: a.json:1: clas_word: not used; is class_word meant?" in capsys.readouterr().out
+    assert len(a["notices"]) == 1 and not b["notices"]
+    # The same as by options: the picture is there already.
+    options = ["--seed", 6, "--guidance", 3, "--face_scale", 0.5, "--size", "96x64"]
+    before = times("outputs/a")
+    assert run(*single("--output", "outputs/a", *options)) == 0
+    assert times("outputs/a") == before
+
+
+def test_what_a_job_sets_wrong_fails_it_alone(run, here, capsys):
+    write_job(here / "a.json", size=50)
+    write_job(here / "b.json", seed=2**63 - 1)
+    write_job(here / "c.json")
+    assert run("-j", "a.json", "b.json", "c.json") == 2
+    assert [path.name for path in Path("outputs").iterdir()] == ["c"]
+    errors = capsys.readouterr().err
+    assert "job a (a.json:1): --size 50x50" in errors and "job b (b.json:1): seed" in errors
+
+
+def test_a_preset_that_loses_its_adapter_is_said(run, here, toy, capsys):
+    from feedface.checkpoints.few_step import FewStep, add_few_step, save_few_step
+    from feedface.pipeline import FeedFacePipeline
+
+    shutil.copytree(toy, "model")
+    weights = {"uvit.mid_block.attn.qkv": (torch.zeros(1, 32), torch.zeros(96, 1))}
+    save_few_step(here / "adapter", FewStep((1000, 500), 2.0, 1.0, "true_uncond", weights), {})
+    add_few_step(here / "model", here / "adapter")
+    run(*single("--preset", "fast"), model="model")
+    assert "note:" not in capsys.readouterr().out and results()["settings"]["steps"] == 2
+    run(*single("--preset", "fast", "--guidance", 3), model="model")
+    [note] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note:")]
+    assert "preset fast: drawn without the few-step adapter" in note and "--guidance 2, not --guidance 3" in note
+    assert any("few-step adapter" in notice for notice in results()["notices"])
+    pipe = FeedFacePipeline.from_pretrained("model", device="cpu")
+    with pytest.warns(UserWarning, match="drawn without the few-step adapter"):
+        pipe.generate("a man", preset="fast", guidance=3, progress=False)
+    # In a batch it is said once for the options, and of each job that is why.
+    write_job(here / "a.json", guidance=4)
+    write_job(here / "b.json")
+    run("-j", "a.json", "b.json", "--preset", "fast", model="model")
+    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note:")]
+    assert len(notes) == 1 and "--guidance 4" in notes[0]
+    assert results("outputs/b")["settings"]["few_step"]
+
+
 def test_in_a_batch_the_others_go_on(run, here, capsys):
     (here / "broken.png").write_text("no picture")
     write_job(here / "a.json", source_group=[{"path": "broken.png"}])
@@ -217,7 +328,7 @@ def test_a_full_disk_ends_a_batch(run, here, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Image.Image, "save", full)
-    with pytest.raises(OutputError, match=r"outputs/a/reference_00\.png: cannot be written \(No space left"):
+    with pytest.raises(OutputError, match=r"outputs/a/reference_\w+\.png: cannot be written \(No space left"):
         run("-j", "a.json", "b.json")
     assert len(drawn) == 1
     assert not list(Path("outputs").rglob("*.*"))
@@ -238,7 +349,8 @@ def test_an_interrupted_run_leaves_whole_pictures_and_goes_on_later(run, monkeyp
     monkeypatch.setattr(FeedFacePipeline, "draw_batch", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(*single("--n_iter", 4, "--batch_size", 1))
-    assert sorted(path.name for path in Path("outputs").iterdir()) == ["0000.png", "0001.png", "reference_00.png"]
+    names = sorted(path.name for path in Path("outputs").iterdir())
+    assert names[:2] == ["0000.png", "0001.png"] and len(names) == 3 and names[2].startswith("reference_")
     assert run(*single("--n_iter", 4, "--batch_size", 1)) == 0
     assert len(calls) == 5 and len(pictures()) == 4
 
@@ -304,11 +416,11 @@ class FakeDetector:
     has_recogniser = True
 
     def __init__(self, faces=1):
-        self.faces = faces
+        self.faces, self.score = faces, 0.9
 
     def detect(self, image):
         embedding = np.array([0.6, 0.8], np.float32)
-        return [Face(np.array([5, 5, 35, 40], np.float32), 0.9, None, embedding)] * self.faces
+        return [Face(np.array([5, 5, 35, 40], np.float32), self.score, None, embedding)] * self.faces
 
 
 @pytest.fixture
@@ -329,13 +441,61 @@ def test_similarity_is_measured_printed_and_kept(run, detector, capsys):
 
 def test_the_crop_that_is_shown_to_the_model_is_saved(run, detector):
     run(*single(), detect=True)
-    assert Image.open("outputs/reference_00.png").size == (38, 38)  # the longer side, 35 px, x 1.1
+    assert Image.open(f"outputs/{results()['references'][0]['crop']}").size == (38, 38)  # the longer side, 35 px, x 1.1
 
 
 def test_several_faces_are_said(run, detector, capsys):
     detector.faces = 3
     run(*single(), detect=True)
     assert "note: face.png: 3 faces found, the largest is taken" in capsys.readouterr().out
+
+
+def test_a_photo_shown_to_the_miniature(run, here, toy, detector, capsys):
+    """The miniature is a model with a face pack called mini. No face, hardly a face, or a detector of photos: said."""
+    from feedface.references import NoFaceError
+
+    shutil.copytree(toy, "model")
+    (here / "model/faces/models/mini").mkdir(parents=True)
+    (here / "model/faces/models/mini/detector.onnx").touch()
+    index = json.loads((here / "model/model_index.json").read_text())
+    index["components"]["faces"] = "faces"
+    (here / "model/model_index.json").write_text(json.dumps(index))
+    run(*single(), model="model", detect=True)
+    assert "the model 'toy' knows drawn portraits only" in capsys.readouterr().out
+    detector.name = "mini"
+    run(*single("--seed", 1), model="model", detect=True)
+    assert "drawn portraits" not in capsys.readouterr().out
+    detector.score = 0.51
+    run(*single("--seed", 2), model="model", detect=True)
+    assert "face.png: hardly a face (score 0.51); model and detector 'mini'" in capsys.readouterr().out
+    assert any("--detector opencv" in notice for notice in results()["notices"])
+    detector.faces = 0
+    with pytest.raises(NoFaceError, match=r"no face found.*drawn portraits only: for photos use --detector opencv"):
+        run(*single(), model="model", detect=True)
+
+
+def test_which_face_is_asked_for(run, detector, capsys):
+    detector.faces = 3
+    run(*single("--face", "right"), detect=True)
+    assert "note: face.png: 3 faces found, the rightmost is taken" in capsys.readouterr().out
+    for options, detect, words in (
+        (["--face", "middle"], True, "--face middle: use most-like"),
+        (["--face", "4"], True, "--face 4: face.png shows 3 faces only"),
+        (["--face", "left"], False, "--no_detect"),
+    ):
+        with pytest.raises(UserError, match=words):
+            run(*single(*options), detect=detect)
+
+
+def test_weights_that_are_no_numbers_leave_no_picture(run, toy, here):
+    broken = here / "broken"
+    shutil.copytree(toy, broken)
+    weights = load_file(broken / "uvit/model.safetensors")
+    weights["mid_block.mlp.fc1.weight"][0] = float("nan")
+    save_file(weights, broken / "uvit/model.safetensors")
+    with pytest.raises(UserError, match="broken/uvit: its weights hold NaN or infinity"):
+        run(*single(), model=broken)
+    assert pictures() == {}
 
 
 def test_not_measured_without_a_recogniser(run, capsys):

@@ -1,12 +1,14 @@
 """The authors' JSON job schema: what is right is read, what is wrong is named with file, line and key."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
 
 from feedface.errors import UserError
 from feedface.jobs import read_jobs
+from feedface.settings import Settings
 
 JSON_EXAMPLES = Path(__file__).parents[1] / "json_examples"
 
@@ -23,11 +25,61 @@ def sound(**changes):
 
 
 def test_the_authors_schema(folder):
-    (folder / "a.json").write_text(json.dumps(sound(extra="ignored")))
+    (folder / "a.json").write_text(json.dumps(sound()))
     [job], problems = read_jobs([folder / "a.json"])
     assert not problems
     assert (job.id, job.prompts, job.class_word) == ("7", ("a", "b"), "man")
     assert job.images == (folder / "face.png",)
+    assert (job.seed, job.n_samples, job.settings, job.notices) == (None, None, Settings(), ())
+
+
+def test_how_a_job_is_drawn(folder):
+    own = {"seed": 5, "n_samples": 3, "guidance": 2, "face_scale": 0.5}
+    sizes = {"64": (64, 64), '"64x96"': (64, 96), "[64, 96]": (64, 96)}
+    for text, size in sizes.items():
+        (folder / "a.json").write_text(json.dumps(sound(**own))[:-1] + f', "size": {text}}}')
+        [job], problems = read_jobs([folder / "a.json"])
+        assert not problems and not job.notices
+        assert (job.seed, job.n_samples) == (5, 3)
+        assert job.settings == Settings(guidance=2.0, face_scale=0.5, size=size)
+
+
+@pytest.mark.parametrize(
+    ("change", "key", "words"),
+    [
+        ({"clas_word": "man"}, "clas_word", "is class_word meant?"),
+        ({"Guidance": 3}, "Guidance", "is guidance meant?"),
+        ({"negative_prompt": "hat"}, "negative_prompt", "not used; guidance leads away"),
+        ({"steps": 5}, "steps", "--steps of inference.py"),
+        ({"colour": 5}, "colour", "known are id, caption_list"),
+        ({"source_group": [{"path": "face.png", "bbox": [1]}]}, "source_group[0].bbox", "known are path"),
+    ],
+)
+def test_keys_that_are_not_used_are_named(folder, change, key, words):
+    rows = [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in sound(**change).items()]
+    (folder / "a.json").write_text("{\n" + ",\n".join(rows) + "\n}")
+    [job], problems = read_jobs([folder / "a.json"])
+    assert not problems
+    [notice] = job.notices
+    line = 4 if "source_group" in change else 6
+    assert notice.startswith(f"{folder / 'a.json'}:{line}: {key}: not used; ") and words in notice
+
+
+def test_a_misspelt_key_that_is_needed(folder):
+    (folder / "a.json").write_text(json.dumps({"id": 1, "caption_lst": ["a"], "source_group": [{"path": "face.png"}]}))
+    assert "caption_list: missing (is caption_lst meant to be it?)" in read_jobs([folder / "a.json"])[1][0]
+
+
+def test_many_prompts_and_many_jobs_are_read_in_linear_time(folder):
+    count = 100_000
+    (folder / "a.json").write_text(json.dumps(sound(caption_list=["a woman on a beach"] * count), indent=1))
+    (folder / "b.json").write_text(json.dumps([sound(id=id, caption_list=[""]) for id in range(20_000)], indent=1))
+    begin = time.monotonic()
+    [job], problems = read_jobs([folder])
+    assert time.monotonic() - begin < 20
+    assert len(job.prompts) == count
+    assert len(problems) == 20_000
+    assert problems[-1].startswith(f"{folder / 'b.json'}:239993: [19999].caption_list[0]: ")
 
 
 def test_paths_relative_to_the_working_directory(folder, monkeypatch):
@@ -74,7 +126,13 @@ def test_malformed(folder, text, line, words):
 
 def test_not_utf8(folder):
     (folder / "a.json").write_bytes(b'{"id":\n "\xff"}')
-    assert read_jobs([folder / "a.json"])[1] == [f"{folder / 'a.json'}:2: not UTF-8 text"]
+    assert read_jobs([folder / "a.json"])[1] == [f"{folder / 'a.json'}:2: not UTF-8 text; save it as UTF-8"]
+
+
+def test_a_number_of_very_many_digits(folder):
+    (folder / "a.json").write_text(json.dumps(sound()).replace("7", "1" + "0" * 5000, 1))
+    [problem] = read_jobs([folder / "a.json"])[1]
+    assert problem.startswith(f"{folder / 'a.json'}:1: ") and "5001 digits" in problem
 
 
 def test_nested_too_deeply(folder):
@@ -108,6 +166,23 @@ def test_nested_too_deeply(folder):
         ({"source_group": [{"path": "\u0000"}]}, 4, "source_group[0].path"),
         ({"source_group": [{"path": "x" * 5000}]}, 4, "source_group[0].path"),
         ({"class_word": 3}, 5, "class_word"),
+        ({"seed": -1}, 6, "seed"),
+        ({"seed": 2**63}, 6, "seed"),
+        ({"seed": 1.5}, 6, "seed"),
+        ({"seed": True}, 6, "seed"),
+        ({"n_samples": 0}, 6, "n_samples"),
+        ({"n_samples": 257}, 6, "n_samples"),
+        ({"n_samples": "3"}, 6, "n_samples"),
+        ({"guidance": 51}, 6, "guidance"),
+        ({"guidance": "strong"}, 6, "guidance"),
+        ({"face_scale": -1}, 6, "face_scale"),
+        ({"face_scale": [1]}, 6, "face_scale"),
+        ({"size": 0}, 6, "size"),
+        ({"size": "64x"}, 6, "size"),
+        ({"size": "\ud800"}, 6, "size"),
+        ({"size": [64]}, 6, "size"),
+        ({"size": [64, "a"]}, 6, "size"),
+        ({"size": True}, 6, "size"),
     ],
 )
 def test_wrong_values(folder, change, line, key):

@@ -8,9 +8,9 @@ import torch
 from tests.toy import make_toy_bundle, toy_face_controlnet, toy_uvit
 
 from feedface import low_memory
-from feedface.acceleration import blocks, quantise_int8
+from feedface.acceleration import Int8Linear, blocks, quantise_int8
 from feedface.checkpoints.bundle import Bundle, read_index, save_component, write_index
-from feedface.checkpoints.few_step import FewStep, merge_few_step, restore_few_step, save_few_step
+from feedface.checkpoints.few_step import FewStep, save_few_step
 from feedface.diffusion.sampling import sample
 from feedface.errors import UserError
 from feedface.low_memory import LowMemoryBundle, WideningLinear
@@ -44,20 +44,22 @@ def load(folder: Path, **options) -> Bundle:
 
 
 @torch.inference_mode()
-def draw(bundle: Bundle) -> torch.Tensor:
+def draw(bundle: Bundle, few_step: bool = False) -> torch.Tensor:
     """A picture as the pipeline draws it: text, face, sampling, decoding."""
     text = bundle.text_encoder.encode(["a man"])
     crop = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    tokens = bundle.face_controlnet.encode(crop)
+    uvit, net = bundle.networks(few_step)
     latents, _ = sample(
-        bundle.uvit,
+        uvit,
         text=text,
         seeds=[5],
         steps=2,
         guidance=2.0,
         uncond_mode="true_uncond",
         empty_text=None,
-        face_controlnet=bundle.face_controlnet,
-        face_tokens=bundle.face_controlnet.encode(crop),
+        face_controlnet=net,
+        face_tokens=tokens,
         face_scale=1.0,
         latent_size=(8, 8),
     )
@@ -119,8 +121,8 @@ def test_what_is_broken_is_said_at_once(toy: Path, tmp_path):
     uvit.write_text(uvit.read_text().replace('"embed_dim": 32', '"embed_dim": 64'))
     with pytest.raises(UserError, match=r"uvit/model.safetensors: \S+ has shape"):
         load(folder, low_memory=True)
-    uvit.write_text('{"depth": 2}')
-    with pytest.raises(UserError, match="lacks a size: 'patch_size'"):
+    uvit.write_text('{"patch_size": "two"}')
+    with pytest.raises(UserError, match=r"uvit/config.json.*patch_size"):
         _ = read_index(folder).size_multiple
 
 
@@ -135,18 +137,19 @@ def test_another_face_controlnet_is_read_from_where_it_is(toy: Path, tmp_path):
 def test_a_few_step_adapter_stays_merged_when_networks_are_read_again(toy: Path):
     low, plain = load(toy, low_memory=True), load(toy)
     without = draw(plain)
-    for bundle in (low, plain):
-        merge_few_step(bundle)
     # The adapter is rounded once to what the weights are kept in: half precision here.
-    first = draw(low)
+    first = draw(low, few_step=True)
     torch.testing.assert_close(
-        low.uvit.get_submodule(SITE).weight.float(), plain.uvit.get_submodule(SITE).weight, atol=1e-3, rtol=1e-3
+        low.networks(few_step=True)[0].get_submodule(SITE).weight.float(),
+        plain.networks(few_step=True)[0].get_submodule(SITE).weight,
+        atol=1e-3,
+        rtol=1e-3,
     )
-    torch.testing.assert_close(first, draw(plain), atol=2e-2, rtol=0)
+    torch.testing.assert_close(first, draw(plain, few_step=True), atol=2e-2, rtol=0)
     assert not torch.allclose(first, without, atol=2e-2)
-    assert torch.equal(draw(low), first)
-    restore_few_step(low)
+    assert torch.equal(draw(low, few_step=True), first)
     assert torch.equal(draw(low), without)
+    assert torch.equal(draw(low, few_step=True), first)
 
 
 def test_int8_weights_stay_in_memory(toy: Path):
@@ -155,8 +158,8 @@ def test_int8_weights_stay_in_memory(toy: Path):
         quantise_int8(bundle, CPU)
     assert torch.equal(draw(low), draw(plain))
     assert in_memory(low) == {"uvit", "face_controlnet", "vae"}
-    with pytest.raises(UserError, match="no such linear layer"):
-        merge_few_step(low)
+    with pytest.raises(UserError, match="8 bits cannot take a few-step adapter"):
+        low.networks(few_step=True)
 
 
 def test_layers_go_to_the_device_one_at_a_time_where_networks_do_not_fit(toy: Path, monkeypatch):
@@ -166,10 +169,23 @@ def test_layers_go_to_the_device_one_at_a_time_where_networks_do_not_fit(toy: Pa
     assert torch.equal(draw(bundle), expected)
     for block in blocks(bundle):
         assert all(parameter.is_meta for parameter in block.parameters())  # accelerate has them in main memory
-    merge_few_step(bundle)
-    assert not torch.equal(draw(bundle), expected)
-    restore_few_step(bundle)
+    assert not torch.equal(draw(bundle, few_step=True), expected)
     assert torch.equal(draw(bundle), expected)
+
+
+@pytest.mark.parametrize("fits_now", [True, False])
+def test_int8_of_networks_that_do_not_fit(toy: Path, monkeypatch, fits_now: bool):
+    """They are rounded in main memory; then they fit, or their layers go to the device one at a time."""
+    answers = iter([False, fits_now])
+    monkeypatch.setattr(low_memory, "_fits", lambda *_: next(answers))
+    bundle, plain = load(toy, low_memory=True), load(toy)
+    for each in (bundle, plain):
+        quantise_int8(each, torch.device("cuda"))  # what a GPU gets, on the CPU
+    expected = draw(plain)
+    assert torch.equal(draw(bundle), expected) and torch.equal(draw(bundle), expected)
+    for block in blocks(bundle):
+        layers = [module for module in block.modules() if isinstance(module, Int8Linear)]
+        assert layers and all(layer.weight.is_meta != fits_now for layer in layers)
 
 
 def test_only_gpus_can_be_too_small(toy: Path, monkeypatch):

@@ -9,30 +9,35 @@ import pytest
 import torch
 from torch import nn
 
+from feedface.backbones.uvit import UViT
 from feedface.checkpoints.bundle import load_bundle, read_index
 from feedface.diffusion.schedule import alphas_cumprod
-from feedface.encoders import to_tensor
+from feedface.encoders import ImageEncoder, to_tensor
 from feedface.errors import UserError
 from feedface.mini import bundle, clip, common, decoder, face_encoder, uvit, vae, world
 from feedface.mini.__main__ import STAGES, read_config
 from feedface.mini.common import fit, fit_config
+from feedface.mini.identity_start import identity_start
 
 TOY = [
+    *(f"--config.{stage}.image_size=64" for stage in ("world", "vae", "clip", "uvit", "control", "bundle")),
     "--config.world.train.identities=8",
     "--config.world.train.per_identity=2",
     "--config.world.held_out.identities=3",
     "--config.world.held_out.per_identity=2",
     "--config.vae.channels=(16,16,16)",
     "--config.vae.stack=2",
+    "--config.vae.latent_channels=4",
     "--config.clip.text_width=32",
     "--config.clip.text_layers=1",
     "--config.clip.vision_width=32",
     "--config.clip.vision_layers=1",
     "--config.clip.patch_size=16",
     "--config.face_encoder.width=32",
+    "--config.face_encoder.face_size=48",
     "--config.face_encoder.layers=2",
     "--config.face_encoder.patch_size=16",
-    "--config.uvit.width=32",
+    "--config.uvit.width=64",
     "--config.uvit.depth=7",
     "--config.uvit.num_heads=2",
 ]
@@ -95,6 +100,27 @@ def test_an_interrupted_fit_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch)
     parts, result = line_fit(tmp_path / "parts", steps=20)
     assert result.steps == 20
     assert torch.equal(parts.weight, whole.weight) and torch.equal(parts.bias, whole.bias)
+
+
+@pytest.mark.parametrize("schedule, late", [("cosine", 0.095), ("trapezoid", 0.4)])
+def test_rates_follow_the_schedule_and_muon_takes_the_named_matrices(tmp_path, monkeypatch, schedule, late):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 1))
+    rates = {torch.optim.AdamW: [], torch.optim.Muon: []}
+    for kind, seen in rates.items():
+        step = kind.step
+
+        def noting(self, *args, seen=seen, step=step):
+            seen.append((self.param_groups[0]["lr"], sum(len(group["params"]) for group in self.param_groups)))
+            return step(self, *args)
+
+        monkeypatch.setattr(kind, "step", noting)
+    config = fit_config(batch_size=4, steps=10, lr=0.1, muon_lr=0.2, warmup_steps=1, schedule=schedule, ema_decay=0.9)
+    fit("line", model, lambda generator: model(torch.ones(4, 4)).square().mean(), config, tmp_path, [model[0].weight])
+    assert [count for _, count in rates[torch.optim.AdamW]] == [3] * 10
+    assert [count for _, count in rates[torch.optim.Muon]] == [1] * 10
+    assert rates[torch.optim.AdamW][0][0] == 0.1 and rates[torch.optim.Muon][0][0] == 0.2
+    assert rates[torch.optim.AdamW][8][0] == pytest.approx(0.1 * late, rel=0.05)
 
 
 def test_a_finished_fit_returns_its_weights_without_a_step(tmp_path):
@@ -176,7 +202,7 @@ def test_the_base_goes_on_from_other_weights_and_its_world_is_encoded_once(built
         uvit, "encode", lambda portraits, *rest: encoded.append(len(portraits)) or encode(portraits, *rest)
     )
     changed = config.copy_and_resolve_references()
-    changed.uvit.update(start=str(built / "bundle"), lr=0.0, seed=7, steps=1)
+    changed.uvit.update(start=str(built / "bundle"), lr=0.0, muon_lr=0.0, seed=7, steps=1)
     uvit.run(changed, tmp_path)
     assert encoded == [6]  # the held-out pictures alone
     before, after = (load_bundle(folder / "bundle", components=["uvit"]).uvit for folder in (built, tmp_path))
@@ -187,6 +213,24 @@ def test_the_base_goes_on_from_other_weights_and_its_world_is_encoded_once(built
     (tmp_path / "uvit/checkpoint.pt").unlink()
     uvit.run(changed, tmp_path)
     assert encoded == [6, 16, 6]
+
+
+def test_clip_goes_on_from_other_weights_with_patches_of_another_size(built, config):
+    before = load_bundle(built / "bundle", components=("text_encoder", "image_encoder"))
+    larger = config.copy_and_resolve_references().clip
+    larger.update(patch_size=32, image_size=128)
+    text, vision = clip.build(larger, before.text_encoder.tokenizer)
+    projection = nn.Linear(larger.text_width, larger.embedding_dim, bias=False)
+    clip.go_on_from(str(built / "bundle"), text, vision, projection)
+    for one, other in zip(text.parameters(), before.text_encoder.clip.parameters(), strict=True):
+        assert torch.equal(one, other)
+    # What a flat colour looks like does not depend on how many pixels a patch has.
+    small, large = (ImageEncoder(net.eval()).encode(torch.full((1, 3, side, side), 0.2))
+                    for net, side in ((before.image_encoder.clip, 64), (vision, 128)))  # fmt: skip
+    assert torch.allclose(small, large, rtol=1e-3, atol=1e-3)
+    text.config.vocab_size -= 1
+    with pytest.raises(UserError, match="vocabulary"):
+        clip.go_on_from(str(built / "bundle"), text, vision, projection)
 
 
 def test_the_decoder_learns_on_and_the_latents_stay(built, config, tmp_path):
@@ -247,6 +291,19 @@ def test_min_snr_weights():
     snr = alpha_bar / (1 - alpha_bar)
     assert torch.allclose(uvit.min_snr_weights(t, 5.0).double(), snr.clamp(max=5) / snr, rtol=1e-5)
     assert torch.equal(uvit.min_snr_weights(t, 0), torch.ones(3))
+
+
+def test_a_fresh_base_hands_the_noisy_picture_through():
+    net = UViT(img_size=8, in_chans=4, patch_size=2, embed_dim=64, depth=5, num_heads=2, text_dim=16,
+               num_text_tokens=6, clip_img_dim=8)  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+    x, text = (torch.randn(shape, generator=generator) for shape in ((16, 4, 8, 8), (16, 6, 16)))
+    identity_start(net)
+    with torch.no_grad():
+        out = net(x, torch.zeros(16, 1, 8), text, torch.full((16,), 900), torch.zeros(16), torch.ones(16).long())
+    assert (out.img - x).square().mean() < 0.1
+    with pytest.raises(ValueError, match="too small"):
+        identity_start(UViT(img_size=8, in_chans=12, patch_size=2, embed_dim=64, depth=5, num_heads=2))
 
 
 def test_contrastive_loss_is_least_for_matching_pairs():

@@ -1,8 +1,12 @@
 """The authors' files: every name and shape of the release at full size, clear refusals, and conversion."""
 
+import os
 import pickle
+import random
 import re
 import sys
+import time
+import zipfile
 
 import pytest
 import torch
@@ -205,3 +209,102 @@ def test_command_line(release, tmp_path, monkeypatch, capsys):
 def test_read_index_of_authors_files_says_what_to_do(release):
     with pytest.raises(UserError, match=r"feedface.checkpoints convert"):
         read_index(release)
+
+
+# ------------------------------------------------------------------------------------------ weights of others
+
+
+def projector(value) -> dict:
+    return {official._their_face_key("projector.weight"): value}
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({1: torch.zeros(2), "a": torch.zeros(2)}, r"tensors by name: 1 is a Tensor"),
+        ({"state_dict": {"a": torch.zeros(2)}}, r"tensors by name: 'state_dict' is a dict"),
+        (torch.zeros(3), r"not a state dict, .* but a Tensor"),
+        (projector(torch.zeros(1, 1).expand(1_000_000_000, 768)), r"is not in the file as a whole"),
+        (projector(torch.eye(4).to_sparse()), r"is not a plain tensor"),
+        (projector(torch.zeros(4, 4, device="meta")), r"is not a plain tensor"),
+        (projector(torch.zeros(64, 768)), r"lacks \d+ weights"),
+        (projector(torch.zeros(7)), r"has no matrix"),
+    ],
+)
+def test_state_dicts_that_are_none(tmp_path, state, message):
+    path = tmp_path / "adapter.pt"
+    torch.save(state, path)
+    begin = time.monotonic()
+    with pytest.raises(UserError, match=message) as caught:
+        official.load_face_controlnet(path)
+    assert str(path) in str(caught.value) and time.monotonic() - begin < 20
+
+
+def test_whole_numbers_in_the_place_of_weights(release):
+    path = release / FILES["uvit"]
+    state = torch.load(path)
+    torch.save({**state, "norm.weight": state["norm.weight"].to(torch.int64)}, path)
+    with pytest.raises(UserError, match=r"norm.weight is of torch.int64"):
+        official.load_uvit(path, **SMALL.uvit)
+
+
+def test_every_flipped_bit_and_every_cut_of_a_torch_file_is_named(release):
+    """Also in the numbers themselves, which PyTorch reads without a look at their checksums."""
+    path = release / FILES["text_encoder"]
+    whole = path.read_bytes()
+    rng = random.Random(0)
+    official.load_text_prefix(path, 16, 8)
+    tensor = golden.weights({"module.encode_prefix.bias": [8]})["module.encode_prefix.bias"].numpy().tobytes()
+    places = [whole.index(tensor) + 5, *(rng.randrange(len(whole)) for _ in range(60))]
+    for place in places:
+        content = bytearray(whole)
+        content[place] ^= 1 << rng.randrange(8)
+        path.write_bytes(content)
+        try:  # what lies between the parts does not count
+            read, _ = official.read_state_dict(path)
+            assert place != places[0] and read["encode_prefix.bias"].numpy().tobytes() == tensor
+        except UserError as error:
+            assert str(path) in str(error)
+    for _ in range(30):
+        path.write_bytes(whole[: rng.randrange(len(whole))])
+        with pytest.raises(UserError, match=path.name):
+            official.load_text_prefix(path, 16, 8)
+
+
+def test_a_torch_file_is_a_file_of_stored_parts(release):
+    path = release / FILES["uvit"]
+    with zipfile.ZipFile(path) as archive:
+        parts = {part.filename: archive.read(part) for part in archive.infolist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in parts.items():
+            archive.writestr(name, content)
+    with pytest.raises(UserError, match=r"compressed"):
+        official.load_uvit(path, **SMALL.uvit)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(UserError, match=r"not a regular file"):
+        official.load_uvit(path, **SMALL.uvit)
+
+
+def test_an_adapter_as_safetensors(release, tmp_path):
+    from safetensors.torch import save_file
+
+    state = torch.load(release / FILES["face_controlnet"])
+    path = tmp_path / "adapter.safetensors"
+    save_file(state, path)
+    net = official.load_face_controlnet(path, **SMALL.face_controlnet)
+    wanted = official.load_face_controlnet(release / FILES["face_controlnet"], **SMALL.face_controlnet)
+    assert all(torch.equal(value, wanted.state_dict()[key]) for key, value in net.state_dict().items())
+    for broken in (b"", path.read_bytes()[:1000], pickle.dumps({"payload": Payload()})):
+        path.write_bytes(broken)
+        with pytest.raises(UserError, match=r"adapter.safetensors: not a safetensors file"):
+            official.load_face_controlnet(path, **SMALL.face_controlnet)
+
+
+def test_an_archive_is_checked_once(release, monkeypatch):
+    """With little memory a file is opened for every picture."""
+    path, read = release / FILES["uvit"], []
+    monkeypatch.setattr(zipfile.ZipFile, "testzip", lambda archive: read.append(archive))
+    for _ in range(3):
+        official.load_uvit(path, **SMALL.uvit)
+    assert len(read) == 1

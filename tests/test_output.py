@@ -1,12 +1,16 @@
 """Files a run leaves: numbered, never overwritten, whole or not there, named safely."""
 
 import errno
+import json
 import os
+from dataclasses import replace
+from multiprocessing import get_context
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from feedface.errors import UserError
 from feedface.output import OutputError, PictureFolder, PictureInfo, check_writable, safe_name, save_json, save_png
 from feedface.sheet import Tile, contact_sheet
 
@@ -32,6 +36,73 @@ def test_numbers_go_on_and_nothing_is_overwritten(tmp_path):
     (tmp_path / "notes.png").write_text("not ours")
     assert PictureFolder(tmp_path).save(IMAGE, INFO).name == "0008.png"
     assert PictureFolder(tmp_path).save(IMAGE, INFO).name == "0009.png"
+
+
+def test_a_pipe_among_the_pictures_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "0004.png")
+    assert PictureFolder(tmp_path).save(IMAGE, INFO).name == "0005.png"
+
+
+def test_runs_that_share_a_folder_take_different_numbers(tmp_path):
+    one, other = PictureFolder(tmp_path), PictureFolder(tmp_path)
+    paths = []
+    for seed in range(4):
+        paths.append(one.save(IMAGE, replace(INFO, seed=seed)))
+        paths.append(other.save(IMAGE, replace(INFO, seed=seed + 100)))
+    assert names(tmp_path) == [f"{number:04d}.png" for number in range(8)] == sorted(path.name for path in paths)
+    both = PictureFolder(tmp_path)
+    assert all(both.find(replace(INFO, seed=seed)) for seed in (0, 1, 2, 3, 100, 101, 102, 103))
+
+
+def save_many(folder, first):
+    pictures = PictureFolder(folder)
+    for seed in range(first, first + 10):
+        pictures.save(IMAGE, replace(INFO, seed=seed))
+        pictures.save_run({"seed": seed}, IMAGE, keep=True)
+
+
+def test_processes_that_share_a_folder_lose_nothing(tmp_path):
+    context = get_context("fork")
+    processes = [context.Process(target=save_many, args=(tmp_path, first)) for first in (0, 100, 200, 300)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    seeds = {int(Image.open(path).text["seed"]) for path in tmp_path.glob("[0-9]*.png")}
+    assert seeds == {first + number for first in (0, 100, 200, 300) for number in range(10)}
+    kept = [json.loads(path.read_text())["seed"] for path in tmp_path.glob("results_*.json")]
+    assert set(kept) == seeds and len(kept) == 40
+    assert len(names(tmp_path)) == 3 * 40 + 2 == len(list(tmp_path.glob("*.*")))
+
+
+def test_a_disk_without_hard_links(tmp_path, monkeypatch):
+    def refuse(*args):
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", refuse)
+    test_runs_that_share_a_folder_take_different_numbers(tmp_path)
+
+
+def test_a_number_that_is_taken_meanwhile_is_never_overwritten(tmp_path):
+    folder = PictureFolder(tmp_path)
+    (tmp_path / "0000.png").write_text("another's")
+    assert folder.save(IMAGE, INFO).name == "0001.png"
+    assert (tmp_path / "0000.png").read_text() == "another's"
+
+
+def test_results_of_the_last_run_and_of_each(tmp_path):
+    folder = PictureFolder(tmp_path)
+    first = folder.save_run({"run": 1}, IMAGE, keep=True)
+    (tmp_path / "sheet_0004.png").touch()  # whose results were deleted
+    second = folder.save_run({"run": 2}, IMAGE, keep=True)
+    last = folder.save_run({"run": 3}, IMAGE, keep=False)
+    assert [path.name for path in (*first, *second)] == [
+        *("results_0000.json", "sheet_0000.png"),
+        *("results_0005.json", "sheet_0005.png"),
+    ]
+    assert [json.loads(path.read_text())["run"] for path, _ in (first, second, last)] == [1, 2, 3]
+    assert last == (tmp_path / "results.json", tmp_path / "sheet.png")
 
 
 def test_a_finished_picture_is_found_again(tmp_path):
@@ -85,6 +156,13 @@ def test_a_folder_that_cannot_be_written_to(tmp_path):
             check_writable(folder)
         with pytest.raises(OutputError, match="cannot be written"):
             PictureFolder(folder)
+
+
+@pytest.mark.parametrize("use", [check_writable, PictureFolder, lambda folder: save_png(IMAGE, folder / "a.png")])
+def test_too_many_folders_in_each_other(tmp_path, use):
+    with pytest.raises(UserError, match=r"15\d\d folders in each other; 200 are the limit"):
+        use(tmp_path / ("a/" * 1500))
+    use(tmp_path / "/".join("a" * 150))
 
 
 def test_checking_a_folder_changes_nothing(tmp_path):
@@ -143,10 +221,22 @@ def test_contact_sheet_shows_everything_within_bounds():
     assert (pixels == (255, 0, 0)).all(1).sum() == 2 * 192 * 144
 
 
+@pytest.mark.parametrize(("count", "rows"), [(1, 1), (7, 1), (9, 2)])
+def test_contact_sheet_sets_references_in_a_row(count, rows):
+    red, blue = Image.new("RGB", (64, 64), (255, 0, 0)), Image.new("RGB", (64, 64), (0, 0, 255))
+    sheet = np.asarray(contact_sheet([Tile(red)] * count, [("a prompt", [Tile(blue)])]))
+    reds, blues = (np.argwhere((sheet == colour).all(-1)) for colour in ((255, 0, 0), (0, 0, 255)))
+    assert len(reds) == count * 192 * 192
+    assert (np.diff(np.unique(reds[:, 0])) > 1).sum() + 1 == rows
+    assert reds[:, 0].max() < blues[:, 0].min() and reds[:, 1].min() == blues[:, 1].min()
+    assert sheet.shape[1] <= 8 * 204 + 12
+
+
 def test_contact_sheet_of_very_many_samples_stays_small():
     tile = Tile(Image.new("RGB", (64, 64)), "label")
     sheet = contact_sheet([tile], [("one", [tile] * 500), ("two", [tile] * 500)])
     assert max(sheet.size) < 4000
+    assert contact_sheet([tile], [("one", [tile] * 60)], total=1000).size == sheet.size
 
 
 def test_save_png_is_atomic_over_an_older_file(tmp_path):

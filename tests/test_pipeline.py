@@ -1,6 +1,10 @@
 """FeedFacePipeline on the toy model: faces once, pictures many times, a sample depends on its own seed only."""
 
+import copy
 import json
+import pickle
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
@@ -186,14 +190,51 @@ def test_settings_come_from_the_model(pipe):
     assert settings.preset == "balanced" and pipe.settings(settings) == settings
 
 
+@pytest.mark.parametrize(
+    ("part", "key"),
+    [
+        ("text_encoder", "prefix.weight"),
+        ("uvit", "mid_block.mlp.fc1.weight"),
+        ("face_controlnet", "blocks.0.mlp.fc1.weight"),
+        ("vae", "vae.decoder.conv_out.bias"),
+    ],
+)
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_draw_no_picture(pipe, part, key, number):
+    pipe.set_faces([noise_face()])
+    getattr(pipe.bundle, part).state_dict()[key][0] = number
+    with pytest.raises(UserError, match=rf"/{part}: its weights hold NaN or infinity"):
+        draw(pipe)
+
+
+def test_faces_that_are_no_numbers_are_refused(pipe):
+    tokens = pipe.face_tokens(find_faces([noise_face()], None)[0])
+    with pytest.raises(UserError, match="the face tokens hold NaN"):
+        list(pipe.draw([("a man", 0, tokens * float("nan"))]))
+    pipe.bundle.face_controlnet.projector.weight[0, 0] = float("nan")
+    with pytest.raises(UserError, match="/face_controlnet: its weights hold NaN"):
+        pipe.set_faces([noise_face()])
+    assert pipe.references == []
+
+
+def test_numbers_too_large_for_half_precision_are_said(pipe):
+    pipe.bundle.vae.vae.decoder.conv_out.weight *= 1e30
+    pipe.bundle.vae.vae.decoder.conv_out.bias += 3e38
+    pipe.bundle.vae.vae.decoder.conv_norm_out.weight *= 1e30
+    with pytest.raises(UserError, match=r"the model's vae gives NaN or infinity, from weights that are finite.*bf16"):
+        draw(pipe)
+
+
 def test_digest_follows_the_weights(toy, pipe, tmp_path):
     assert FeedFacePipeline.from_pretrained(toy, device="cpu").digest == pipe.digest
     assert FeedFacePipeline.from_pretrained(make_toy_bundle(tmp_path / "copy"), device="cpu").digest == pipe.digest
     assert FeedFacePipeline.from_pretrained(make_toy_bundle(tmp_path / "b", 1), device="cpu").digest != pipe.digest
 
 
-def test_half_precision(toy):
-    pipe = FeedFacePipeline.from_pretrained(toy, device="cpu", dtype="bf16")
+@pytest.mark.parametrize("dtype", ["bf16", torch.bfloat16])
+@pytest.mark.parametrize("int8", [False, True])
+def test_half_precision(toy, dtype, int8):
+    pipe = FeedFacePipeline.from_pretrained(toy, device="cpu", dtype=dtype, int8=int8)
     pipe.set_faces([noise_face()])
     assert pipe.generate("a man", progress=False)[0].size == (64, 64)
 
@@ -252,6 +293,94 @@ def test_many_prompts_and_people_share_batches(pipe, monkeypatch):
     assert len({image.tobytes() for image in images}) == 9  # one was asked for twice with each seed
 
 
+@pytest.mark.parametrize("kind", [str, Image.fromarray, np.asarray, lambda path: Image.open(path)])
+def test_one_picture_needs_no_list(pipe, tmp_path, kind):
+    Image.fromarray(noise_face()).save(tmp_path / "face.png")
+    [expected], _ = pipe.set_faces([noise_face()])
+    one = kind(tmp_path / "face.png") if kind is str or kind.__name__ == "<lambda>" else kind(noise_face())
+    [reference], _ = pipe.set_faces(one)
+    assert reference.digest == expected.digest
+    references, _ = pipe.set_faces(np.stack([noise_face(0), noise_face(1)]))
+    assert [each.name for each in references] == ["picture 1", "picture 2"]
+
+
+@pytest.mark.parametrize("wrong", [None, 3, np.zeros((4, 4)), {1: 2}, [None]])
+def test_what_is_no_picture_is_refused_in_words(pipe, wrong):
+    with pytest.raises(UserError, match="picture"):
+        pipe.set_faces(wrong)
+
+
+def test_numbers_of_numpy_and_a_generator_are_taken(pipe):
+    expected = draw(pipe, n_samples=2, seed=5, steps=2, guidance=3.0, size=(64, 64))
+    numbers = {"seed": np.int64(5), "steps": np.int32(2), "guidance": np.float32(3), "size": np.uint16(64)}
+    np.testing.assert_array_equal(draw(pipe, n_samples=np.int64(2), **numbers), expected)
+    np.testing.assert_array_equal(draw(pipe, n_samples=2, **numbers | {"size": [np.int64(64), 64]}), expected)
+    options = {"steps": 2, "guidance": 3, "batch_size": np.int64(2)}
+    np.testing.assert_array_equal(draw(pipe, seeds=np.array([5, 6]), **options), expected)
+    settings = Settings(**{key: value for key, value in numbers.items() if key != "seed"})
+    assert json.dumps(settings.as_json()) == json.dumps(Settings(steps=2, guidance=3.0, size=64).as_json())
+
+    generator = torch.Generator().manual_seed(3)
+    first, second = (draw(pipe, seed=generator) for _ in range(2))
+    assert not (first == second).all()
+    np.testing.assert_array_equal(draw(pipe, seed=torch.Generator().manual_seed(3)), first)
+
+
+def test_several_prompts(pipe):
+    together = draw(pipe, ["a man", "a woman"], n_samples=2, seed=3, batch_size=1)
+    alone = [draw(pipe, prompt, n_samples=2, seed=3, batch_size=1) for prompt in ("a man", "a woman")]
+    np.testing.assert_array_equal(together, np.concatenate(alone))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"batch_size": 0}, "batch_size 0: out of range"),
+        ({"batch_size": -1}, "batch_size -1: out of range"),
+        ({"batch_size": 1.5}, "batch_size 1.5: not a whole number"),
+        ({"n_samples": 2.0}, "n_samples 2.0: not a whole number"),
+        ({"seed": 1.5}, "seed 1.5: not a whole number"),
+        ({"seed": True}, "seed True: not a whole number"),
+        ({"seeds": [1, None]}, "seed None: not a whole number"),
+        ({"size": 64.5}, "--size 64.5: not a whole number"),
+        ({"size": "64"}, "--size '64': give a number"),
+        ({"size": (64, 64, 3)}, "two: width and height"),
+        ({"prompt": ["a man", 3]}, "prompt"),
+    ],
+)
+def test_arguments_refused_in_words(pipe, options, words):
+    with pytest.raises(UserError, match=words):
+        pipe.generate(**{"prompt": "a man", "progress": False} | options)
+
+
+def test_a_cut_prompt_is_warned_of_once(pipe):
+    long = "a man with a very long description"
+    with pytest.warns(UserWarning, match="reads the first 16") as said:
+        pipe.generate([long, "a man"], n_samples=3, batch_size=1, progress=False)
+    [words] = [str(each.message) for each in said if each.category is UserWarning]
+    assert words.startswith("'a man with a very long description': the prompt has 30 tokens")
+
+
+def test_another_device(pipe, few):
+    few.set_faces([noise_face()])
+    fast = draw(few, preset="fast")
+    assert few.to("cpu") is few and few.device == torch.device("cpu")
+    np.testing.assert_array_equal(draw(few, preset="fast"), fast)
+    for wrong in ("xpu", "hip", "vulkan", "meta", "cpu:7", "nonsense", 1.5):
+        with pytest.raises(UserError, match=f"--device {wrong}: not a device"):
+            pipe.to(wrong)
+    for options in ({"low_memory": True}, {"int8": True}):
+        other = FeedFacePipeline.from_pretrained(few.bundle.path, device=torch.device("cpu"), **options)
+        with pytest.raises(UserError, match="load it anew"):
+            other.to("cpu")
+
+
+def test_pickling_is_refused_in_words(pipe):
+    for copy_of in (pickle.dumps, copy.deepcopy):
+        with pytest.raises(UserError, match=r"not for pickling.*from_pretrained"):
+            copy_of(pipe)
+
+
 def test_requests_are_checked(pipe):
     with pytest.raises(UserError, match="prompt"):
         list(pipe.draw([(" ", 0)]))
@@ -278,17 +407,44 @@ def few(tmp_path_factory):
     return FeedFacePipeline.from_pretrained(folder, device="cpu")
 
 
-def test_the_few_step_adapter_is_merged_and_taken_out_again(few):
+def test_the_few_step_adapter_draws_beside_the_models_own_weights(few):
     few.set_faces([noise_face()])
     before = draw(few, preset="quality")
-    assert few.bundle.few_step is None
     fast = draw(few, preset="fast")
-    assert few.bundle.few_step is not None
     unmerged = draw(few, steps=2, scheduler="ddim", guidance=1.0)
     assert not (fast == before).all() and not (fast == unmerged).all()
     np.testing.assert_array_equal(draw(few, preset="quality"), before)
-    assert few.bundle.few_step is None
     np.testing.assert_array_equal(draw(few, preset="fast"), fast)
+
+
+@pytest.mark.parametrize("low_memory", [False, True])
+def test_threads_get_what_each_gets_alone(few, low_memory):
+    """Presets, faces, sizes and prompts of any length at once, to the bit."""
+    pipe = FeedFacePipeline.from_pretrained(few.bundle.path, device="cpu", low_memory=low_memory)
+    one, two, nobody = people(pipe, 1, 2, 0)
+    jobs = [
+        (("a man", 5, one), Settings(preset="fast")),
+        (("a woman", 6, two), Settings(preset="quality", steps=4)),
+        (("a man with a very long description", 7, nobody), Settings(preset="fast", size=(96, 64))),
+        (("a woman", 5, one), Settings(preset="balanced", uncond="paper")),
+        (("a man", 6, two), Settings(preset="fast")),
+        (("a cat", 7, one), Settings(preset="quality", steps=4, size=(64, 96))),
+    ]
+
+    def work(job):
+        request, settings = job
+        assert pipe.prompt_notice("a man") is None
+        return arrays(pipe.draw([request], settings)), pipe.face_tokens(find_faces([noise_face(10)], None)[0])
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the long prompt
+        alone = [work(job) for job in jobs]
+        order = [*range(6)] if low_memory else [0, 1, 2, 3, 4, 5, 4, 3, 2, 1, 0, 5, 1, 0]
+        with ThreadPoolExecutor(6) as pool:
+            together = list(pool.map(work, [jobs[i] for i in order]))
+    for (image, tokens), (expected, _) in zip(together, [alone[i] for i in order], strict=True):
+        np.testing.assert_array_equal(image, expected)
+        assert torch.equal(tokens, alone[0][1])
 
 
 def test_the_adapters_weights_are_in_the_fingerprint(few):

@@ -12,7 +12,6 @@ from feedface.errors import UserError
 from feedface.portraits import (
     ATTRIBUTES,
     attributes,
-    captions,
     make_portraits,
     read_world,
     render,
@@ -21,6 +20,8 @@ from feedface.portraits import (
     write_world,
 )
 from feedface.portraits.canvas import HAIR, LEFT_EYE, NOSE, RIGHT_EYE
+from feedface.portraits.captions import captions
+from feedface.portraits.groups import render_pairs
 
 PEOPLE = torch.arange(24)
 SCENES = torch.arange(24) % 5
@@ -38,6 +39,30 @@ def test_a_portrait_does_not_depend_on_its_batch(rendered):
     assert torch.equal(alone.image[0], portraits.image[7])
     assert torch.equal(alone.mask[0], portraits.mask[7])
     assert torch.equal(alone.box[0], portraits.box[7])
+
+
+def test_a_pair_shows_each_person_on_their_side():
+    left, right, scenes = [3, 8, 20], [4, 9, 21], [0, 1, 2]
+    pairs = render_pairs(left, right, scenes, size=96)
+    assert pairs.image.shape == (3, 3, 96, 96) and pairs.mask.shape == (3, 2, 96, 96)
+    centre = pairs.box.unflatten(-1, (2, 2)).mean(-2)[..., 0]  # [N, 2] px
+    assert (centre[:, 0] < 48).all() and (centre[:, 1] > 48).all()
+    assert not ((pairs.mask[:, 0] > 0) & (pairs.mask[:, 1] > 0)).any()
+    for person in range(2):  # the label map of each person lies on that person's side
+        columns = (pairs.mask[:, person] == NOSE).nonzero()[:, 2].float()
+        assert ((columns < 48) if person == 0 else (columns >= 48)).all() and len(columns)
+    # The right person is drawn as alone: another one on the left changes nothing of the face.
+    other = render_pairs([5, 5, 5], right, scenes, size=96)
+    assert torch.equal(other.mask[:, 1], pairs.mask[:, 1])
+    assert pairs.captions[0].startswith("a ") and " and a " in pairs.captions[0]
+
+
+def test_the_wide_framing_shows_smaller_heads():
+    near, far = (make_portraits(PEOPLE, SCENES, framing=framing) for framing in ("tight", "wide"))
+    height = [portraits.boxes[:, 3] - portraits.boxes[:, 1] for portraits in (near, far)]
+    assert height[0].mean() > 1.1 * height[1].mean()
+    assert np.abs(far.pose[:, 0]).max() > 24 > 22 >= np.abs(near.pose[:, 0]).max()
+    assert (near.masks > 0).mean() > 1.25 * (far.masks > 0).mean()
 
 
 def test_another_seed_is_another_world():

@@ -15,7 +15,7 @@ MEASURES = {"face_px": 41.0, "blur": 20.5, "yaw": -33.0, "pitch": 4.0, "roll": 1
 @pytest.fixture(scope="module")
 def portraits():
     people = np.repeat(np.arange(500_000, 500_016), 3)
-    return make_portraits(people, np.tile(np.arange(3), 16), size=128)
+    return make_portraits(people, np.tile(np.arange(3), 16), size=128, framing="wide")
 
 
 def turned_head(yaw: float, pitch: float, roll: float) -> np.ndarray:

@@ -1,6 +1,7 @@
 """records.jsonl and the other formats from rows; `--check` finds what does not fit."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -237,3 +238,10 @@ def test_cuts_are_whole_or_not_there(folders, monkeypatch):
         make_cut(cut)
     assert not list((out / "crops").iterdir())
     shutil.rmtree(out)
+
+
+def test_records_that_never_end(folders):
+    written(folders)
+    os.truncate(folders[1] / "records.jsonl", 1 << 40)  # takes no room on the disk
+    with pytest.raises(UserError, match="a line of more than"):
+        check_folder(folders[1])

@@ -147,7 +147,17 @@ def test_rows_on_disk(picture, tmp_path):
     assert read_row(tmp_path / "row.json") == row
     assert (tmp_path / "row.json").read_text().count("\n") == len(row) + 2
     text = (tmp_path / "row.json").read_text()
-    for broken in (text[:100], "", "[1]", "{}", text.replace('"single"', '"other"')):
+    wrong = [
+        text.replace(*change)
+        for change in (
+            ('"single"', '"other"'), ('"faces": 1', '"faces": "1"'), ('"faces": 1', '"faces": 99999'),
+            ('"bbox": [', '"bbox": [1e400, '), ('"square_bbox"', '"sqare_bbox"'), ('"blur": ', '"blur": -'),
+            ('"stamp": ', '"stamp": {}, "was": '), ('"img_size": [', '"img_size": [0, '),
+            ('"yaw": ', '"yaw": [], "was": '),
+        )
+    ]  # fmt: skip
+    assert all(change != text for change in wrong)
+    for broken in (text[:100], "", "[1]", "{}", "[" * 10**5, *wrong):
         (tmp_path / "broken.json").write_text(broken)
         assert read_row(tmp_path / "broken.json") is None
     assert read_row(tmp_path / "none.json") is None

@@ -75,6 +75,35 @@ def test_what_the_adapter_cannot_do_comes_before_it(asked):
         complete(Settings(few_step=True, **asked), ADAPTER)
 
 
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"guidance": 2.0}, "--guidance 4, not --guidance 2"),
+        ({"scheduler": "unipc"}, "--scheduler ddim, not --scheduler unipc"),
+        ({"guidance_interval": (0, 500)}, "--guidance_interval 0 1000, not --guidance_interval 0 500"),
+    ],
+)
+def test_an_adapter_that_is_left_out_is_said(asked, words):
+    wanted = Settings(preset="fast", **asked)
+    full = complete(wanted, ADAPTER)
+    assert words in wanted.adapter_notice(full, ADAPTER) and "in 5 steps" in wanted.adapter_notice(full, ADAPTER)
+
+
+@pytest.mark.parametrize(
+    "asked", [{"preset": "fast"}, {"preset": "fast", "guidance": 4.0, "face_scale": 0.5}, {"guidance": 2.0}, {}]
+)
+def test_nothing_is_said_where_the_preset_is_drawn_as_asked(asked):
+    assert Settings(**asked).adapter_notice(complete(Settings(**asked), ADAPTER), ADAPTER) is None
+
+
+def test_a_preset_without_its_adapter_is_said():
+    fast = Settings(preset="fast")
+    assert "none for this model" in fast.adapter_notice(complete(fast), None)
+    own = Settings(preset="fast", few_step=False)  # asked for
+    assert own.adapter_notice(complete(own, ADAPTER), ADAPTER) is None
+    assert fast.adapter_notice(complete(fast, ADAPTER, few_step=False), ADAPTER) is None  # the model's own choice
+
+
 def test_an_adapter_that_is_not_there():
     with pytest.raises(UserError, match="no few-step adapter"):
         complete(Settings(few_step=True))

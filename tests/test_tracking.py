@@ -11,7 +11,15 @@ from PIL import Image
 
 from feedface.errors import UserError
 from feedface.training.objective import LossParts
-from feedface.training.tracking import BadLoss, Diverged, NotFinite, Tracker, check_trackers, peak_memory
+from feedface.training.tracking import (
+    JUDGED_SAMPLES,
+    BadLoss,
+    Diverged,
+    NotFinite,
+    Tracker,
+    check_trackers,
+    peak_memory,
+)
 
 
 @pytest.fixture
@@ -30,8 +38,8 @@ def parts(loss, face=0.0, background=0.0, count=4, masked=0):
     return [LossParts(torch.tensor(loss), sums, torch.tensor([count, masked, masked]))]
 
 
-def report(tracker, loss, step=1):
-    tracker.step(parts(loss), torch.tensor(1.0), 4)
+def report(tracker, loss, step=1, count=4):
+    tracker.step(parts(loss, count=count), torch.tensor(1.0), count)
     return tracker.report(step, 0.1)
 
 
@@ -45,9 +53,10 @@ def test_means_and_samples(accelerator, capsys):
     assert 0 < values["memory_gib"] == pytest.approx(peak_memory(accelerator.device) / 2**30, rel=0.1)
     assert tracker.bar.n == 164 and tracker.bar.total == 1000
     assert "loss_face" not in report(tracker, 1.0)
-    tracker.bar.refresh()
+    tracker.bar.every_s = 0  # no terminal here: lines now and then
+    tracker.bar.update(0)
     tracker.close()
-    assert "168/1000" in (shown := capsys.readouterr().err) and "loss=1.0000" in shown and "sample" in shown
+    assert "168 of 1000 samples" in (shown := capsys.readouterr().err) and "loss=1.0000" in shown
 
 
 def test_peak_memory_of_the_process():
@@ -61,13 +70,33 @@ def test_divergence(accelerator):
     tracker = Tracker(accelerator, 100, 0, max_loss_ratio=4)
     # The first three may be anything.
     for loss in (1.0, 50.0, 0.5, 1.9, 0.4):
-        report(tracker, loss)
+        report(tracker, loss, count=JUDGED_SAMPLES)
     with pytest.raises(Diverged, match=r"0\.4 at its lowest, rose more than 4-fold .* to 1\.7"):
-        report(tracker, 1.7)
+        report(tracker, 1.7, count=JUDGED_SAMPLES)
     assert issubclass(Diverged, BadLoss) and issubclass(NotFinite, BadLoss)
     off = Tracker(accelerator, 100, 0)
     for loss in (1.0, 1.0, 1.0, 1.0, 1e6):
-        report(off, loss)
+        report(off, loss, count=JUDGED_SAMPLES)
+
+
+@pytest.mark.parametrize(("batch", "log_every"), [(1, 1), (4, 1), (16, 1), (16, 20), (96, 20)])
+def test_a_healthy_run_is_not_diverged_and_a_diverged_one_is(accelerator, batch, log_every):
+    """Losses as the miniature's: a sample's lies anywhere between 2e-4 and 0.5, by its timestep."""
+    rng = np.random.default_rng(0)
+    tracker = Tracker(accelerator, 10**6, 0, max_loss_ratio=10)
+
+    def steps(count, worse=1.0):
+        for step in range(count):
+            loss = float(np.mean(10 ** rng.uniform(np.log10(2e-4), np.log10(0.5), batch))) * worse
+            tracker.step(parts(loss, count=batch), torch.tensor(1.0), batch)
+            if step % log_every == log_every - 1:
+                tracker.report(step, 0.1)
+
+    steps(2000)
+    steps(1, worse=1e4)  # one odd step
+    steps(2 * max(log_every, JUDGED_SAMPLES // batch))
+    with pytest.raises(Diverged):
+        steps(2 * max(log_every, JUDGED_SAMPLES // batch + 1), worse=100)
 
 
 @pytest.mark.parametrize(("loss", "norm"), [(float("nan"), 1.0), (1.0, float("inf")), (float("inf"), 1.0)])

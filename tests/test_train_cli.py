@@ -40,12 +40,39 @@ def call(*arguments, **options):
         (["--config=configs/mini_face.py"], "--workdir is missing"),
         (["--workdir=w"], "--config is missing"),
         (["--config=configs/nowhere.py", "--workdir=w"], "nowhere"),
+        (["--config=configs/mini_face.py", "--workdir="], "--workdir is empty"),
+        (["--config={tmp}/raising.py", "--workdir=w"], "raising.py:2: ZeroDivisionError: division by zero"),
+        (["--config", "{tmp}/syntax.py", "--workdir=w"], "syntax.py:1: SyntaxError"),
+        (["--config={tmp}/few.py", "--workdir={tmp}/w"], "config.model: is missing"),
     ],
 )
-def test_wrong_calls(arguments, words):
-    code, out, errors = call(*arguments)
+def test_wrong_calls(arguments, words, tmp_path):
+    (tmp_path / "raising.py").write_text("def get_config():\n    return 1 / 0\n")
+    (tmp_path / "syntax.py").write_text("def get_config(:\n")
+    few = "import ml_collections\ndef get_config():\n    return ml_collections.ConfigDict({'seed': 1})\n"
+    (tmp_path / "few.py").write_text(few)
+    code, out, errors = call(*(argument.format(tmp=tmp_path) for argument in arguments))
     assert code == 2, errors
     assert errors.count("\n") == 1 and errors.startswith("error: ") and words in errors and not out
+    assert not (ROOT / "w").exists()
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        ["distill.py", "train", "--workdir="],
+        ["make_data.py", "--data_folder=.", "--out_folder="],
+        ["-m", "feedface.reproduction", "--workdir="],
+    ],
+)
+def test_other_scripts_take_no_empty_folder_either(script, tmp_path):
+    script = [str(ROOT / script[0]), *script[1:]] if script[0].endswith(".py") else script
+    libs = {"PYTHONPATH": str(ROOT / "libs")}
+    done = subprocess.run(
+        [sys.executable, *script], cwd=tmp_path, env=ENVIRONMENT | libs, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and ": is empty" in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture(scope="module")

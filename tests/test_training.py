@@ -17,7 +17,7 @@ from feedface.checkpoints.bundle import load_bundle, read_index, write_index
 from feedface.errors import UserError
 from feedface.training import trainer
 from feedface.training.check import check_config
-from feedface.training.state import locked, newest_checkpoint, prune_checkpoints
+from feedface.training.state import locked, newest_checkpoint
 from feedface.training.trainer import train
 
 
@@ -194,13 +194,6 @@ def test_nothing_but_damaged_checkpoints(world, tmp_path):
     (tmp_path / "checkpoints" / "00000001" / "training" / "progress.json").write_text("{")
     with pytest.raises(UserError, match="none of its 1 checkpoints is whole; delete them to start afresh"):
         train(make_config(world), tmp_path)
-
-
-def test_pruning_keeps_the_last_and_every_mth(tmp_path):
-    for step in range(10, 100, 10):
-        (tmp_path / "checkpoints" / f"{step:08d}").mkdir(parents=True)
-    prune_checkpoints(tmp_path, keep=2, keep_every=30)
-    assert sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir()) == [30, 60, 80, 90]
 
 
 def test_two_runs_in_one_workdir(world, tmp_path):

@@ -59,6 +59,19 @@ def test_mask_of_another_size(world, tmp_path, records, cached):  # noqa: F811
         train(config, tmp_path / "run")
 
 
+@pytest.mark.parametrize("cached", [True, False])
+def test_broken_files_are_listed(world, tmp_path, records, cached, capsys):  # noqa: F811
+    """A mask that is none, by its value, among them."""
+    (records.parent / "masks" / "0_0.png").unlink()
+    Image.new("L", (64, 64), 255).save(records.parent / "masks" / "1_1.png")
+    changes = {"data.records": (str(records),), "cache.enabled": cached, "train.steps": 3, "data.max_broken": 2}
+    assert train(make_config(world, **changes), tmp_path / "run") == 0
+    listed = json.loads((tmp_path / "run" / "broken.json").read_text())
+    assert {path.rpartition("/")[2] for path in listed} == {"0_0.png", "1_1.png"}
+    assert any("value 255 (at x 0, y 0) is none of a mask's" in reason for reason in listed.values())
+    assert "2 broken files were passed over, listed in" in capsys.readouterr().out
+
+
 def test_empty_jsonl(world, tmp_path, records):  # noqa: F811
     records.write_text("\n\n")
     with pytest.raises(UserError, match=r"records\.jsonl: holds no records"):

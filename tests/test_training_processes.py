@@ -11,6 +11,8 @@ import torch
 from tests.toy import make_toy_bundle
 from tests.toy_records import make_records
 
+from feedface.data.draws import DrawSettings, draw
+
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
 STEPS = 20
@@ -92,6 +94,34 @@ def test_two_processes_of_four_equal_one_of_eight(world, tmp_path, cache):
     assert "the last checkpoint is gone" in out and "00000010" in out
     again = losses(tmp_path / "two")
     assert max(abs(a - b) / a for a, b in zip(one, again, strict=True)) < 1e-5
+
+
+def test_broken_files_of_all_processes_are_listed_and_counted(world, tmp_path):
+    """Each process meets one of two broken masks; both are in the list, and both count."""
+    records = make_records(tmp_path / "records")
+    rows = [draw(DrawSettings(1234, (4, 8, 8), 16), sample, 1, [2] * 12).row for sample in (0, 4)]
+    broken = [f"{tmp_path}/records/masks/{row // 3}_{row % 3}.png" for row in rows]
+    for file in broken:
+        Path(file).unlink()
+
+    def arguments(name, most):
+        records_flag = f"--config.data.records=('{records}',)"
+        flags = (
+            records_flag,
+            "--config.cache.enabled=False",
+            "--config.train.steps=1",
+            f"--config.data.max_broken={most}",
+        )
+        rest = [flag for flag in world if "data.records" not in flag]  # given twice, both would be read
+        return [*rest, *flags, f"--workdir={tmp_path / name}", "--config.train.batch_size=4"]
+
+    out = train(2, *arguments("run", 2))
+    assert json.loads((tmp_path / "run" / "broken.json").read_text()).keys() == set(broken)
+    assert out.count("2 broken files were passed over") == 1
+    with pytest.raises(AssertionError, match=r"error: 2 files cannot be used, more than data\.max_broken=1"):
+        train(2, *arguments("fewer", 1))
+    assert json.loads((tmp_path / "fewer" / "broken.json").read_text()).keys() == set(broken)
+    assert not (tmp_path / "fewer" / "checkpoints").exists()
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ All of it acts on blocks where they stand; none of it is a second implementation
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Protocol
 
 import torch
@@ -78,31 +79,40 @@ def quantise_int8(networks: Networks, device: torch.device) -> None:
 
     CPU: PyTorch's dynamic quantisation, which rounds the layers' inputs too (a scale for each output, and one for each
     input batch) and multiplies in int8. Other devices: `Int8Linear`, a quarter of float32's memory, not faster.
-    Weights cannot change afterwards: merge a few-step adapter first. A low-memory bundle then keeps its networks, which
-    are no longer what its files hold.
+    Weights cannot change afterwards, nor take a few-step adapter. A low-memory bundle then keeps its networks, as they
+    are no longer what its files hold. `UserError` for weights that are NaN or infinite.
     """
     if device.type == "cpu" and int8_engine() == "none":
         raise UserError("--int8: this PyTorch has no int8 arithmetic for this CPU; leave --int8 out")
-    if hold := getattr(networks, "hold", None):
-        hold("uvit", "face_controlnet")
-    for block in blocks(networks):
-        replace_linears(block, _dynamic_int8 if device.type == "cpu" else Int8Linear)
+    hold = getattr(networks, "hold", None)  # training's networks have none
+    with hold("uvit", "face_controlnet") if hold else nullcontext():
+        for block in blocks(networks):
+            if not all(value.isfinite().all() for value in block.parameters()):
+                raise UserError("--int8: the model's weights hold NaN or infinity; fetch or make the model anew")
+            replace_linears(block, DynamicInt8Linear if device.type == "cpu" else Int8Linear)
 
 
-def _dynamic_int8(linear: nn.Linear) -> nn.Module:
-    # PyTorch 2.13 says that torch.ao goes to the package torchao, which is not among our dependencies.
-    import warnings
+class DynamicInt8Linear(nn.Module):
+    """A linear as PyTorch's dynamic quantisation has it, which takes float32 alone, for inputs of any dtype."""
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from torch.ao.nn.quantized.dynamic import Linear
-        from torch.ao.quantization import per_channel_dynamic_qconfig
+    def __init__(self, linear: nn.Linear):
+        # PyTorch 2.13 says that torch.ao goes to the package torchao, which is not among our dependencies.
+        import warnings
 
-        single = nn.Linear(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
-        state = {key: value.float() for key, value in linear.state_dict().items()}
-        single.load_state_dict(state, assign=True)
-        single.qconfig = per_channel_dynamic_qconfig
-        return Linear.from_float(single)
+        super().__init__()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            from torch.ao.nn.quantized.dynamic import Linear
+            from torch.ao.quantization import per_channel_dynamic_qconfig
+
+            single = nn.Linear(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
+            state = {key: value.float() for key, value in linear.state_dict().items()}
+            single.load_state_dict(state, assign=True)
+            single.qconfig = per_channel_dynamic_qconfig
+            self.quantised = Linear.from_float(single)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.quantised(x.float()).to(x.dtype)
 
 
 def replace_linears(root: nn.Module, make: Callable[[nn.Linear], nn.Module]) -> None:

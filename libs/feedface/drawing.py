@@ -8,10 +8,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from feedface.checkpoints.bundle import Bundle
-from feedface.checkpoints.few_step import COMPONENT, FewStep, merge_few_step, read_few_step, restore_few_step
+from feedface.checkpoints.few_step import FewStep
 from feedface.device import DTYPES
 from feedface.diffusion.sampling import sample
 from feedface.encoders import to_uint8
@@ -38,25 +38,21 @@ def default_batch_size(settings: Settings, device: torch.device, low_memory: boo
     return min(MAX_BATCH, max(1, int(room * BATCH_PX / (width * height))))
 
 
-def batches(items: Iterable[Item], size: int, key: Callable[[Item], Hashable]) -> Iterator[list[Item]]:
+def batches(
+    items: Iterable[Item], size: int | Callable[[Item], int], key: Callable[[Item], Hashable]
+) -> Iterator[list[Item]]:
     """Lists of at most `size` items with the same `key`, each as soon as it is full; at the end those that are not.
 
-    `items` is read as far as the next full list needs, in its order.
+    A `size` that depends on the item is the same for the same `key`. `items` is read as far as the next full list
+    needs, in its order.
     """
     waiting: dict[Hashable, list[Item]] = {}
     for item in items:
         group = waiting.setdefault(key(item), [])
         group.append(item)
-        if len(group) == size:
+        if len(group) == (size(item) if callable(size) else size):
             yield waiting.pop(key(item))
     yield from waiting.values()
-
-
-def adapter_of(bundle: Bundle) -> FewStep | None:
-    """The model's few-step adapter, merged or not; None where it has none."""
-    if bundle.few_step is None and COMPONENT in bundle.components:
-        return read_few_step(bundle.components[COMPONENT])
-    return bundle.few_step
 
 
 def picture_settings(settings: Settings, dtype: torch.dtype, adapter: FewStep | None) -> dict[str, Any]:
@@ -73,7 +69,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def sample_options(settings: Settings, adapter: FewStep | None) -> dict[str, Any]:
-    """Complete settings, but for the size, as arguments of `sample`. `adapter`: the one merged, if they want it."""
+    """Complete settings, but for the size, as arguments of `sample`. `adapter`: the model's."""
     if settings.few_step:  # it has the guidance in it
         return {"timesteps": adapter.timesteps, "guidance": 1.0, "face_scale": settings.face_scale}
     return {
@@ -99,10 +95,10 @@ def draw_batch(
     texts: dict[str, Tensor] | None = None,
     on_step: Callable[[int], object] | None = None,
 ) -> np.ndarray:
-    """One picture per prompt and seed: uint8 [B, H, W, 3]. Merges the few-step adapter, or takes it out, as needed.
+    """One picture per prompt and seed: uint8 [B, H, W, 3]. Threads that share the bundle take turns.
 
-    Where a batch does not fit into the GPU's memory, its halves are drawn one after the other; `UserError` where one
-    picture does not fit.
+    Where a batch does not fit into the GPU's memory, its halves are drawn one after the other. `UserError` where one
+    picture does not fit, and where a part of the model gives NaN or infinity.
 
     Args:
         faces: tokens [B, n, D], or None to leave the face-controlnet out.
@@ -111,12 +107,9 @@ def draw_batch(
         on_step: called after each evaluation of the model with the number of pictures in it.
     """
     texts = {} if texts is None else texts
-    if settings.few_step:
-        merge_few_step(bundle)
-    else:
-        restore_few_step(bundle)
     try:
-        return decode(bundle, _latents(bundle, prompts, seeds, faces, settings, device, texts, on_step))
+        with bundle.lock:
+            return decode(bundle, _latents(bundle, prompts, seeds, faces, settings, device, texts, on_step))
     except torch.OutOfMemoryError:
         if len(seeds) == 1:
             width, height = settings.size
@@ -147,8 +140,33 @@ def decode(bundle: Bundle, latents: Tensor) -> np.ndarray:
     """Latents [B, C, h, w] -> pictures uint8 [B, H, W, 3], in pieces of at most `DECODED_PX` (or one picture)."""
     vae = bundle.vae
     picture_px = latents[0, 0].numel() * vae.factor**2
-    parts = latents.split(max(1, DECODED_PX // picture_px))
-    return np.concatenate([to_uint8(vae.decode(part)) for part in parts])
+    pictures = []
+    for part in latents.split(max(1, DECODED_PX // picture_px)):
+        pixels = vae.decode(part)
+        if not pixels.isfinite().all():
+            raise _not_finite(bundle, {"vae": vae})
+        pictures.append(to_uint8(pixels))
+    return np.concatenate(pictures)
+
+
+def check_finite(bundle: Bundle, kind: str, values: Tensor) -> None:
+    """`UserError` naming the part `kind` that gave these values, unless they are all finite."""
+    if not values.isfinite().all():
+        raise _not_finite(bundle, {kind: getattr(bundle, kind)})
+
+
+def _not_finite(bundle: Bundle, networks: dict[str, nn.Module]) -> UserError:
+    """For numbers that are NaN or infinite: names the first of `networks` that holds such weights."""
+    for kind, network in networks.items():
+        # What a low-memory bundle keeps elsewhere cannot be looked into.
+        weights = [value for value in (*network.parameters(), *network.buffers()) if not value.is_meta]
+        if not all(value.isfinite().all() for value in weights):
+            broken = bundle.components.get(kind, kind)
+            return UserError(f"{broken}: its weights hold NaN or infinity; fetch or make this part of the model anew")
+    return UserError(
+        f"the model's {' or '.join(networks)} gives NaN or infinity, from weights that are finite: numbers that are "
+        "too large for half precision; use --dtype fp32 or bf16"
+    )
 
 
 @torch.inference_mode()
@@ -166,19 +184,24 @@ def _latents(
     needs_empty = settings.uncond != "true_uncond" and not settings.few_step
     text = _encode(bundle, [*prompts, ""] if needs_empty else prompts, texts).to(device)
     text, empty_text = text[: len(prompts)], text[len(prompts) :] if needs_empty else None
-    uvit = bundle.uvit
+    uvit, face_controlnet = bundle.networks(settings.few_step)
     width, height = (side * uvit.patch_size // bundle.size_multiple for side in settings.size)
     latents, _ = sample(
         uvit,
         text=text,
         empty_text=empty_text,
         seeds=list(seeds),
-        face_controlnet=bundle.face_controlnet,
+        face_controlnet=face_controlnet,
         face_tokens=None if faces is None or not settings.face_scale else faces.to(device),
         latent_size=(height, width),
         progress=None if on_step is None else lambda done, total: on_step(len(seeds)),
         **sample_options(settings, bundle.few_step),
     )
+    if not latents.isfinite().all():
+        if faces is not None and not faces.isfinite().all():
+            raise UserError("the face tokens hold NaN or infinity; make them with FeedFacePipeline.face_tokens")
+        parts = {"uvit": uvit, "face_controlnet": face_controlnet}
+        raise _not_finite(bundle, parts)
     return latents
 
 
@@ -186,5 +209,7 @@ def _encode(bundle: Bundle, prompts: Sequence[str], texts: dict[str, Tensor]) ->
     """[len(prompts), T, Dt] on the CPU; each prompt is encoded once."""
     new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in texts]
     if new:
-        texts.update(zip(new, bundle.text_encoder.encode(new).cpu(), strict=True))
+        encoded = bundle.text_encoder.encode(new).cpu()
+        check_finite(bundle, "text_encoder", encoded)
+        texts.update(zip(new, encoded, strict=True))
     return torch.stack([texts[prompt] for prompt in prompts])

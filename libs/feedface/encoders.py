@@ -6,14 +6,18 @@ Pictures are RGB. Shapes: B batch, T text tokens, C H W pixels or latent.
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import TypeAdapter
 from torch import Tensor, nn
+from typing_extensions import TypedDict
 
 from feedface.errors import UserError
+from feedface.reading import check_folder, foreign
+from feedface.validation import OPEN, read_json_as
 
 if TYPE_CHECKING:  # heavy, and only named here
     from diffusers import AutoencoderKL
@@ -38,7 +42,8 @@ def resize_and_crop(images: Tensor, size: int) -> Tensor:
 
 def to_tensor(image: np.ndarray) -> Tensor:
     """uint8 RGB [H,W,3] -> float32 [3,H,W] in [-1,1]."""
-    return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).float() / 127.5 - 1
+    pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
+    return pixels.float().div_(127.5).sub_(1)  # in place: a large crop takes a gigabyte
 
 
 def to_uint8(pixels: Tensor) -> np.ndarray:
@@ -52,15 +57,47 @@ def preprocess_face(image: np.ndarray, size: int = 224) -> Tensor:
     return resize_and_crop(to_tensor(image)[None], size)[0]
 
 
+class _TokenizerConfig(TypedDict, total=False):
+    """What tokenizers take from their config as it is, to fail on it at some later call."""
+
+    __pydantic_config__ = OPEN
+    model_max_length: int | float | None
+    padding_side: Literal["left", "right"]
+    truncation_side: Literal["left", "right"]
+    bos_token: str | dict | None
+    eos_token: str | dict | None
+    pad_token: str | dict | None
+    unk_token: str | dict | None
+
+
+TOKENIZER_CONFIG, _TOKENIZER = "tokenizer_config.json", TypeAdapter(_TokenizerConfig)
+
+
 def load_tokenizer(folder: str | os.PathLike) -> "CLIPTokenizer":
     """A CLIP tokenizer from its files (`tokenizer.json`, or `vocab.json` and `merges.txt`)."""
     from transformers import CLIPTokenizer
 
     folder = Path(folder)
+    check_folder(folder)
     # transformers makes a tokenizer of two tokens out of an empty folder, without an error
     if not (folder / "tokenizer.json").is_file() and not (folder / "vocab.json").is_file():
         raise UserError(f"{folder}: holds no CLIP tokenizer (tokenizer.json, or vocab.json and merges.txt)")
-    return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    if (folder / TOKENIZER_CONFIG).is_file():
+        read_json_as(folder / TOKENIZER_CONFIG, _TOKENIZER, what="does not describe a tokenizer")
+    with foreign(f"{folder}: holds no CLIP tokenizer that can be read"):
+        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer(["a"], padding="max_length", truncation=True, max_length=8)  # some faults show in use only
+    return tokenizer
+
+
+def check_vocabulary(tokenizer: "CLIPTokenizer", size: int) -> None:
+    """`UserError` unless the tokens are those of a text encoder's embedding of `size` rows, numbered from 0."""
+    last = max(tokenizer.get_vocab().values(), default=-1)
+    if len(tokenizer) != size or last >= size:
+        raise UserError(
+            f"tokenizer of {len(tokenizer)} tokens (the last has number {last}) does not belong to a text encoder of "
+            f"{size}"
+        )
 
 
 class TextEncoder(nn.Module):
@@ -73,10 +110,7 @@ class TextEncoder(nn.Module):
         self, clip: "CLIPTextModel", tokenizer: "CLIPTokenizer", prefix: nn.Linear | None = None, clip_skip: int = 0
     ):
         super().__init__()
-        if len(tokenizer) != clip.config.vocab_size:
-            raise UserError(
-                f"tokenizer of {len(tokenizer)} tokens does not belong to a text encoder of {clip.config.vocab_size}"
-            )
+        check_vocabulary(tokenizer, clip.config.vocab_size)
         layers = clip.config.num_hidden_layers
         if not 0 <= clip_skip < layers:
             raise UserError(f"clip_skip {clip_skip}: use 0 to {layers - 1} for this text encoder of {layers} layers")
@@ -186,6 +220,7 @@ class LatentCodec(nn.Module):
         return self.vae.encode(pixels).latent_dist
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents [B,C,h,w] -> images [B,3,h*factor,w*factor], float32, clamped to [-1,1]."""
+        """Latents [B,C,h,w] -> images [B,3,h*factor,w*factor], float32, clamped to [-1,1]; NaN where not finite."""
         latents = latents.to(self.vae.device, self.vae.dtype) / self.vae.config.scaling_factor
-        return F.pixel_shuffle(self.vae.decode(latents).sample, self._stack).float().clamp(-1, 1)
+        pixels = F.pixel_shuffle(self.vae.decode(latents).sample, self._stack).float()
+        return pixels.where(pixels.isfinite(), torch.nan).clamp(-1, 1)  # infinity must not pass for white

@@ -7,7 +7,8 @@ linear layer at a time, which is exact. A GPU too small even for U-ViT and face-
 
 import ctypes
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,12 +16,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from feedface.acceleration import replace_linears
+from feedface.backbones.uvit import UViT
 from feedface.checkpoints.bundle import NETWORKS, Bundle
 from feedface.checkpoints.few_step import FewStep, merge_network
+from feedface.errors import UserError
 from feedface.methods.feedface import FaceControlNet
 
 GROUPS = (("text_encoder",), ("uvit", "face_controlnet"), ("vae",), ("image_encoder",))
 LARGE = ("uvit", "face_controlnet")
+CPU = torch.device("cpu")
 # What sampling needs beside the weights, with room for one picture of 512 px.
 RESERVE_BYTES = 1 << 30
 
@@ -76,7 +80,7 @@ class LowMemoryBundle(Bundle):
         self._modules: dict[str, nn.Module] = {}
         self._filled: list[str] = []
         self._held: set[str] = set()
-        self._few_step: FewStep | None = None
+        self._merged: FewStep | None = None  # in the networks that are read
         self._kinds = [kind for kind in NETWORKS if getattr(checked, kind) is not None]
         self._size_multiple = checked.size_multiple
         self._sequential = not _fits(checked, device, dtype)
@@ -86,23 +90,42 @@ class LowMemoryBundle(Bundle):
     def size_multiple(self) -> int:
         return self._size_multiple
 
-    @property
-    def few_step(self) -> FewStep | None:
-        return self._few_step
-
-    @few_step.setter
-    def few_step(self, adapter: FewStep | None) -> None:
-        """From now on networks are read with this adapter merged; those in memory have it, unless offloaded."""
-        if self._sequential and adapter is not self._few_step:
+    def networks(self, few_step: bool = False) -> tuple[UViT, FaceControlNet]:
+        """See `Bundle.networks`; never two pairs: where the other one is in memory, it is dropped and this one read."""
+        adapter = self._checked_adapter() if few_step else None
+        if adapter is not self._merged:
+            if self._held:
+                raise UserError("weights in 8 bits cannot take a few-step adapter")
             for kind in LARGE:
                 self._drop(kind)
-        self._few_step = adapter
+            self._merged = adapter
+        return self.uvit, self.face_controlnet
 
-    def hold(self, *kinds: str) -> None:
-        """Keep these parts in memory from now on: they are about to differ from their files."""
+    def to(self, device: torch.device) -> None:
+        raise UserError("a model loaded with low_memory stays on its device; load it anew with the other device")
+
+    @contextmanager
+    def hold(self, *kinds: str) -> Iterator[None]:
+        """Inside the `with`, change these parts; from then on they stay in memory: their files have something else.
+
+        Where they do not fit beside each other as they are read, they are changed in main memory, and moved to the
+        device as a whole if they fit now.
+        """
+        for kind in kinds if self._sequential else ():
+            self._drop(kind)
+        sequential, self._sequential = self._sequential, False
+        device, self._device = self._device, CPU if sequential else self._device
         for kind in kinds:
             self.ready(kind)
+        yield
         self._held.update(kinds)
+        self._device = device
+        self._sequential = sequential and not _fits(self, device, self._dtype)
+        for kind in kinds if sequential else ():
+            if self._sequential:
+                _offload(self._modules[kind], device)
+            else:
+                self._modules[kind].to(device)
 
     def ready(self, kind: str) -> nn.Module | None:
         """A part with its weights in memory; None if the model is loaded without it."""
@@ -119,12 +142,12 @@ class LowMemoryBundle(Bundle):
     def _fill(self, kind: str) -> None:
         large = kind in LARGE
         wide = large and self._dtype == torch.float32
-        device = torch.device("cpu") if large and self._sequential else self._device
+        device = CPU if large and self._sequential else self._device
         module = getattr(self._read([kind], device, None if wide else self._dtype), kind)
         if wide:
             _keep_stored(module, self._dtype)
-        if large and self._few_step is not None:
-            merge_network(self._few_step, kind, module)
+        if large and self._merged is not None:
+            merge_network(self._merged, kind, module)
         if large and self._sequential:
             _offload(module, self._device)
         if kind == "vae":
@@ -175,7 +198,8 @@ def _fits(checked: Bundle, device: torch.device, dtype: torch.dtype) -> bool:
     """Whether U-ViT and face-controlnet fit beside each other into what is free of a GPU; elsewhere always."""
     if device.type != "cuda":
         return True
-    weights = [value for kind in LARGE if (net := getattr(checked, kind)) is not None for value in net.parameters()]
+    networks = (getattr(checked, kind) for kind in LARGE)
+    weights = [value for net in networks if net is not None for value in net.state_dict().values()]
     size = sum(value.numel() * min(value.itemsize, dtype.itemsize) for value in weights)
     return size + RESERVE_BYTES <= torch.cuda.mem_get_info(device)[0]
 
@@ -190,4 +214,4 @@ def _offload(module: nn.Module, device: torch.device) -> None:
         if inner not in inside:
             inner._apply(lambda value: value.to(device), recurse=False)
     for root in roots:
-        cpu_offload(root, device)
+        cpu_offload(root, device, offload_buffers=True)  # in 8 bits, weights are buffers

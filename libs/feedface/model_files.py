@@ -19,11 +19,12 @@ import torch
 
 from feedface.acceleration import channels_last
 from feedface.checkpoints.bundle import INDEX, Bundle, check_parts, load_bundle, read_index
-from feedface.checkpoints.official import load_face_controlnet
-from feedface.checkpoints.release import TEXT_ENCODER, is_release, load_release
+from feedface.checkpoints.official import HOME, load_face_controlnet
+from feedface.checkpoints.release import FILES, TEXT_ENCODER, is_release, load_release
 from feedface.checkpoints.storage import load_network
 from feedface.encoders import TEXT_PROJECTION
 from feedface.errors import UserError
+from feedface.files import follow
 from feedface.methods.feedface import FaceControlNet
 
 # What decides how a picture comes out; a bundle's other parts (faces, inspector, image encoder) do not.
@@ -35,7 +36,7 @@ def own_model(ckpt_path: str | os.PathLike | None) -> Path | None:
     """The model that a `ckpt_path` belongs to: itself (a training checkpoint), or the authors' files beside it."""
     if ckpt_path is None:
         return None
-    path = Path(ckpt_path)
+    path = follow(ckpt_path)
     if (path / INDEX).is_file():
         return path
     return path.parent if path.is_file() and is_release(path.parent) else None
@@ -64,7 +65,7 @@ def load_model(
     """
 
     def read(kinds: Sequence[str], device: torch.device, dtype: torch.dtype | None) -> Bundle:
-        return _read(Path(model), ckpt_path, kinds, device, dtype, control)
+        return _read(follow(model), ckpt_path, kinds, device, dtype, control)
 
     if not low_memory:
         return read(DRAWING_NETWORKS, device, dtype)
@@ -84,7 +85,7 @@ def _read(
     """Some of the parts of a model; dtype None: as stored."""
     if ckpt_path is None:
         return _load_parts(model, kinds, device, dtype)
-    ckpt = Path(ckpt_path)
+    ckpt = follow(ckpt_path)
     if not ckpt.exists():
         raise UserError(f"--ckpt_path {ckpt}: no such file or folder; models/README.md says where weights come from")
     bundle = _load_parts(model, [kind for kind in kinds if kind != "face_controlnet"], device, dtype)
@@ -104,6 +105,11 @@ def _read(
 
 
 def _load_parts(path: Path, parts: Sequence[str], device: torch.device, dtype: torch.dtype | None) -> Bundle:
+    if path.is_dir() and not (path / INDEX).is_file() and not is_release(path):
+        raise UserError(
+            f"{path}: holds neither a model of this project ({INDEX}) nor the authors' four files "
+            f"({', '.join(FILES.values())}), which come from {HOME}; models/README.md says more"
+        )
     if (path / INDEX).is_file() or not is_release(path):
         bundle = load_bundle(path, device, dtype, components=parts)
     else:

@@ -7,34 +7,39 @@ images = pipe.generate("a smiling man with a red hat", n_samples=4, seed=7)    #
 Many prompts and people share the passes through the model:
 anna, ben = (pipe.face_tokens(find_faces([file], None)[0]) for file in ("anna.png", "ben.png"))
 images = pipe.draw([Request("a woman on a beach", 0, anna), Request("a man with a red hat", 0, ben)])
+
+Threads may share a pipeline: they take turns, a batch each, and get what each would get alone. The faces of `set_faces`
+are the pipeline's, so threads with people of their own use `face_tokens` and `draw`.
 """
 
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from feedface.acceleration import compile_blocks, quantise_int8
+from feedface.acceleration import channels_last, compile_blocks, quantise_int8
 from feedface.device import pick_device, pick_dtype
-from feedface.drawing import adapter_of, batches, default_batch_size, draw_batch, picture_settings
+from feedface.drawing import batches, check_finite, default_batch_size, draw_batch, picture_settings
 from feedface.encoders import preprocess_face
+from feedface.errors import UserError
 from feedface.model_files import load_model, model_digest
+from feedface.progress import progress as watch
 from feedface.prompts import check_prompt
-from feedface.references import Picture, Reference, find_faces
-from feedface.settings import MAX_SEED, Settings, check_range
+from feedface.references import Picture, Reference, as_pictures, find_faces
+from feedface.settings import MAX_SAMPLES, MAX_SEED, Settings, whole_number
 
 if TYPE_CHECKING:
     from feedface.checkpoints.bundle import Bundle
     from feedface.checkpoints.few_step import FewStep
     from feedface.faces.detect import FaceDetector
 
-MAX_SAMPLES = 256
+MAX_BATCH = 4096
 
 
 class Request(NamedTuple):
@@ -76,8 +81,8 @@ class FeedFacePipeline:
         path: str | os.PathLike,
         *,
         ckpt_path: str | os.PathLike | None = None,
-        device: str | None = None,
-        dtype: str | None = None,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
         control: Mapping[str, Any] | None = None,
         low_memory: bool = False,
         compile: bool = False,
@@ -107,15 +112,40 @@ class FeedFacePipeline:
             compile_blocks(bundle)
         return cls(bundle, picked, number, low_memory=low_memory, int8=int8)
 
-    @cached_property
+    def to(self, device: str | torch.device) -> FeedFacePipeline:
+        """Move the model to another device, in the number format that it has; returns itself.
+
+        `UserError` for a model of low_memory or int8, which are made for one device.
+        """
+        if self.low_memory or self.int8:
+            raise UserError("a model loaded with low_memory or int8 stays on its device: load it anew for another one")
+        picked = pick_device(device)
+        with self.bundle.lock:
+            self.bundle.to(picked)
+            if picked.type == "cuda":
+                channels_last(self.bundle.vae)
+            self.device = picked
+        return self
+
+    def __reduce__(self):
+        raise UserError(
+            "a pipeline is not for pickling or copying (weights and a lock): call FeedFacePipeline.from_pretrained in "
+            "the process that draws, and send paths, prompts and seeds there"
+        )
+
+    @property
     def adapter(self) -> FewStep | None:
         """The model's few-step adapter; None where it has none or cannot take it."""
-        return None if self.int8 else adapter_of(self.bundle)
+        return None if self.int8 else self.bundle.few_step
 
     def settings(self, wanted: Settings | None = None) -> Settings:
         """`wanted`, complete: with the preset's and the model's; `UserError` for a size the model cannot draw."""
         bundle = self.bundle
         return (wanted or Settings()).for_model(bundle.defaults, bundle.image_size, bundle.size_multiple, self.adapter)
+
+    def settings_notice(self, wanted: Settings) -> str | None:
+        """What to tell the user if `wanted` names a preset that is not drawn as it is meant."""
+        return wanted.adapter_notice(self.settings(wanted), self.adapter)
 
     def picture_settings(self, settings: Settings) -> dict[str, Any]:
         """What changes the picture, of complete settings and the way the model was loaded."""
@@ -128,54 +158,67 @@ class FeedFacePipeline:
 
     def prompt_notice(self, prompt: str) -> str | None:
         """What to tell the user if the text encoder will not read the whole prompt."""
-        encoder = self.bundle.text_encoder
-        count = len(encoder.tokenizer(prompt, verbose=False).input_ids)
+        with self.bundle.lock:
+            encoder = self.bundle.text_encoder
+            count = len(encoder.tokenizer(prompt, verbose=False).input_ids)
         if count <= encoder.num_tokens:
             return None
         return f"the prompt has {count} tokens; the text encoder reads the first {encoder.num_tokens}, the rest is cut"
 
     @torch.inference_mode()
-    def set_faces(self, pictures: Sequence[Picture], detector: FaceDetector | None = None, pool: str = "concat"):
+    def set_faces(
+        self,
+        pictures: Picture | Sequence[Picture],
+        detector: FaceDetector | None = None,
+        pool: str = "concat",
+        face: str | int | None = None,
+    ) -> tuple[list[Reference], list[str]]:
         """Encode one person's faces, for all later calls of `generate`.
 
         Args:
-            pictures: paths, PIL images or uint8 RGB arrays [H, W, 3]; several are pictures of the same person. An empty
+            pictures: a path, PIL image or uint8 RGB array [H, W, 3], or several of them, of the same person. An empty
                 list removes the face.
             detector: finds the face to crop, see `faces.detect.make_detector`; None: the pictures are face crops.
             pool: "concat" (the model sees all faces), "mean" or "first".
+            face: which one where a picture shows several: "most-like" (the other pictures' faces), "largest", "left",
+                "right", or N, the N-th from the left; None: "most-like" if the detector has a recogniser.
 
         Returns:
-            (references, notices): the faces used, and one line for each picture left out or with several faces.
+            (references, notices): the faces used, and one line for each picture left out, with several faces, or whose
+            face is unlike the others'.
         """
-        references, notices = find_faces(pictures, detector) if pictures else ([], [])
+        pictures = as_pictures(pictures)
+        references, notices = find_faces(pictures, detector, face) if pictures else ([], [])
         self.show(references, pool)
         return references, notices
 
     @torch.inference_mode()
     def show(self, references: Sequence[Reference], pool: str = "concat") -> None:
         """Like `set_faces`, with faces that were found before."""
-        self.references = list(references)
-        self._face_tokens = self.face_tokens(references, pool) if references else None
+        tokens = self.face_tokens(references, pool) if references else None
+        self.references, self._face_tokens = list(references), tokens
 
     @torch.inference_mode()
     def face_tokens(self, references: Sequence[Reference], pool: str = "concat") -> Tensor:
         """Tokens [1, n, D] of one person's faces, at least one, for `Request`; pool: see `set_faces`."""
-        net = self.bundle.face_controlnet
-        pixels = torch.stack([preprocess_face(reference.crop, net.face_size) for reference in references])
-        tokens = net.encode(pixels.to(self.device, self.dtype))  # [F, n, D]
+        with self.bundle.lock:
+            net = self.bundle.face_controlnet
+            pixels = torch.stack([preprocess_face(reference.crop, net.face_size) for reference in references])
+            tokens = net.encode(pixels.to(self.device, self.dtype))  # [F, n, D]
+            check_finite(self.bundle, "face_controlnet", tokens)
         return net.join(tokens[None], pool)
 
     def generate(
         self,
-        prompt: str,
+        prompt: str | Sequence[str],
         n_samples: int = 1,
         *,
-        seed: int = 0,
+        seed: int | torch.Generator = 0,
         seeds: Sequence[int] | None = None,
         steps: int | None = None,
         guidance: float | None = None,
         face_scale: float | None = None,
-        size: tuple[int, int] | None = None,
+        size: int | tuple[int, int] | None = None,
         uncond: str | None = None,
         preset: str | None = None,
         scheduler: str | None = None,
@@ -188,21 +231,26 @@ class FeedFacePipeline:
     ) -> list[Image.Image]:
         """Draw the person that was set, as the prompt says.
 
-        A sample depends on its own seed only, not on how many are drawn or how they are batched.
+        A sample depends on its own seed only, not on how many are drawn; how they are batched changes its rounding. A
+        prompt of which the text encoder reads only a part, and a preset that is drawn without its few-step adapter,
+        are warned of.
 
         Args:
-            prompt: what to draw.
+            prompt: what to draw; or several, each of which gets `n_samples` with the same seeds.
             n_samples: how many; they get the seeds `seed`, `seed` + 1, …
+            seed: or a `torch.Generator`, from which the seeds are drawn.
             seeds: one seed per sample instead.
             steps … few_step: see `Settings`; by default the model's own.
             batch_size: samples drawn at a time, at most: memory against speed; by default what should fit.
             progress: show a bar, or call this after each step of each batch.
 
         Returns:
-            PIL images, RGB, in the order of the seeds.
+            PIL images, RGB, in the order of the prompts, each in the order of the seeds.
         """
-        check_range("n_samples", n_samples, 1, MAX_SAMPLES)
-        seeds = list(seeds) if seeds is not None else [seed + index for index in range(n_samples)]
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        n_samples = whole_number("n_samples", n_samples, 1, MAX_SAMPLES)
+        if seeds is None:
+            seeds = _seeds(seed, n_samples)
         wanted = Settings(
             steps,
             guidance,
@@ -217,12 +265,13 @@ class FeedFacePipeline:
             few_step,
         )
         full = self.settings(wanted)
-        requests = [_checked((prompt, value, self._face_tokens)) for value in seeds]
+        if notice := self.settings_notice(wanted):
+            warnings.warn(notice, stacklevel=2)
+        faces = self._face_tokens  # one person, also where another is set meanwhile
+        requests = [_checked((prompt, value, faces)) for prompt in prompts for value in seeds]
         if callable(progress):
             return list(self.draw(requests, full, batch_size, lambda pictures: progress()))
-        from tqdm import tqdm
-
-        with tqdm(total=full.steps * len(seeds), unit="step", disable=not progress) as bar:
+        with watch(total=full.steps * len(requests), desc="drawing", disable=not progress) as bar:
             return list(self.draw(requests, full, batch_size, bar.update))
 
     def draw(
@@ -246,11 +295,14 @@ class FeedFacePipeline:
             PIL images, RGB, in the order of `requests`.
         """
         full = self.settings(settings)
+        size = self.batch_size(full) if batch_size is None else whole_number("batch_size", batch_size, 1, MAX_BATCH)
         texts: dict[str, Tensor] = {}
         finished: dict[int, Image.Image] = {}
         due = 0
-        size = batch_size or self.batch_size(full)
         for batch in batches(enumerate(map(_checked, requests)), size, lambda item: _count(item[1].faces)):
+            for prompt in {request.prompt: None for _, request in batch if request.prompt not in texts}:
+                if notice := self.prompt_notice(prompt):
+                    warnings.warn(f"{prompt[:40]!r}: {notice}", stacklevel=2)
             images = self.draw_batch([request for _, request in batch], full, texts=texts, on_step=on_step)
             finished.update(zip((place for place, _ in batch), images, strict=True))
             while due in finished:
@@ -277,8 +329,14 @@ class FeedFacePipeline:
 def _checked(request: Request | tuple) -> Request:
     request = Request(*request)
     check_prompt(request.prompt)
-    check_range("seed", request.seed, 0, MAX_SEED)
-    return request
+    return request._replace(seed=whole_number("seed", request.seed, 0, MAX_SEED))
+
+
+def _seeds(seed: int | torch.Generator, count: int) -> list[int]:
+    if isinstance(seed, torch.Generator):
+        return torch.randint(MAX_SEED, (count,), generator=seed, device=seed.device).tolist()
+    first = whole_number("seed", seed, 0, MAX_SEED)
+    return [first + index for index in range(count)]
 
 
 def _count(faces: Tensor | None) -> int:

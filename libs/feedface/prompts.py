@@ -8,6 +8,8 @@ MAX_PROMPT_CHARACTERS = 2000
 
 def check_prompt(prompt: str) -> str:
     """Return the prompt, or raise `UserError` if it is empty, too long or not text that can be stored as UTF-8."""
+    if not isinstance(prompt, str):
+        raise UserError(f"a prompt is text, not {type(prompt).__name__}")
     if not prompt.strip():
         raise UserError("the prompt is empty; describe the picture, as in 'a woman on a beach'")
     if len(prompt) > MAX_PROMPT_CHARACTERS:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,12 +12,17 @@ import numpy as np
 from PIL import Image
 
 from feedface.errors import UserError
+from feedface.faces.choose import check_choice, choose, unlike
 from feedface.faces.crop import crop_square, square_box
+from feedface.faces.detect import BUNDLE_PACK
+from feedface.faces.identity import same_person
 from feedface.images import check_size, read_image, to_rgb
 
 if TYPE_CHECKING:
     from feedface.faces.detect import FaceDetector
 
+# Nine times the side that the face encoder sees: more only costs time and memory.
+MAX_CROP_PX = 2048
 Picture = str | os.PathLike | Image.Image | np.ndarray
 
 
@@ -28,7 +33,7 @@ class Reference:
     Attributes:
         name: the file it came from, or "picture 1", … for pictures in memory.
         crop: uint8 RGB [S, S, 3]: the face box x 1.1, squared on its longer side, padded at borders; without detection
-            the whole picture [H, W, 3].
+            the whole picture [H, W, 3]. Larger ones than `MAX_CROP_PX` squared are made smaller.
         faces_found: how many faces the picture shows; None without detection.
         box: x0, y0, x1, y1 in pixels of the picture, as detected; None without detection.
         score: the detector's confidence, 0 to 1; None without detection.
@@ -68,58 +73,123 @@ def as_rgb(picture: Picture, name: str = "picture") -> np.ndarray:
     return array
 
 
-def find_face(picture: Picture, detector: FaceDetector | None, name: str | None = None) -> Reference:
-    """Find the largest face of a picture and crop it; `detector=None` takes the whole picture as the crop.
+def as_pictures(pictures: Picture | Iterable[Picture]) -> list[Picture]:
+    """One picture or several, as a list; `UserError` for what is neither."""
+    if isinstance(pictures, str | os.PathLike | Image.Image) or getattr(pictures, "ndim", 4) < 4:
+        return [pictures]
+    try:
+        return list(pictures)
+    except TypeError:
+        raise UserError(
+            f"not a picture: {type(pictures).__name__}; give a path, a PIL image or a uint8 RGB array [H, W, 3], or a "
+            "list of them"
+        ) from None
 
-    Raises `NoFaceError` if the detector finds none, `UserError` if the picture cannot be read.
+
+def find_faces(
+    pictures: Picture | Iterable[Picture], detector: FaceDetector | None, face: str | int | None = None
+) -> tuple[list[Reference], list[str]]:
+    """The face of one person in each of their pictures, at least one.
+
+    Args:
+        pictures: one or several.
+        detector: finds the faces; None: the pictures are face crops.
+        face: which one of several faces in a picture, see `faces.choose.check_choice`; None: "most-like" where the
+            detector has a recogniser, else "largest".
+
+    Returns:
+        (references, notices): the faces, and one line for the user for each picture that was left out since no face was
+        found in it, that shows several faces, or whose face is unlike the others'.
+
+    Raises:
+        UserError: no face in any of them (`NoFaceError`), a picture that cannot be read, or `face` is not to be had.
     """
-    name = name or (str(picture) if isinstance(picture, str | os.PathLike) else "picture")
-    image = as_rgb(picture, name)
-    if detector is None:
-        return Reference(name, image)
-    faces = detector.detect(image)
-    if not faces:
-        raise NoFaceError(
-            f"{name}: no face found (detector {detector.name!r}, picture {image.shape[1]} x {image.shape[0]}); "
-            "try another --detector, or --no_detect if the picture already is a face crop"
-        )
-    face = faces[0]
-    return Reference(
-        name,
-        crop_square(image, square_box(face.box)),
-        faces_found=len(faces),
-        box=tuple(round(float(side), 1) for side in face.box),
-        score=round(float(face.score), 4),
-        embedding=face.embedding,
-    )
-
-
-def find_faces(pictures: Sequence[Picture], detector: FaceDetector | None) -> tuple[list[Reference], list[str]]:
-    """`find_face` for several pictures of one person.
-
-    Returns the faces and notices for the user: pictures left out because no face was found in them, and pictures with
-    several faces. `UserError` if no face was found in any of them, or a picture cannot be read.
-    """
-    references: list[Reference] = []
-    notices: list[str] = []
+    face = face if face is None else check_choice(face)
+    pictures = as_pictures(pictures)
     names = [
         str(picture) if isinstance(picture, str | os.PathLike) else f"picture {index}"
         for index, picture in enumerate(pictures, 1)
     ]
-    for name, picture in zip(names, pictures, strict=True):
+    named = list(zip(names, pictures, strict=True))
+    if detector is None:
+        if face is not None:
+            raise UserError(f"--face {face}: which of the faces found; it does not go with --no_detect")
+        return [Reference(name, _limited(as_rgb(picture, name))) for name, picture in named], []
+    recognises = getattr(detector, "has_recogniser", False)
+    if face == "most-like" and not recognises:
+        raise UserError(f"--face most-like: the detector {detector.name!r} has no face recogniser")
+
+    found, notices = [], []
+    for name, picture in named:
         try:
-            reference = find_face(picture, detector, name)
+            found.append(_all_faces(picture, detector, name))
         except NoFaceError as error:
-            if len(pictures) == 1:
+            if len(named) == 1:
                 raise
             notices.append(f"left out: {error}")
-            continue
-        if (reference.faces_found or 0) > 1:
-            notices.append(f"{name}: {reference.faces_found} faces found, the largest is taken")
-        references.append(reference)
-    if not references:
-        raise NoFaceError(
-            f"no face found in any of the {len(names)} pictures {', '.join(names)} (detector "
-            f"{detector.name!r}); try another --detector, or --no_detect if they already are face crops"
+    if not found:
+        raise NoFaceError(f"no face found in any of the {len(names)} pictures {', '.join(names)}; {_advice(detector)}")
+    face = face or ("most-like" if recognises and len(found) > 1 else "largest")
+    threshold = same_person(detector.name)
+    chosen = choose([faces[0].name for faces in found], found, face, threshold)
+    references = [faces[i] for faces, i in zip(found, chosen, strict=True)]
+    for reference in references:
+        if reference.faces_found > 1:
+            notices.append(f"{reference.name}: {reference.faces_found} faces found, {_taken(face)} is taken")
+    return references, notices + _strangers(references, threshold)
+
+
+def _all_faces(picture: Picture, detector: FaceDetector, name: str) -> list[Reference]:
+    """Each face of a picture, the largest first; `NoFaceError` if there is none."""
+    image = as_rgb(picture, name)
+    faces = detector.detect(image)
+    if not faces:
+        size = f"{image.shape[1]} x {image.shape[0]}"
+        raise NoFaceError(f"{name}: no face found (detector {detector.name!r}, picture {size}); {_advice(detector)}")
+    return [
+        Reference(
+            name,
+            _limited(crop_square(image, square_box(face.box))),
+            faces_found=len(faces),
+            box=tuple(round(float(side), 1) for side in face.box),
+            score=round(float(face.score), 4),
+            embedding=face.embedding,
         )
-    return references, notices
+        for face in faces
+    ]
+
+
+def _advice(detector: FaceDetector) -> str:
+    other = "try another --detector"
+    if detector.name == BUNDLE_PACK:
+        other = f"the detector {BUNDLE_PACK!r} knows drawn portraits only: for photos use --detector opencv"
+    return f"{other}, or --no_detect if the picture already is a face crop"
+
+
+def _taken(face: str | int) -> str:
+    if isinstance(face, int):
+        return f"number {face} from the left"
+    if face == "most-like":
+        return "the one most like the other pictures'"
+    return {"left": "the leftmost", "right": "the rightmost"}.get(face, "the largest")
+
+
+def _strangers(references: Sequence[Reference], threshold: float) -> list[str]:
+    """A notice for each reference that is unlike the others."""
+    alien = unlike([reference.embedding for reference in references], threshold)
+    return [
+        f"{references[i].name}: its face is unlike those of the other pictures (similarity {likeness:.2f}, of the same "
+        f"person mostly {threshold} or more); it is used all the same: leave it out if this is somebody else"
+        for i, likeness in alien.items()
+    ]
+
+
+def _limited(crop: np.ndarray) -> np.ndarray:
+    """The same, or of more than `MAX_CROP_PX` squared pixels the centred square that the encoder sees, made smaller."""
+    if crop.shape[0] * crop.shape[1] <= MAX_CROP_PX**2:
+        return crop
+    side = min(crop.shape[:2])
+    top, left = (crop.shape[0] - side) // 2, (crop.shape[1] - side) // 2
+    square = Image.fromarray(crop[top : top + side, left : left + side])
+    size = min(side, MAX_CROP_PX)
+    return np.array(square.resize((size, size), Image.Resampling.BICUBIC))

@@ -6,6 +6,7 @@ the preset "balanced". Within one of these an option that is set comes before a 
 
 from __future__ import annotations
 
+import numbers
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ if TYPE_CHECKING:  # brings in torch: not needed to parse a command line
     from feedface.checkpoints.few_step import FewStep
 
 MAX_SEED = 2**63 - 1
+MAX_SAMPLES = 256  # pictures of a prompt at once
 MAX_SIZE_PX = 4096
 PRESET_NAMES, DEFAULT_PRESET = ("quality", "balanced", "fast"), "balanced"
 EVERYWHERE = (0.0, 1000.0)  # the interval of timesteps that leaves nothing out
@@ -26,9 +28,17 @@ COST_KNOBS = ("steps", "scheduler", "guidance_interval", "face_interval", "reuse
 
 def check_range(name: str, value: float, low: float, high: float) -> None:
     """`UserError` if `value` is outside [low, high] or not a number."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not number or not low <= value <= high:  # so that NaN fails too
         raise UserError(f"{name} {value}: out of range; use {low} to {high}")
+
+
+def whole_number(name: str, value: object, low: int, high: int) -> int:
+    """`value`, NumPy's too, as an int; `UserError` if it is none or outside [low, high]."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise UserError(f"{name} {value}: not a whole number; use {low} to {high}")
+    check_range(name, value, low, high)
+    return int(value)
 
 
 @dataclass(frozen=True)
@@ -41,7 +51,7 @@ class Settings:
         steps: evaluations of the model, 1 to 999.
         guidance: g in eps_u + g (eps_c - eps_u), 0 to 50; the paper's and the release's "scale s" is g = 1 + s.
         face_scale: strength of the face, 0 (ignored) to 5; the release uses 0.8, the paper's text 1.
-        size: (width, height) in pixels.
+        size: (width, height) in pixels; one number stands for both.
         uncond: what the unconditional half sees: "true_uncond", "empty_token" (both of the release) or "paper".
         preset: one of `PRESET_NAMES`: fixes all of `COST_KNOBS` that are not set; see `presets.py`.
         scheduler: the solver, one of `diffusion.sampling.SCHEDULERS`.
@@ -64,18 +74,17 @@ class Settings:
     few_step: bool | None = None
 
     def __post_init__(self):
+        # Always Python's own numbers, and floats or tuples: equal settings look the same in every file.
         for name in ("steps", "reuse"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, whole_number(f"--{name}", getattr(self, name), 1, 999))
+        for name, high in (("guidance", 50), ("face_scale", 5)):
             value = getattr(self, name)
             if value is not None:
-                check_range(f"--{name}", value, 1, 999)
-                if not isinstance(value, int):
-                    raise UserError(f"--{name} {value}: not a whole number")
-        if self.guidance is not None:
-            check_range("--guidance", self.guidance, 0, 50)
-        if self.face_scale is not None:
-            check_range("--face_scale", self.face_scale, 0, 5)
-        for side in self.size or ():
-            check_range("--size", side, 1, MAX_SIZE_PX)
+                check_range(f"--{name}", value, 0, high)
+                object.__setattr__(self, name, value if isinstance(value, int) else float(value))
+        if self.size is not None:
+            object.__setattr__(self, "size", _size(self.size))
         if self.uncond is not None:
             from feedface.diffusion.guidance import UNCOND_MODES  # brings in torch, as above
 
@@ -87,7 +96,7 @@ class Settings:
 
             _check_name("--scheduler", self.scheduler, SCHEDULERS)
         for name in ("guidance_interval", "face_interval"):
-            if getattr(self, name) is not None:  # always floats: equal settings look the same in every file
+            if getattr(self, name) is not None:
                 object.__setattr__(self, name, _interval(f"--{name}", getattr(self, name)))
         if self.few_step is not None and not isinstance(self.few_step, bool):
             raise UserError(f"few_step {self.few_step!r}: use true or false")
@@ -142,23 +151,39 @@ class Settings:
             if asked.few_step:
                 raise UserError("few_step: this model has no few-step adapter (distill.py makes one); leave it out")
             return replace(self, few_step=False)
-        fixed = {
-            "steps": adapter.steps,
-            "guidance": adapter.guidance,  # built in, and so is `uncond`: no unconditional half is evaluated
-            "uncond": adapter.uncond,
-            "scheduler": "ddim",
-            "guidance_interval": EVERYWHERE,
-            "face_interval": EVERYWHERE,
-            "reuse": 1,
-        }
-        for key, value in fixed.items():
+        wrong = self._against(asked, adapter)
+        if wrong and asked.few_step:
+            key, wanted, made_for = wrong
+            raise UserError(f"--{key} {wanted}: the model's few-step adapter was made for {made_for}")
+        if wrong:
+            return replace(self, few_step=False)
+        face_scale = adapter.face_scale if asked.face_scale is None else asked.face_scale  # may be another
+        return replace(self, face_scale=face_scale, **_fixed_by(adapter))
+
+    @staticmethod
+    def _against(asked: Settings, adapter: FewStep) -> tuple[str, object, object] | None:
+        """The first setting asked for that the adapter cannot draw with: name, value, the adapter's value."""
+        for key, value in _fixed_by(adapter).items():
             wanted = getattr(asked, key)
             if wanted is not None and wanted != value:
-                if asked.few_step:
-                    raise UserError(f"--{key} {wanted}: the model's few-step adapter was made for {value}")
-                return replace(self, few_step=False)
-        face_scale = adapter.face_scale if asked.face_scale is None else asked.face_scale  # may be another
-        return replace(self, face_scale=face_scale, **fixed)
+                return key, wanted, value
+        return None
+
+    def adapter_notice(self, full: Settings, adapter: FewStep | None) -> str | None:
+        """What to tell the user if `full`, made of these, draws without the few-step adapter that its preset is for."""
+        from feedface.presets import PRESETS  # as above
+
+        if full.few_step or self.few_step is not None or not PRESETS[full.preset].few_step:
+            return None
+        wrong = adapter and self._against(self, adapter)
+        if wrong:
+            key, wanted, value = wrong
+            reason = f"it was made for {_shown(key, value)}, not {_shown(key, wanted)}"
+        elif adapter is None:
+            reason = "there is none for this model as it is loaded"
+        else:
+            return None  # the model's own settings leave it out
+        return f"preset {full.preset}: drawn without the few-step adapter ({reason}), in {full.steps} steps instead"
 
     def as_json(self) -> dict[str, object]:
         """All of them as JSON has them: lists for tuples."""
@@ -181,9 +206,34 @@ def parse_size(text: str) -> tuple[int, int]:
     """ "512" -> (512, 512); "512x768" -> (512, 768), width first."""
     match = re.fullmatch(r"(\d{1,6})(?:[xX](\d{1,6}))?", text.strip())
     if match is None:
-        raise UserError(f"--size {text}: not a size; use 512 or 512x768 (width x height)")
+        raise UserError(f"--size {text or '(empty)'}: not a size; use 512 or 512x768 (width x height)")
     width, height = match[1], match[2] or match[1]
     return int(width), int(height)
+
+
+def _fixed_by(adapter: FewStep) -> dict[str, object]:
+    """What drawing with the adapter leaves no choice in."""
+    return {
+        "steps": adapter.steps,
+        "guidance": float(adapter.guidance),  # built in, and so is `uncond`: no unconditional half is evaluated
+        "uncond": adapter.uncond,
+        "scheduler": "ddim",
+        "guidance_interval": EVERYWHERE,
+        "face_interval": EVERYWHERE,
+        "reuse": 1,
+    }
+
+
+def _shown(key: str, value: object) -> str:
+    shown = value if isinstance(value, tuple) else (value,)
+    return " ".join([f"--{key}", *(f"{number:g}" if isinstance(number, float) else str(number) for number in shown)])
+
+
+def _size(value: object) -> tuple[int, int]:
+    sides = (value, value) if isinstance(value, numbers.Real) else value
+    if not isinstance(sides, tuple | list) or len(sides) != 2:
+        raise UserError(f"--size {value!r}: give a number of pixels, or two: width and height")
+    return tuple(whole_number("--size", side, 1, MAX_SIZE_PX) for side in sides)
 
 
 def _check_name(name: str, value: object, known: tuple[str, ...]) -> None:

@@ -1,4 +1,4 @@
-"""The contact sheet of a run: the faces it was shown on the left, what it drew for each prompt on the right."""
+"""The contact sheet of a run: the faces it was shown in a row, and below what it drew for each prompt."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ CELL_PX = 192
 GAP_PX = 12
 FONT_PX = 15
 LINE_PX = 20
-COLUMNS = 6
+COLUMNS, REFERENCE_COLUMNS = 6, 8
 MAX_SAMPLES = 60
 INK, FAINT, PAPER = (20, 20, 20), (110, 110, 110), (255, 255, 255)
 
@@ -25,42 +25,42 @@ class Tile:
     label: str = ""
 
 
-def contact_sheet(references: Sequence[Tile], rows: Sequence[tuple[str, Sequence[Tile]]]) -> Image.Image:
-    """Draw references | samples.
+def contact_sheet(
+    references: Sequence[Tile], rows: Sequence[tuple[str, Sequence[Tile]]], total: int | None = None
+) -> Image.Image:
+    """Draw references above samples.
 
     Args:
-        references: the face crops, stacked on the left.
+        references: the face crops, in rows of up to eight.
         rows: (prompt, its samples) each; a prompt's samples wrap after six. Only the first 60 samples are shown, which
             the sheet then says.
+        total: how many samples there are, where `rows` holds only the first ones.
     """
-    total = sum(len(tiles) for _, tiles in rows)
+    total = sum(len(tiles) for _, tiles in rows) if total is None else total
     rows, shown = _first(rows, MAX_SAMPLES)
     columns = max(1, min(COLUMNS, max((len(tiles) for _, tiles in rows), default=1)))
-    width = max(columns, 2) * (CELL_PX + GAP_PX)  # room for a prompt above a single sample
-    left = CELL_PX + 3 * GAP_PX
-    wrapped = [(wrap_text(prompt, width - GAP_PX, 3), tiles) for prompt, tiles in rows]
-    tile_height = CELL_PX + LINE_PX + GAP_PX
-    header = LINE_PX + GAP_PX
-    heights = [len(lines) * LINE_PX + -(-len(tiles) // columns) * tile_height for lines, tiles in wrapped]
-    height = header + max(sum(heights) + GAP_PX * len(heights), len(references) * tile_height) + LINE_PX
-    sheet = Image.new("RGB", (left + width + GAP_PX, height + GAP_PX), PAPER)
-    draw = ImageDraw.Draw(sheet)
+    in_a_row = max(1, min(REFERENCE_COLUMNS, len(references)))
+    width = max(columns, in_a_row, 2) * (CELL_PX + GAP_PX)  # room for a prompt above a single sample
+    # Each: lines of text, their ink, the tiles below them, and how many of those stand in a row.
+    blocks = [([f"references ({len(references)})"], FAINT, references, in_a_row)]
+    blocks.append(([f"samples ({total})"], FAINT, [], 1))
+    blocks += [(wrap_text(prompt, width - GAP_PX, 3), INK, tiles, columns) for prompt, tiles in rows]
+    if shown < total:
+        blocks.append(([f"the first {shown} of {total} samples"], FAINT, [], 1))
 
-    draw.text((GAP_PX, GAP_PX), fit_text(f"references ({len(references)})", CELL_PX), FAINT, sheet_font())
-    draw.text((left, GAP_PX), f"samples ({total})", FAINT, sheet_font())
-    for index, tile in enumerate(references):
-        _paste(sheet, tile, GAP_PX, header + index * tile_height)
-    top = header
-    for (lines, tiles), row_height in zip(wrapped, heights, strict=True):
+    tile_height = CELL_PX + LINE_PX + GAP_PX
+    heights = [len(lines) * LINE_PX + -(-len(tiles) // across) * tile_height for lines, _, tiles, across in blocks]
+    sheet = Image.new("RGB", (GAP_PX + width, GAP_PX + sum(heights) + GAP_PX * len(heights)), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    top = GAP_PX
+    for (lines, ink, tiles, across), height in zip(blocks, heights, strict=True):
         for index, line in enumerate(lines):
-            draw.text((left, top + index * LINE_PX), line, INK, sheet_font())
+            draw.text((GAP_PX, top + index * LINE_PX), line, ink, sheet_font())
         begin = top + len(lines) * LINE_PX
         for index, tile in enumerate(tiles):
-            row, column = divmod(index, columns)
-            _paste(sheet, tile, left + column * (CELL_PX + GAP_PX), begin + row * tile_height)
-        top += row_height + GAP_PX
-    if shown < total:
-        draw.text((left, top), f"the first {shown} of {total} samples", FAINT, sheet_font())
+            row, column = divmod(index, across)
+            _paste(sheet, tile, GAP_PX + column * (CELL_PX + GAP_PX), begin + row * tile_height)
+        top += height + GAP_PX
     return sheet
 
 

@@ -6,13 +6,14 @@ Source: Bao et al. 2023, "One Transformer Fits All Distributions in Multi-Modal 
 """
 
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Len
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -21,6 +22,7 @@ from feedface.backbones.base import Backbone, Prompt, Site
 from feedface.backbones.control import Control, acts, controlled_attention, controlled_block
 from feedface.diffusion.schedule import NUM_TIMESTEPS
 from feedface.diffusion.state import State, length
+from feedface.sizes import Layers, Ratio, SidePx, Width
 
 HEADS = ("img", "clip_img", "text")
 
@@ -85,7 +87,12 @@ class Attention(nn.Module):
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [B, heads, L, D/heads]
         if maps is not None:
             maps.append((q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(dim=-1))
-        x = F.scaled_dot_product_attention(q, k, v)
+        if x.device.type == "cpu" and q.dtype == torch.bfloat16 and torch.is_grad_enabled():
+            # Its backward pass on a CPU in bfloat16 is slower than that of plain products, at a few hundred tokens.
+            weights = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+            x = weights.softmax(dim=-1) @ v
+        else:
+            x = F.scaled_dot_product_attention(q, k, v)
         return self.proj(x.transpose(1, 2).reshape(B, L, D))
 
 
@@ -171,16 +178,16 @@ class UViT(Backbone):
 
     def __init__(
         self,
-        img_size: int | Collection[int] = 64,
-        in_chans: int = 4,
-        patch_size: int = 2,
-        embed_dim: int = 1536,
-        depth: int = 30,
-        num_heads: int = 24,
-        mlp_ratio: float = 4,
-        text_dim: int = 64,
-        num_text_tokens: int = 77,
-        clip_img_dim: int = 512,
+        img_size: SidePx | Annotated[Sequence[SidePx], Len(2, 2)] = 64,
+        in_chans: Width = 4,
+        patch_size: SidePx = 2,
+        embed_dim: Width = 1536,
+        depth: Layers = 30,
+        num_heads: Width = 24,
+        mlp_ratio: Ratio = 4,
+        text_dim: Width = 64,
+        num_text_tokens: Width = 77,
+        clip_img_dim: Width = 512,
     ):
         super().__init__()
         height, width = (img_size, img_size) if isinstance(img_size, int) else img_size

@@ -77,16 +77,14 @@ def normalised(systems: Mapping[str, Values], name: str) -> dict[str, Figure] | 
 
     face: similarity to the references; 0 is `BASE`'s, 1 that of the references among each other. text: share of
     attributes shown; 1 is `BASE`'s, 0 that of the references. Of means over people, where the paper normalises each
-    case: a handful of yes-or-no attributes a person gives bounds that may coincide. None with a single reference.
+    case: a handful of yes-or-no attributes a person gives bounds that may coincide. None with a single reference, and
+    where the bounds coincide even so.
     """
     if not np.isfinite(systems[REFERENCES]["similarity_to_reference"]).all():
         return None
     arrays = _bounds_and(systems, name)
-    return {
-        "face": bootstrap(*arrays, statistic=_face),
-        "text": bootstrap(*arrays, statistic=_text),
-        "overall": bootstrap(*arrays, statistic=_overall),
-    }
+    found = {key: bootstrap(*arrays, statistic=statistic) for key, statistic in _NORMALISED.items()}
+    return found if all(np.isfinite(figure.value) for figure in found.values()) else None
 
 
 def differences(systems: Mapping[str, Values], a: str, b: str) -> dict[str, Figure]:
@@ -130,3 +128,6 @@ def _text(face, shown, asked, base, base_shown, base_asked, own, own_shown, own_
 
 def _overall(*arrays: np.ndarray) -> np.ndarray:
     return _face(*arrays) + _text(*arrays)
+
+
+_NORMALISED = {"face": _face, "text": _text, "overall": _overall}

@@ -33,12 +33,14 @@ from feedface.baselines.compare import (
 from feedface.baselines.personalise import DreamBoothSettings
 from feedface.baselines.sessions import Sessions, people_of
 from feedface.checkpoints.bundle import load_bundle
+from feedface.command_line import Parser
 from feedface.device import pick_device
 from feedface.diffusion.guidance import UNCOND_MODES
 from feedface.errors import run_cli
-from feedface.evaluation.cases import MAX_IDENTITIES, Cases, crop_references, make_cases
+from feedface.evaluation.cases import Cases, crop_references, make_cases
 from feedface.evaluation.metrics import Figure
 from feedface.evaluation.mini import Judge, draw, encode_faces, load_judge
+from feedface.evaluation.people import MAX_IDENTITIES
 from feedface.evaluation.sheets import people_sheet
 from feedface.output import check_writable, save_json, save_png
 from feedface.settings import MAX_SEED, Settings, check_range
@@ -150,7 +152,7 @@ def contact_sheet(cases: Cases, systems: dict[str, np.ndarray]):
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m feedface.baselines.dreambooth", description=__doc__.split("\n\n")[0], allow_abbrev=False
     )
     parser.add_argument("--model", default="models/mini", help="model folder (default: %(default)s)")

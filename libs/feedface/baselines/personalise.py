@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from feedface.backbones.uvit import UViT
 from feedface.checkpoints.bundle import Bundle
@@ -28,6 +27,7 @@ from feedface.diffusion.sampling import sample
 from feedface.diffusion.schedule import NUM_TIMESTEPS, add_noise
 from feedface.encoders import resize_and_crop, to_tensor
 from feedface.errors import UserError
+from feedface.progress import progress as watch
 from feedface.settings import MAX_SEED, Settings, check_range
 
 if TYPE_CHECKING:  # heavy, and only named here
@@ -201,7 +201,7 @@ def personalise(
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=settings.lr, weight_decay=settings.weight_decay)
     losses, prior_losses = [], []
-    for step in tqdm(range(settings.train_steps), desc="dreambooth", unit="step", disable=not progress):
+    for step in watch(range(settings.train_steps), desc="dreambooth", unit="step", disable=not progress):
         for group in optimizer.param_groups:
             group["lr"] = settings.lr * min(1.0, (step + 1) / max(settings.warmup_steps, 1))
         sets = [person, prior] if settings.prior_weight else [person]

@@ -23,7 +23,8 @@ from feedface.baselines.personalise import (
 from feedface.checkpoints.bundle import Bundle
 from feedface.evaluation.cases import FIRST_IDENTITY, WORLD_SEED, Cases
 from feedface.evaluation.draw import draw
-from feedface.json_lines import load_json
+from feedface.images import open_image
+from feedface.json_files import load_json
 from feedface.model_files import model_digest
 from feedface.output import PictureFolder, PictureInfo, save_json
 from feedface.portraits.captions import captions as world_captions
@@ -148,5 +149,5 @@ class Sessions:
 
 
 def _read(path: Path) -> np.ndarray:
-    with Image.open(path) as image:
+    with open_image(path, ("PNG",)) as image:
         return np.asarray(image.convert("RGB"))

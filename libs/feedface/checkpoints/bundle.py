@@ -5,44 +5,39 @@ of the bundle it started from. Nothing here reads a pickle.
 """
 
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from feedface.backbones.uvit import UViT
-from feedface.checkpoints.few_step import FewStep
+from feedface.checkpoints.few_step import COMPONENT, FewStep, adapted, read_few_step
+from feedface.checkpoints.index import DEFAULTS, FORMAT, INDEX, NETWORKS, VERSION, Defaults, read_index_file
+from feedface.checkpoints.libraries import from_pretrained, read_library_config
 from feedface.checkpoints.storage import (
     cast_state,
     empty,
     fill,
-    from_pretrained,
     load_network,
     quiet_transformers,
+    read_config,
     read_json,
     read_safetensors,
     write_json,
     write_state,
 )
-from feedface.diffusion.guidance import UNCOND_MODES
 from feedface.encoders import ImageEncoder, LatentCodec, TextEncoder, latent_factor, load_tokenizer
 from feedface.errors import UserError
-from feedface.files import atomic_file, atomic_folder
+from feedface.files import atomic_file, atomic_folder, follow
 from feedface.methods.feedface import FaceControlNet
-from feedface.settings import PRESET_NAMES
-
-INDEX = "model_index.json"
-FORMAT, VERSION = "feedface", 1
-NETWORKS = ("uvit", "face_controlnet", "vae", "text_encoder", "image_encoder")
-# Parts that are only found, not loaded, here: the tokenizer goes with the text encoder, `faces` is an insightface
-# root, `parser` a face parser (`faces/parse.py`), `inspector` the judge of the evaluation, `few_step` an adapter for
-# drawing in few steps (`few_step.py`).
-FOLDERS = ("tokenizer", "faces", "parser", "inspector", "few_step")
-DEFAULTS = {"guidance": 6.0, "face_scale": 0.8, "uncond": "true_uncond"}
-COST_DEFAULTS = ("steps", "preset")  # a bundle may have these too; see `presets.py`
+from feedface.reading import foreign
+from feedface.validation import check_as
 
 
 @dataclass
@@ -51,7 +46,8 @@ class Bundle:
 
     `image_size` is the side in pixels that the model was trained at. `defaults`: guidance (the g of
     ε_u + g (ε_c − ε_u)), face_scale, uncond; perhaps steps and preset (`settings.Settings`). `faces_root` is an
-    insightface root, where the bundle has its own pack.
+    insightface root, where the bundle has its own pack. `lock`: held by whoever draws or encodes, so that threads take
+    turns: tokenizers keep settings between calls, and memory is for one batch.
     """
 
     path: Path
@@ -64,7 +60,8 @@ class Bundle:
     vae: LatentCodec | None = None
     text_encoder: TextEncoder | None = None
     image_encoder: ImageEncoder | None = None
-    few_step: FewStep | None = None  # the adapter that is merged into the weights at present
+    lock: RLock = field(default_factory=RLock, init=False, repr=False, compare=False)
+    _adapted: tuple[UViT, FaceControlNet] | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
     def faces_root(self) -> Path | None:
@@ -78,14 +75,51 @@ class Bundle:
         """
         if self.vae is not None and self.uvit is not None:
             return self.vae.factor * self.uvit.patch_size
-        vae, uvit = (self.components[kind] / "config.json" for kind in ("vae", "uvit"))
-        try:
-            return latent_factor(read_json(vae)) * read_json(uvit)["patch_size"]
-        except (KeyError, TypeError) as error:
-            raise UserError(f"{self.path}: {vae} or {uvit} lacks a size: {error}") from None
+        from diffusers import AutoencoderKL
 
-    def hold(self, *kinds: str) -> None:
-        """Say that these parts are about to differ from their files: `LowMemoryBundle` must not read them again."""
+        vae, uvit = self.components["vae"], read_config(UViT, self.components["uvit"])
+        with foreign(f"{vae}: lacks a size"):
+            return latent_factor(read_library_config(AutoencoderKL, vae)) * uvit["patch_size"]
+
+    @cached_property
+    def few_step(self) -> FewStep | None:
+        """The model's few-step adapter; None where it has none."""
+        folder = self.components.get(COMPONENT)
+        return None if folder is None else read_few_step(folder)
+
+    def networks(self, few_step: bool = False) -> tuple[UViT, FaceControlNet]:
+        """U-ViT and face-controlnet as they are evaluated at each step; `few_step`: with the adapter in them.
+
+        These are a second pair, made when it is first asked for; it takes the memory of what the adapter changes.
+        """
+        if not few_step:
+            return self.uvit, self.face_controlnet
+        with self.lock:
+            if self._adapted is None:
+                adapter = self._checked_adapter()
+                # What is made in inference mode could not be changed outside of it.
+                with torch.inference_mode(False), torch.no_grad():
+                    pair = (adapted(adapter, kind, getattr(self, kind)) for kind in ("uvit", "face_controlnet"))
+                    self._adapted = tuple(pair)
+            return self._adapted
+
+    def _checked_adapter(self) -> FewStep:
+        if self.few_step is None:
+            raise UserError(f"{self.path}: this model has no few-step adapter; docs/few_steps.md says how one is made")
+        return self.few_step
+
+    def to(self, device: torch.device) -> None:
+        """Move the networks."""
+        with self.lock:
+            self._adapted = None
+            for kind in NETWORKS:
+                if (module := getattr(self, kind)) is not None:
+                    module.to(device)
+
+    @contextmanager
+    def hold(self, *kinds: str) -> Iterator[None]:
+        """Inside the `with`, change these parts: a `LowMemoryBundle` will not read them from their files again."""
+        yield
 
 
 # ---------------------------------------------------------------------------------------------------------- reading
@@ -93,7 +127,7 @@ class Bundle:
 
 def read_index(path: str | os.PathLike) -> Bundle:
     """Read and check `model_index.json` of the bundle `path`, without loading any part."""
-    path = Path(path)
+    path = follow(path)
     if not path.is_dir():
         raise UserError(f"{path}: no such model folder; see models/README.md for where models come from")
     file = path / INDEX
@@ -102,36 +136,9 @@ def read_index(path: str | os.PathLike) -> Bundle:
             f"{path}: no {INDEX} in it, so not a model of this project; the authors' files are made into one by "
             f"`python -m feedface.checkpoints convert`"
         )
-    index = read_json(file)
-    if index.get("format") != FORMAT or index.get("version") != VERSION:
-        raise UserError(f'{file}: needs "format": "{FORMAT}" and "version": {VERSION}')
-    for key, kind in (("name", str), ("image_size", int), ("defaults", dict), ("components", dict)):
-        if not isinstance(index.get(key), kind):
-            raise UserError(f'{file}: "{key}" is missing or not of type {kind.__name__}')
-    _check_defaults(file, index["defaults"])
-    components = {}
-    for kind, folder in index["components"].items():
-        if kind not in (*NETWORKS, *FOLDERS) or not isinstance(folder, str):
-            raise UserError(
-                f'{file}: "components" has {kind!r}: {folder!r}; known are {", ".join((*NETWORKS, *FOLDERS))}'
-            )
-        components[kind] = path / folder  # an absolute folder stays as it is
-    return Bundle(path, index["name"], index["image_size"], {**DEFAULTS, **index["defaults"]}, components)
-
-
-def _check_defaults(file: Path, defaults: dict[str, Any]) -> None:
-    known = (*DEFAULTS, *COST_DEFAULTS)
-    for key, value in defaults.items():
-        if key not in known:
-            raise UserError(f'{file}: "defaults" has an unknown key {key!r}; known are {", ".join(known)}')
-        if key == "uncond":
-            good = value in UNCOND_MODES
-        elif key == "preset":
-            good = value in PRESET_NAMES
-        else:
-            good = isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0
-        if not good:
-            raise UserError(f'{file}: "defaults": {key!r} cannot be {value!r}')
+    index = read_index_file(file)
+    components = {kind: path / folder for kind, folder in index.components.items()}  # absolute ones stay as they are
+    return Bundle(path, index.name, index.image_size, index.defaults.model_dump(exclude_none=True), components)
 
 
 def load_bundle(
@@ -203,7 +210,9 @@ def _load_component(kind: str, bundle: Bundle, device: str | torch.device, dtype
     elif kind == "vae":
         from diffusers import AutoencoderKL
 
-        module = LatentCodec(from_pretrained(AutoencoderKL, folder, torch_dtype=dtype))
+        vae = from_pretrained(AutoencoderKL, folder, torch_dtype=dtype)
+        with foreign(f"{folder}"):
+            module = LatentCodec(vae)
     elif kind == "text_encoder":
         from transformers import CLIPTextModel
 
@@ -290,13 +299,13 @@ def write_index(
 ) -> None:
     """Write `model_index.json` of the bundle `path`; `components` maps a part to its folder (relative or absolute)."""
     file = Path(path) / INDEX
-    _check_defaults(file, defaults or {})
+    checked = check_as(defaults or {}, DEFAULTS, f"{file}: defaults", lambda: list(Defaults.model_fields))
     index = {
         "format": FORMAT,
         "version": VERSION,
         "name": name,
         "image_size": image_size,
-        "defaults": {**DEFAULTS, **(defaults or {})},
+        "defaults": checked.model_dump(exclude_none=True),
         "components": dict(components),
     }
     with atomic_file(file) as temporary:
@@ -306,7 +315,9 @@ def write_index(
 def write_derived_index(path: str | os.PathLike, base: str | os.PathLike, own: Iterable[str], name: str) -> None:
     """Write an index for `path`, which holds the parts `own` (each in a folder of its name), the rest is `base`'s."""
     bundle = read_index(base)
-    components = {kind: os.path.relpath(folder, path) for kind, folder in bundle.components.items()}
+    # The way up from a folder is the one that the disk knows, not the one in its name: that may pass a link.
+    here = os.path.realpath(path)
+    components = {kind: os.path.relpath(os.path.realpath(f), here) for kind, f in bundle.components.items()}
     components.pop("few_step", None)  # it was made for the base's weights
     components.update({kind: kind for kind in own})
     write_index(path, name=name, image_size=bundle.image_size, components=components, defaults=bundle.defaults)

@@ -10,8 +10,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from feedface.checkpoints.bundle import INDEX, read_index
-from feedface.checkpoints.storage import empty, fill, quiet_transformers, read_json, read_safetensors
+from feedface.checkpoints.libraries import from_pretrained, read_library_config
+from feedface.checkpoints.storage import empty, fill, read_config, read_json, read_safetensors
 from feedface.errors import UserError
+from feedface.files import follow
+from feedface.methods.feedface import FaceControlNet
+from feedface.reading import foreign
 
 if TYPE_CHECKING:  # heavy, and only named here
     from transformers import CLIPVisionModel
@@ -26,7 +30,7 @@ PREFIX = "face_encoder."
 
 def find_face_encoder(path: str | os.PathLike) -> Path:
     """The folder that `load_face_encoder` takes: `path` itself, or the face-controlnet of the bundle `path`."""
-    path = Path(path)
+    path = follow(path)
     if not path.is_dir():
         raise UserError(f"{path}: no such folder; it must hold a CLIP vision model, or be a model folder")
     if not (path / INDEX).is_file():
@@ -45,10 +49,12 @@ def is_face_controlnet(folder: Path) -> bool:
 def clip_config(folder: Path) -> dict[str, Any]:
     """Arguments for `transformers.CLIPVisionConfig`, without loading weights."""
     if is_face_controlnet(folder):
-        return read_json(folder / "config.json")["clip_config"]
-    from transformers import CLIPVisionConfig
+        return read_config(FaceControlNet, folder)["clip_config"]
+    from transformers import CLIPVisionConfig, CLIPVisionModel
 
-    config = CLIPVisionConfig.from_pretrained(folder, local_files_only=True)
+    read_library_config(CLIPVisionModel, folder)
+    with foreign(f"{folder}: no CLIP vision model"):
+        config = CLIPVisionConfig.from_pretrained(folder, local_files_only=True)
     return {key: getattr(config, key) for key in CLIP_KEYS}
 
 
@@ -63,17 +69,9 @@ def load_face_encoder(folder: Path, device: str | torch.device, dtype: torch.dty
             for name, value in read_safetensors(file, device, dtype).items()
             if name.startswith(PREFIX)
         }
-        encoder = fill(empty(CLIPVisionModel, {"config": CLIPVisionConfig(**clip_config(folder))}, folder), state, file)
-    else:
-        try:
-            with quiet_transformers():
-                encoder, info = CLIPVisionModel.from_pretrained(
-                    folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
-                )
-        except Exception as error:  # transformers raises nearly every kind for a broken folder
-            raise UserError(f"{folder}: no CLIP vision model in safetensors: {error}") from None
-        # A whole CLIP has extra (text) weights; a missing one would be random.
-        if info["missing_keys"] or info.get("mismatched_keys"):
-            wrong = next(iter(info["missing_keys"] or info["mismatched_keys"]))
-            raise UserError(f"{folder}: weights of the CLIP vision model are missing or misshapen, such as {wrong}")
+        with foreign(f"{folder}: does not describe a CLIPVisionModel"):
+            config = CLIPVisionConfig(**clip_config(folder))
+        encoder = fill(empty(CLIPVisionModel, {"config": config}, folder), state, file)
+    else:  # a whole CLIP will do, too
+        encoder = from_pretrained(CLIPVisionModel, folder, whole=False, dtype=dtype)
     return encoder.to(device).eval().requires_grad_(False)

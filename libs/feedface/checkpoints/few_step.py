@@ -3,19 +3,20 @@
 A bundle's folder `few_step/`: config.json (`FewStep` but its weights) and model.safetensors with two matrices for each
 changed linear layer, `<network>.<module>.lora_A` [r, in] and `.lora_B` [out, r], network "uvit" or "face_controlnet";
 `.lora_scale` [r], if there, multiplies the columns of B, so that both may be in 8 bits. Merged, W + B A, they cost
-nothing at sampling. Low rank: Hu et al. 2021, "LoRA". `docs/few_steps.md` says how one is made.
+no time at sampling: a second pair of networks has them (`Bundle.networks`), the model's own weights never change. Low
+rank: Hu et al. 2021, "LoRA". `docs/few_steps.md` says how one is made.
 """
 
+import copy
 import hashlib
 import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from feedface.checkpoints.storage import read_json, read_safetensors, write_json, write_state
@@ -24,11 +25,9 @@ from feedface.diffusion.schedule import NUM_TIMESTEPS
 from feedface.errors import UserError
 from feedface.files import atomic_file, atomic_folder
 
-if TYPE_CHECKING:  # reads this module's adapters
-    from feedface.checkpoints.bundle import Bundle
+Network = TypeVar("Network", bound=nn.Module)
 
 COMPONENT = "few_step"
-NETWORKS = ("uvit", "face_controlnet")
 A, B, SCALE = ".lora_A", ".lora_B", ".lora_scale"
 CONFIG_KEYS = ("timesteps", "guidance", "face_scale", "uncond")
 MAX_STEPS = 32
@@ -77,7 +76,10 @@ def read_few_step(folder: str | os.PathLike) -> FewStep:
         # The projector is left alone, so that face tokens are the same with and without the adapter.
         if not name.startswith(("uvit.", "face_controlnet.blocks.")):
             raise UserError(f"{file}: {name}: an adapter changes linears of uvit and of face_controlnet.blocks only")
-        weights[name] = (a.float(), b.float() if scale is None else b.float() * scale)
+        a, b = a.float(), b.float() if scale is None else b.float() * scale
+        if not (a.isfinite().all() and b.isfinite().all()):
+            raise UserError(f"{file}: {name} holds NaN or infinity; fetch or make the adapter anew")
+        weights[name] = (a, b)
     if state:
         raise UserError(f"{file}: {next(iter(state))} is unknown; known are {A}, {B} and {SCALE} of linears")
     if not weights:
@@ -136,22 +138,24 @@ def _in_8_bits(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def merge_network(adapter: FewStep, kind: str, network: nn.Module) -> None:
-    """Add the adapter to the weights of one network, in place: W + B A in float32, rounded once to the weights' dtype.
+    """Put W + B A, computed in float32 and rounded once to W's dtype, in the place of each weight W it changes.
 
-    `kind` is "uvit" or "face_controlnet". Adding it twice is the caller's mistake; quantise after it, not before.
+    `kind` is "uvit" or "face_controlnet". The old weights are left as they are, for whoever else has them. Adding it
+    twice is the caller's mistake; quantise after it, not before.
     """
     for name, (a, b) in adapter.weights.items():
         part, _, module = name.partition(".")
         if part == kind:
-            weight = _linear(network, module, name).weight
+            linear = _linear(network, module, name)
+            weight = linear.weight
             if weight.shape != (len(b), a.shape[1]):
                 raise UserError(
                     f"{name}: the few-step adapter has {len(b)}x{a.shape[1]}, the model {[*weight.shape]}; it belongs "
                     "to another model"
                 )
             change = b.to(weight.device, torch.float32) @ a.to(weight.device, torch.float32)
-            with torch.no_grad():
-                weight.copy_(weight.float() + change)
+            merged = (weight.detach().float() + change).to(weight.dtype)
+            linear.weight = nn.Parameter(merged, requires_grad=False)
 
 
 def _linear(network: nn.Module, module: str, name: str) -> nn.Linear:
@@ -167,36 +171,15 @@ def _linear(network: nn.Module, module: str, name: str) -> nn.Linear:
     return found
 
 
-def merge_few_step(bundle: "Bundle") -> FewStep:
-    """Merge the bundle's adapter into its U-ViT and face-controlnet, unless it is merged already; returns it."""
-    if bundle.few_step is None:
-        if COMPONENT not in bundle.components:
-            raise UserError(
-                f"{bundle.path}: this model has no few-step adapter; docs/few_steps.md says how one is made"
-            )
-        adapter = read_few_step(bundle.components[COMPONENT])
-        for kind in NETWORKS:
-            if getattr(bundle, kind) is not None:
-                merge_network(adapter, kind, getattr(bundle, kind))
-        bundle.few_step = adapter
-    return bundle.few_step
-
-
-def restore_few_step(bundle: "Bundle") -> None:
-    """Undo `merge_few_step`, to the bit: the touched weights are read again from the files they came from."""
-    if bundle.few_step is None:
-        return
-    for kind in NETWORKS:
-        network = getattr(bundle, kind)
-        prefix = kind + "."
-        touched = [name.removeprefix(prefix) for name in bundle.few_step.weights if name.startswith(prefix)]
-        if network is not None and touched:
-            # An adapter's networks always lie in folders: one with a control of another origin has no adapter.
-            file = bundle.components[kind] / "model.safetensors"
-            with torch.no_grad(), safe_open(file, framework="pt") as stored:
-                for module in touched:
-                    network.get_submodule(module).weight.copy_(stored.get_tensor(module + ".weight"))
-    bundle.few_step = None
+def adapted(adapter: FewStep, kind: str, network: Network) -> Network:
+    """A second `network` that has the adapter merged, and shares all weights that it does not change."""
+    shared = {id(value): value for value in (*network.parameters(), *network.buffers())}
+    twin = copy.deepcopy(network, shared)  # what is in `shared` counts as copied already
+    merge_network(adapter, kind, twin)
+    for old, new in zip(network.modules(), twin.modules(), strict=True):
+        if old._compiled_call_impl is not None:  # a copy of a compiled module is not compiled
+            new.compile()
+    return twin
 
 
 def add_few_step(model: str | os.PathLike, folder: str | os.PathLike) -> None:

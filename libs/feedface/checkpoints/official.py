@@ -6,19 +6,18 @@ read (`weights_only`), mapped from disk rather than copied. What a file lacks, h
 """
 
 import os
-import pickle
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from feedface.backbones.uvit import UViT
-from feedface.checkpoints.storage import empty
+from feedface.checkpoints.foreign import read_weights
+from feedface.checkpoints.storage import empty, fill
 from feedface.errors import UserError
 from feedface.methods.feedface import OFFICIAL_SITES, FaceControlNet
+from feedface.reading import foreign
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -49,20 +48,11 @@ Source = str | os.PathLike | Mapping[str, Tensor]
 def read_state_dict(source: Source) -> tuple[dict[str, Tensor], str]:
     """Tensors by name, of a file (mapped, read-only use) or given, without DataParallel's `module.`; and the name."""
     if isinstance(source, Mapping):
-        state, name = dict(source), "state dict"
+        state, name = source, "state dict"
     else:
-        path, name = Path(source), str(source)
-        if not path.is_file():
-            raise UserError(f"{path}: no such file; the authors' files are at {HOME}")
-        try:
-            # files of before torch 1.6 are no zip archives and cannot be mapped
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-        except pickle.UnpicklingError:
-            raise UserError(f"{path}: not loaded, since it holds more than tensors (a pickle can run code)") from None
-        except (RuntimeError, EOFError, ValueError, KeyError) as error:
-            raise UserError(f"{path}: broken or not a PyTorch checkpoint: {error or type(error).__name__}") from None
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"{name}: is not a state dict, tensors by name")
+        if not os.path.exists(source):
+            raise UserError(f"{source}: no such file; the authors' files are at {HOME}")
+        state, name = read_weights(source), str(source)
     return {key.removeprefix("module."): value for key, value in state.items()}, name
 
 
@@ -87,16 +77,11 @@ def _pick(
     return {ours: state[key] for ours, key in names.items()}
 
 
-def _filled(module: nn.Module, state: dict[str, Tensor]) -> nn.Module:
-    module.load_state_dict(state, assign=True)
-    return module.eval()
-
-
 def load_uvit(source: Source, **config: Any) -> UViT:
     """`uvit_v1.pth`; `config` are arguments of `UViT` that differ from the authors' (which are its defaults)."""
     state, name = read_state_dict(source)
     uvit = empty(UViT, config, name)
-    return _filled(uvit, _pick(state, uvit.state_dict(), lambda key: key, name))
+    return fill(uvit, _pick(state, uvit.state_dict(), lambda key: key, name), name).eval()
 
 
 def load_face_controlnet(
@@ -120,7 +105,8 @@ def load_face_controlnet(
     net = empty(FaceControlNet, {**settings, **config}, name)
     # a buffer that transformers once saved, and now makes itself
     position_ids = _their_face_key("face_encoder.embeddings.position_ids")
-    return _filled(net, _pick(state, net.state_dict(), _their_face_key, name, lambda key: key == position_ids))
+    picked = _pick(state, net.state_dict(), _their_face_key, name, lambda key: key == position_ids)
+    return fill(net, picked, name).eval()
 
 
 def _their_face_key(ours: str) -> str:
@@ -153,14 +139,16 @@ def load_vae(source: Source, **config: Any) -> "AutoencoderKL":
     vae = empty(AutoencoderKL, {**VAE_CONFIG, **config}, name)
     # diffusers' conversion drops what it does not know; run on numbered dummies it tells which key became which.
     keys = list(state)
-    numbered = convert_ldm_vae_checkpoint({key: torch.full((1, 1, 1, 1), i) for i, key in enumerate(keys)}, vae.config)
-    theirs = {ours: keys[int(number)] for ours, number in numbered.items() if number is not None}
-    converted = convert_ldm_vae_checkpoint(state, vae.config)
+    with foreign(f"{name}: not the weights of an autoencoder in LDM's naming"):
+        dummies = {key: torch.full((1, 1, 1, 1), i) for i, key in enumerate(keys)}
+        numbered = convert_ldm_vae_checkpoint(dummies, vae.config)
+        theirs = {ours: keys[int(number)] for ours, number in numbered.items() if number is not None}
+        converted = convert_ldm_vae_checkpoint(state, vae.config)
     unknown = [key for key in keys if key not in set(theirs.values())]
     if unknown:
         raise UserError(f"{name}: has unknown {len(unknown)} weights, the first is {unknown[0]}")
     renamed = {theirs[ours]: value for ours, value in converted.items() if value is not None}
-    return _filled(vae, _pick(renamed, vae.state_dict(), lambda key: theirs.get(key, key), name))
+    return fill(vae, _pick(renamed, vae.state_dict(), lambda key: theirs.get(key, key), name), name).eval()
 
 
 def load_text_prefix(source: Source, in_features: int = 768, out_features: int = 64) -> nn.Linear:
@@ -171,4 +159,4 @@ def load_text_prefix(source: Source, in_features: int = 768, out_features: int =
     picked = _pick(
         state, prefix.state_dict(), lambda key: f"encode_prefix.{key}", name, lambda key: key.startswith(captioning)
     )
-    return _filled(prefix, picked)
+    return fill(prefix, picked, name).eval()

@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 from feedface.checkpoints import official
-from feedface.checkpoints.bundle import DEFAULTS, INDEX, NETWORKS, Bundle, check_parts, save_component, write_index
+from feedface.checkpoints.bundle import INDEX, NETWORKS, Bundle, check_parts, save_component, write_index
+from feedface.checkpoints.index import Defaults
+from feedface.checkpoints.libraries import from_pretrained
 from feedface.checkpoints.storage import quiet_transformers
 from feedface.encoders import ImageEncoder, LatentCodec, TextEncoder, load_tokenizer
 from feedface.errors import UserError
@@ -68,7 +70,9 @@ def load_release(
     if missing:
         raise UserError(f"{folder}: lacks {', '.join(missing)} of the authors' release; get it from {official.HOME}")
     sources = {kind: folder / file for kind, file in FILES.items()}
-    bundle = Bundle(folder, folder.resolve().name, architecture.image_size, dict(DEFAULTS), sources)
+    bundle = Bundle(
+        folder, folder.resolve().name, architecture.image_size, Defaults().model_dump(exclude_none=True), sources
+    )
     for kind in wanted:
         if kind == "uvit":
             module = official.load_uvit(sources[kind], **architecture.uvit)
@@ -147,6 +151,8 @@ def _no_clip(source: str, option: str, error: Exception) -> UserError:
 
 def _load_clip(kind: type, source: str, option: str) -> nn.Module:
     """One tower of a CLIP model, from a folder (also of the whole model) or a name on the hub."""
+    if Path(source).is_dir():
+        return from_pretrained(kind, Path(source), whole=False, dtype="auto")
     try:
         with quiet_transformers():
             clip, info = kind.from_pretrained(source, dtype="auto", output_loading_info=True)

@@ -5,8 +5,10 @@ What does not fit is a `UserError` that names file and key.
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
+from logging import CRITICAL, getLogger
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +16,26 @@ import torch
 from torch import Tensor, nn
 
 from feedface.errors import UserError
+from feedface.json_files import load_json
+from feedface.reading import check_file, foreign
+from feedface.validation import argument_names, arguments_of, read_json_as
 
 MAPPED_BYTES = 256 << 20
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file; `UserError` with the line when it is not one."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not JSON: {error}") from None
+    content = load_json(path)
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds a {type(content).__name__}, not an object")
     return content
+
+
+def read_config(kind: type, folder: Path) -> dict[str, Any]:
+    """All arguments of one of our own networks, from `config.json`, as its constructor's annotations allow them."""
+    known = partial(argument_names, kind)
+    what = f"does not describe a {kind.__name__}"
+    return dict(read_json_as(folder / "config.json", arguments_of(kind), known, what))
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -42,14 +49,13 @@ def read_safetensors(
 
     Only those whose names begin with `prefix`. On the device "meta" only shapes and dtypes are read.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
-    if not file.is_file():
-        raise UserError(f"{file}: no such file")
+    check_file(file)
     begin = _identity(file)
     state: dict[str, Tensor] = {}
     keys: list[str] | None = None
-    try:
+    with foreign(f"{file}: not a safetensors file"):
         while keys is None or keys:
             # What was read of a mapped file counts as memory until it is closed, so large files are opened repeatedly.
             with safe_open(file, framework="pt") as tensors:
@@ -65,9 +71,12 @@ def read_safetensors(
                     # the copy frees the map of the file: a bundle may be replaced while it is in use
                     state[key] = value.to(device, dtype if value.is_floating_point() else value.dtype, copy=True)
                     del value
-    except SafetensorError as error:
-        raise UserError(f"{file}: not a safetensors file: {error}") from None
     return state
+
+
+def stored_shapes(file: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file without their content: on the device "meta", as stored."""
+    return read_safetensors(file, "meta", None)
 
 
 def _identity(file: Path) -> tuple[int, int]:
@@ -75,8 +84,8 @@ def _identity(file: Path) -> tuple[int, int]:
     return stat.st_ino, stat.st_mtime_ns
 
 
-def fill(module: nn.Module, state: dict[str, Tensor], source: str | os.PathLike) -> nn.Module:
-    """Give `module`, made without memory, the tensors of `state` themselves; all keys and shapes must fit."""
+def check_weights(module: nn.Module, state: Mapping[str, Tensor], source: str | os.PathLike) -> None:
+    """`UserError` unless `state` has the tensors of `module`: all keys, shapes, and no whole numbers for weights."""
     expected = module.state_dict()
     missing = [key for key in expected if key not in state]
     extra = [key for key in state if key not in expected]
@@ -88,6 +97,13 @@ def fill(module: nn.Module, state: dict[str, Tensor], source: str | os.PathLike)
     for key, value in state.items():
         if value.shape != expected[key].shape:
             raise UserError(f"{source}: {key} has shape {[*value.shape]}, needed is {[*expected[key].shape]}")
+        if value.is_floating_point() != expected[key].is_floating_point():
+            raise UserError(f"{source}: {key} is of {value.dtype}, which it cannot be")
+
+
+def fill(module: nn.Module, state: dict[str, Tensor], source: str | os.PathLike) -> nn.Module:
+    """Give `module`, made without memory, the tensors of `state` themselves, which must fit (`check_weights`)."""
+    check_weights(module, state, source)
     module.load_state_dict(state, assign=True)
     return module
 
@@ -96,18 +112,19 @@ def empty(kind: type, config: dict[str, Any], source: str | os.PathLike) -> nn.M
     """`kind(**config)` whose weights take no memory yet, for `fill`."""
     from accelerate import init_empty_weights
 
-    try:
-        with init_empty_weights():
-            return kind(**config)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{source}: does not describe a {kind.__name__}: {error}") from None
+    # Networks raise all kinds of errors for arguments that do not go together.
+    with foreign(f"{source}: does not describe a {kind.__name__}"), init_empty_weights():
+        return kind(**config)
 
 
 def load_network(kind: type, folder: Path, device: str | torch.device, dtype: torch.dtype | None) -> nn.Module:
     """One of our own networks from `config.json` and `model.safetensors`; dtype None keeps the stored one."""
-    module = empty(kind, read_json(folder / "config.json"), folder / "config.json")
-    weights = folder / "model.safetensors"
-    return fill(module, read_safetensors(weights, device, dtype), weights)
+    config, source, weights = read_config(kind, folder), folder / "config.json", folder / "model.safetensors"
+    # Before any memory is taken: `empty` makes each tensor for a moment.
+    with foreign(f"{source}: does not describe a {kind.__name__}"), torch.device("meta"):
+        described = kind(**config)
+    check_weights(described, stored_shapes(weights), weights)
+    return fill(empty(kind, config, source), read_safetensors(weights, device, dtype), weights)
 
 
 def _cast(value: Tensor, dtype: torch.dtype | None) -> Tensor:
@@ -127,30 +144,19 @@ def write_state(file: Path, state: dict[str, Tensor], dtype: torch.dtype | None)
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """No progress bars of milliseconds and no reports on keys, which we check ourselves."""
+    """No progress bars of milliseconds and no reports on files and keys, which we check ourselves."""
     from transformers.utils import logging
 
+    diffusers = getLogger("diffusers")
+    level = diffusers.level
+    diffusers.setLevel(CRITICAL)
     bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     try:
         yield
     finally:
+        diffusers.setLevel(level)
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
-
-
-def from_pretrained(kind: type, folder: Path, **options: Any) -> nn.Module:
-    """transformers' and diffusers' own loading from a folder, made strict and free of pickles."""
-    try:
-        with quiet_transformers():
-            module, info = kind.from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, output_loading_info=True, **options
-            )
-    except Exception as error:  # these libraries raise nearly every kind for a broken folder
-        raise UserError(f"{folder}: cannot be read as {kind.__name__}: {str(error) or type(error).__name__}") from error
-    wrong = [key for part in ("missing_keys", "unexpected_keys", "mismatched_keys") for key in info.get(part) or ()]
-    if wrong:
-        raise UserError(f"{folder}: {len(wrong)} weights missing, extra or misshapen for {kind.__name__}: {wrong[:3]}")
-    return module

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from feedface.data.cache_build import FIXED, KINDS, SHARD_SIZE, Content, Items, agree, fill, plan
+from feedface.data.cache_build import FIXED, KINDS, SHARD_SIZE, Content, Items, Mirrored, agree, fill, plan
 from feedface.data.dataset import Batch, BrokenPicture, PictureStore, draw_usable
 from feedface.data.draws import Draw, Draws, DrawSettings
 from feedface.data.features import EncoderSources, Features
@@ -66,7 +66,7 @@ class FeatureCache:
         folder: Path,
         store: PictureStore,
         sources: EncoderSources,
-        mirrored: bool,
+        mirrored: Mirrored,
         device: torch.device,
         process: tuple[int, int] = (0, 1),
         wait: Callable[[], None] = lambda: None,
@@ -76,7 +76,7 @@ class FeatureCache:
         """Encode what the cache in `folder` lacks, then map it.
 
         Args:
-            mirrored: with the mirrored view of every picture and crop.
+            mirrored: kinds, "faces" and "pictures", to have with a mirrored view; True: both.
             device: where the encoders work; they are loaded only if something is missing, and not kept.
             process: number of this process and count of all that open the cache together; each encodes its share.
             wait: returns once every process has called it.
@@ -120,7 +120,7 @@ class CachedDataset(Dataset):
         rows = [d.row for d in drawn]
         pictures, views = cache.picture[rows].tolist(), [int(d.flip) for d in drawn]
         crops = np.stack(crops)  # [B,F]
-        face_views = np.repeat(views, crops.shape[1]).tolist()
+        face_views = [int(flip) for d in drawn for flip in d.flips]
         mask = cache.pictures.take("mask", pictures, [int(d.hair) for d in drawn])[:, None]
         features = Features(
             mean=cache.pictures.take("mean", pictures, views),

@@ -6,8 +6,8 @@
     captions-00000.safetensors   text [n,T,Dt]
     fixed.safetensors            empty_text [1,T,Dt]; zero_image_face [t,Df], of an image of zeros
 
-V is 2 with mirrored views (second), else 1; t tokens of a face, T of a text. A shard holds `shard_size` items (the last
-one fewer). Items are different from each other and numbered as they first appear in the records.
+V is 2 where the kind has mirrored views (second), else 1; t tokens of a face, T of a text. A shard holds `shard_size`
+items (the last one fewer). Items are different from each other and numbered as they first appear in the records.
 
 A shard's metadata has a digest of all that its features depend on: the above, and of its items paths, sizes and times
 of the files, picture sizes, boxes, captions. A shard whose digest still fits is kept, every other one is encoded again.
@@ -28,10 +28,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from feedface.checkpoints.storage import read_json, write_json
 from feedface.data.dataset import BrokenPicture, PictureStore
@@ -40,16 +40,22 @@ from feedface.data.records import Record
 from feedface.encoders import to_tensor
 from feedface.errors import UserError
 from feedface.files import atomic_file
+from feedface.progress import progress
+from feedface.reading import check_file, foreign
+from feedface.validation import parse_line_as
 
 FORMAT = 2
 MANIFEST = "cache.json"
 KINDS = ("captions", "faces", "pictures")
+MIRRORABLE = ("faces", "pictures")  # kinds
 FIXED = "fixed"  # the file of what does not depend on the records
 SHARD_SIZE = 1024  # items; 170 MB of pictures at 512 px in half precision
 # A temporary file lives for the seconds that writing takes; an older one was left by a process that was killed.
 LEFTOVER_S = 600
 READERS = min(8, os.cpu_count() or 1)  # threads that decode pictures while the encoders work
 BAR_FROM = 500  # items; fewer are done before a progress bar is of use
+
+Mirrored = bool | Sequence[str]  # kinds that have a mirrored view; True: all of `MIRRORABLE`, False: none
 
 
 class Items:
@@ -77,12 +83,19 @@ def _number(values: Iterable[Hashable]) -> tuple[list, np.ndarray]:
     return list(numbers), np.array(places)
 
 
-def agree(folder: Path, sources: EncoderSources, store: PictureStore, mirrored: bool, shard_size: int) -> dict:
+def as_kinds(mirrored: Mirrored) -> tuple[str, ...]:
+    if isinstance(mirrored, bool):
+        return MIRRORABLE if mirrored else ()
+    return tuple(sorted(mirrored))
+
+
+def agree(folder: Path, sources: EncoderSources, store: PictureStore, mirrored: Mirrored, shard_size: int) -> dict:
     """The manifest of the cache in `folder`, written now if there is none.
 
-    A cache with mirrored views also serves a run without; shards keep the size they have. Raises `UserError`, naming
-    what differs, for a cache made otherwise, and leaves that as it is.
+    A cache with more mirrored views also serves a run with fewer; shards keep the size they have. Raises `UserError`,
+    naming what differs, for a cache made otherwise, and leaves that as it is.
     """
+    kinds = as_kinds(mirrored)
     wanted = {
         "format": FORMAT,
         **sources.hashes(),
@@ -90,7 +103,7 @@ def agree(folder: Path, sources: EncoderSources, store: PictureStore, mirrored: 
         "image_size": store.image_size,
         "latent_size": store.latent_size,
         "face_size": store.face_size,
-        "mirrored": mirrored,
+        "mirrored": list(kinds) if len(kinds) == 1 else bool(kinds),  # all or none as it was always written
         "shard_size": shard_size,
     }
     path = folder / MANIFEST
@@ -106,19 +119,27 @@ def agree(folder: Path, sources: EncoderSources, store: PictureStore, mirrored: 
 
 
 def _difference(found: dict, wanted: dict) -> str:
-    if found.get("format") != FORMAT or found.keys() != wanted.keys():
+    whole = type(found.get("shard_size")) is int and found["shard_size"] > 0
+    whole &= isinstance(found.get("mirrored"), bool) or found.get("mirrored") in ([kind] for kind in MIRRORABLE)
+    if not whole or found.get("format") != FORMAT or found.keys() != wanted.keys():
         return "by another version of this program"
     for key, value in wanted.items():
         if key == "shard_size" or found[key] == value:
             continue
         if key == "mirrored":
-            if value:
+            missing = set(as_kinds(value)) - set(as_kinds(found[key]))
+            if "pictures" in missing:
                 return "without mirrored views, which config.data.flip needs"
+            if missing:
+                return "without mirrored faces, which config.data.flip_reference needs"
         elif isinstance(value, str) and key != "precision":
             return f"with another {key}"
         else:
             return f"with {key} {found[key]}, not {value}"
     return ""
+
+
+_BROKEN = TypeAdapter(dict[str, str])
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,14 +166,16 @@ class Shard:
         The tensors outlive the file: one that replaces it does not change them.
         """
         try:
-            with safe_open(self.path, framework="pt") as file:
+            check_file(self.path)
+            with foreign(self.path), safe_open(self.path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 if metadata.get("digest") != self.digest:
                     return None
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (FileNotFoundError, SafetensorError):
+            broken = parse_line_as(metadata.get("broken", ""), _BROKEN, f"{self.path}:1")
+        except UserError:
             return None
-        return Content(self.kind, tensors, json.loads(metadata["broken"]))
+        return Content(self.kind, tensors, broken)
 
     def write(self, content: Content) -> None:
         """Put the file there, whole. Raises `UserError` where the disk is full."""
@@ -183,7 +206,9 @@ def plan(folder: Path, manifest: dict, items: Items, records: Sequence[Record]) 
     made_with = {key: value for key, value in manifest.items() if key != "shard_size"}
 
     def digest(kind: str, keys: Sequence) -> str:
-        return hashlib.sha256(json.dumps([made_with, kind, keys], sort_keys=True).encode()).hexdigest()
+        # Masks were once read as photographs; what was made of them then may be wrong.
+        how = [made_with, kind, *(["masks as stored"] if kind == "pictures" else [])]
+        return hashlib.sha256(json.dumps([*how, keys], sort_keys=True).encode()).hexdigest()
 
     shards = [Shard(folder / f"{FIXED}.safetensors", FIXED, (), digest(FIXED, ()))]
     for kind in KINDS:
@@ -205,7 +230,7 @@ def _stamp(path: Path) -> list:
 
 def fill(
     shards: Sequence[Shard],
-    mirrored: bool,
+    mirrored: Mirrored,
     store: PictureStore,
     sources: EncoderSources,
     device: torch.device,
@@ -231,7 +256,7 @@ def fill(
         chosen = [shard for shard in mine if shard.kind == kind]
         total = sum(len(shard.items) for shard in chosen)
         silent = rank != 0 or total < BAR_FROM
-        with tqdm(total=total, desc="encoding", unit=f" {kind}", mininterval=2, disable=silent) as bar:
+        with progress(total=total, desc=f"encoding {kind}", unit="item", disable=silent) as bar:
             for shard in chosen:
                 shard.write(encoding.encode(shard, bar.update))
     del encoding
@@ -265,8 +290,9 @@ def _check_disk(folder: Path, shards: Sequence[Shard], item_bytes: dict[str, int
 class _Encoding:
     """Items to tensors, with the encoders in memory."""
 
-    def __init__(self, encoders: FrozenEncoders, store: PictureStore, mirrored: bool, batch_size: int):
-        self.encoders, self.store, self.mirrored, self.batch_size = encoders, store, mirrored, batch_size
+    def __init__(self, encoders: FrozenEncoders, store: PictureStore, mirrored: Mirrored, batch_size: int):
+        self.encoders, self.store, self.batch_size = encoders, store, batch_size
+        self.mirrored = as_kinds(mirrored)
         size, latent, face = store.image_size, store.latent_size, store.face_size
         blanks = {
             "pictures": (torch.zeros(3, size, size), torch.zeros(2, latent, latent)),
@@ -325,7 +351,7 @@ class _Encoding:
         if kind == "captions":
             return {"text": self.encoders.text(next(columns)).cpu()}
         pixels = torch.stack(next(columns))
-        views = (pixels, pixels.flip(-1)) if self.mirrored else (pixels,)
+        views = (pixels, pixels.flip(-1)) if kind in self.mirrored else (pixels,)
         if kind == "faces":
             return {"faces": torch.stack([self.encoders.faces(view).cpu() for view in views], dim=1)}
         parts = zip(*(self.encoders.images(view) for view in views), strict=True)
@@ -338,5 +364,5 @@ def _load(store: PictureStore, kind: str, item) -> tuple:
     if kind == "captions":
         return (item,)
     if kind == "faces":
-        return (store.face(*item, flip=False),)
+        return (store.face(*item),)
     return to_tensor(store.image(item)), torch.from_numpy(store.masks(item))

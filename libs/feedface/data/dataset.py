@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from feedface.data.draws import Draw, Draws, DrawSettings, draw, faces_in_batch
+from feedface.data.kept import Kept
+from feedface.data.masks import read_mask
 from feedface.data.records import Box, Record
 from feedface.data.transforms import centre_crop, face_masks
 from feedface.encoders import preprocess_face, to_tensor
@@ -33,7 +35,7 @@ class BrokenPicture(Exception):
 class Pixels:
     """A batch before the encoders. RGB in [-1,1]: `image` [B,3,S,S] and face crops `faces` [B,F,3,s,s].
 
-    `mask` [B,1,h,w] in 0…1 is the face's share of each latent cell. All mirrored where the draw says so.
+    `mask` [B,1,h,w] in 0…1 is the face's share of each latent cell. Mirrored where the draw says so.
     """
 
     image: Tensor
@@ -52,22 +54,36 @@ class Batch:
 
 
 class PictureStore:
-    """Decodes the files of the records; `in_memory` keeps what it decoded, for sets that fit."""
+    """Decodes the files of the records; `in_memory` keeps what it makes of them, for sets that fit."""
 
     def __init__(self, records: Sequence[Record], image_size: int, latent_size: int, face_size: int, in_memory: bool):
         self.records = records
         self.image_size, self.latent_size, self.face_size = image_size, latent_size, face_size
         self.broken: dict[str, str] = {}
-        self._kept: dict[Path, np.ndarray] | None = {} if in_memory else None
+        self._kept: dict[str, Kept] = {}
+        if in_memory:
+            count, s = len(records), face_size
+            crops = dict.fromkeys((one.path, one.square_bbox) for r in records for one in (r, *r.ref))
+            self._crops = {crop: number for number, crop in enumerate(crops)}
+            self._kept = {
+                "image": Kept(count, (image_size, image_size, 3), np.uint8),
+                "masks": Kept(count, (2, latent_size, latent_size), np.float32),
+                "face": Kept(len(crops), (3, s, s), np.float32),
+            }
 
     def image(self, row: int) -> np.ndarray:
         """The centre square of record `row`: uint8 RGB [S,S,3]."""
-        return centre_crop(self._picture(self.records[row]), self.image_size)
+        return self._get("image", row, lambda: centre_crop(self._picture(self.records[row]), self.image_size))
 
     def masks(self, row: int) -> np.ndarray:
         """Face masks on the latent grid without and with hair, float32 [2,h,w], see `transforms.face_masks`."""
-        record = self.records[row]
-        mask = self._read(record.mask_path)[..., 0]
+        return self._get("masks", row, lambda: self._masks(self.records[row]))
+
+    def _get(self, what: str, number: int, make: Callable[[], np.ndarray]) -> np.ndarray:
+        return self._kept[what].get(number, make) if self._kept else make()
+
+    def _masks(self, record: Record) -> np.ndarray:
+        mask = self._read(record.mask_path, read_mask)
         if mask.shape != (record.height, record.width):
             found = f"{mask.shape[1]} x {mask.shape[0]}"
             self._give_up(record.mask_path, f"mask of {found} px for a picture of {record.width} x {record.height}")
@@ -79,10 +95,13 @@ class PictureStore:
         source = record if face == 0 else record.ref[face - 1]
         return source.path, source.square_bbox
 
-    def face(self, path: Path, box: Box, flip: bool) -> Tensor:
+    def face(self, path: Path, box: Box) -> Tensor:
         """Face crop ready for the face encoder: float32 RGB [3,s,s] in [-1,1]."""
-        crop = crop_square(self._read(path), box)
-        return preprocess_face(crop[:, ::-1] if flip else crop, self.face_size)
+
+        def make() -> np.ndarray:
+            return preprocess_face(crop_square(self._read(path), box), self.face_size).numpy()
+
+        return torch.from_numpy(self._get("face", self._crops[path, box] if self._kept else 0, make))
 
     def _picture(self, record: Record) -> np.ndarray:
         image = self._read(record.path)
@@ -91,18 +110,13 @@ class PictureStore:
             self._give_up(record.path, f"{found} px, but its record says {record.width} x {record.height}")
         return image
 
-    def _read(self, path: Path) -> np.ndarray:
-        if self._kept is not None and path in self._kept:
-            return self._kept[path]
+    def _read(self, path: Path, reader: Callable[[Path], np.ndarray] = read_image) -> np.ndarray:
         if str(path) in self.broken:
             raise BrokenPicture(path)
         try:
-            image = read_image(path)
+            return reader(path)
         except UserError as error:
             self._give_up(path, str(error))
-        if self._kept is not None:
-            self._kept[path] = image
-        return image
 
     def _give_up(self, path: Path, reason: str) -> None:
         self.broken[str(path)] = reason
@@ -152,8 +166,8 @@ class PictureDataset(Dataset):
     def _load(self, drawn: Draw) -> tuple[Tensor, Tensor, Tensor]:
         image = to_tensor(self.store.image(drawn.row))
         mask = torch.from_numpy(self.store.masks(drawn.row)[int(drawn.hair)])[None]
-        crops = [self.store.crop_of(drawn.row, face) for face in drawn.faces]
-        faces = torch.stack([self.store.face(path, box, drawn.flip) for path, box in crops])
+        faces = [self.store.face(*self.store.crop_of(drawn.row, face)) for face in drawn.faces]
+        faces = torch.stack([face.flip(-1) if flip else face for face, flip in zip(faces, drawn.flips, strict=True)])
         return (image.flip(-1), faces, mask.flip(-1)) if drawn.flip else (image, faces, mask)
 
 

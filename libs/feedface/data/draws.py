@@ -25,7 +25,8 @@ class DrawSettings:
     seed: int
     latent_shape: tuple[int, int, int]
     clip_img_dim: int
-    flip: float = 0.5  # mirror the picture, its mask and its face crops
+    flip: float = 0.5  # mirror the picture and its mask
+    flip_reference: float = 0.0  # mirror a reference, each for itself
     hair_in_mask: float = 0.5  # hair counts as face
     other_picture: float = 0.5  # the reference is another picture of the person, where the record lists some
     standard_loss: float = 0.1
@@ -35,7 +36,8 @@ class DrawSettings:
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """One sample. `faces` are the pictures that give its references: 0 the record's own, i the i-th of `ref`."""
+    """One sample. `faces` are the pictures that give its references: 0 the record's own, i the i-th of `ref`; `flips`
+    says which of them are mirrored."""
 
     row: int
     flip: bool
@@ -48,6 +50,7 @@ class Draw:
     vae_noise: np.ndarray
     noise: np.ndarray
     clip_noise: np.ndarray
+    flips: tuple[bool, ...] = ()
 
 
 @dataclass(slots=True)
@@ -105,6 +108,8 @@ def draw(settings: DrawSettings, sample: int, faces: int, refs: Sequence[int], a
         row = int(_order(settings.seed, sample // len(refs), len(refs))[sample % len(refs)])
     others = list(rng.permutation(refs[row]) + 1) if refs[row] else []
     pool = others if others and chances[2] < settings.other_picture else [0, *others]
+    # Drawn last, so that all else is as it was before references had a flip of their own.
+    flips = rng.random(faces) < settings.flip_reference
     return Draw(
         row=row,
         flip=bool(chances[0] < settings.flip),
@@ -114,6 +119,7 @@ def draw(settings: DrawSettings, sample: int, faces: int, refs: Sequence[int], a
         drop_text=bool(chances[5] < settings.text_dropout),
         t=t,
         faces=tuple(int(pool[i % len(pool)]) for i in range(faces)),
+        flips=tuple(flips.tolist()),
         vae_noise=vae_noise,
         noise=noise,
         clip_noise=clip_noise,

@@ -17,6 +17,7 @@ from feedface.data.dataset import Pixels
 from feedface.device import DTYPES
 from feedface.encoders import TEXT_PROJECTION, ImageEncoder, LatentCodec, TextEncoder
 from feedface.methods.feedface import face_states
+from feedface.reading import check_folder
 
 if TYPE_CHECKING:  # heavy, and only named here
     from transformers import CLIPVisionModel
@@ -114,6 +115,7 @@ class EncoderSources:
 def _hash_folder(folder: Path, prefixes: tuple[str, ...] | None) -> str:
     """Of all JSON and text files and all tensors, or only of tensors whose names begin with one of `prefixes`."""
     digest = hashlib.sha256()
+    check_folder(folder)
     for file in sorted(folder.iterdir()):
         if file.name == TEXT_PROJECTION:  # only judges use it
             continue

@@ -9,16 +9,25 @@ Boxes are in pixels of the picture; `square_bbox` is `bbox` expanded 1.1 times a
 relative to the JSONL file. The first seven keys are those of the authors' release (spec, section 6).
 """
 
+import codecs
 import json
-import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
+
+from pydantic import BaseModel, Field, TypeAdapter
 
 from feedface.errors import UserError
 from feedface.files import atomic_file
+from feedface.reading import check_file
+from feedface.validation import STRICT, Text, parse_line_as
+
+MAX_LINE_BYTES = 16 << 20
+# Sides of a face crop: below the first it is a few equal pixels, above the second more than the face of any picture.
+MIN_SQUARE_PX, MAX_SQUARE_PX = 4, 12_000
+MAX_PX = 1_000_000
 
 Box = tuple[float, float, float, float]
 
@@ -45,6 +54,43 @@ class Record:
     ref: tuple[Reference, ...] = ()
     identity: str | None = None
     origin: str = ""
+
+
+_Side = Annotated[int, Field(ge=1, le=MAX_PX)]
+_Coordinate = Annotated[float, Field(ge=-MAX_PX, le=MAX_PX)]
+_Box = tuple[_Coordinate, _Coordinate, _Coordinate, _Coordinate]
+
+
+class _Reference(BaseModel):
+    model_config = STRICT
+    path: Text
+    square_bbox: _Box
+
+
+class _Row(BaseModel):
+    """A line as it is written."""
+
+    model_config = STRICT
+    path: Text
+    caption: Text
+    width: _Side
+    height: _Side
+    bbox: _Box
+    square_bbox: _Box
+    mask_path: Text
+    ref: list[_Reference] | None = None
+    identity: str | None = None
+
+
+_ROW = TypeAdapter(_Row)
+_BOX_HINT = f"must be four numbers [x0, y0, x1, y1], from -{MAX_PX} to {MAX_PX}"
+_SIDE_HINT = f"must be a whole number of pixels from 1 to {MAX_PX}"
+_TEXT_HINT = "must be a string with something in it"
+HINTS = {
+    **dict.fromkeys(("bbox", "square_bbox"), _BOX_HINT),
+    **dict.fromkeys(("width", "height"), _SIDE_HINT),
+    **dict.fromkeys(("path", "caption", "mask_path"), _TEXT_HINT),
+}
 
 
 def read_records(paths: str | os.PathLike | Sequence[str | os.PathLike]) -> list[Record]:
@@ -95,82 +141,50 @@ def _portable(path: Path, folder: Path) -> str:
     return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.as_posix()
 
 
-def _read_file(path: Path) -> list[Record]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; name a JSONL file of records") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); name a JSONL file of records") from None
+def _read_file(path: Path) -> Iterator[Record]:
+    check_file(path)
     folder = Path(os.path.abspath(path.parent))
-    # Split at "\n" only: `splitlines` also breaks at characters that a caption may hold, such as U+2028.
-    lines = enumerate(text.removeprefix("\ufeff").split("\n"), start=1)
-    return [_parse(line, folder, f"{path}:{number}") for number, line in lines if line.strip()]
+    with open(path, "rb") as file:
+        # Lines end at "\n" only: a caption may hold other characters that break lines, such as U+2028.
+        for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES), b""), start=1):
+            if len(line) == MAX_LINE_BYTES:
+                raise UserError(f"{path}:{number}: a line of more than {MAX_LINE_BYTES >> 20} MiB, so not a record")
+            line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+            if line.strip():
+                yield _record(line, folder, f"{path}:{number}")
 
 
-def _parse(line: str, folder: Path, origin: str) -> Record:
-    try:
-        row = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise UserError(f"{origin}: not JSON ({error}); each line must be one JSON object") from None
-    if not isinstance(row, dict):
-        raise UserError(f"{origin}: a {type(row).__name__}, but each line must be one JSON object")
-    width, height = _size(row, "width", origin), _size(row, "height", origin)
-    refs = row.get("ref") or []
-    if not isinstance(refs, list) or not all(isinstance(ref, dict) for ref in refs):
-        raise UserError(f"{origin}: ref: must be a list of objects with path and square_bbox")
-    identity = row.get("identity")
-    if identity is not None and not isinstance(identity, str):
-        raise UserError(f"{origin}: identity: must be a string, not {identity!r}")
+def _record(line: bytes, folder: Path, origin: str) -> Record:
+    row = parse_line_as(line, _ROW, origin, HINTS)
+    size = row.width, row.height
+    refs = tuple(
+        Reference(folder / ref.path, _checked(ref.square_bbox, origin, f"ref[{i}].square_bbox"))
+        for i, ref in enumerate(row.ref or ())
+    )
     return Record(
-        path=folder / _text(row, "path", origin),
-        caption=_text(row, "caption", origin),
-        width=width,
-        height=height,
-        bbox=_box(row, "bbox", origin, within=(width, height)),
-        square_bbox=_box(row, "square_bbox", origin, within=(width, height)),
-        mask_path=folder / _text(row, "mask_path", origin),
-        ref=tuple(
-            Reference(
-                folder / _text(ref, "path", f"{origin}: ref[{i}]"), _box(ref, "square_bbox", f"{origin}: ref[{i}]")
-            )
-            for i, ref in enumerate(refs)
-        ),
-        identity=identity,
+        path=folder / row.path,
+        caption=row.caption,
+        width=row.width,
+        height=row.height,
+        bbox=_checked(row.bbox, origin, "bbox", size),
+        square_bbox=_checked(row.square_bbox, origin, "square_bbox", size),
+        mask_path=folder / row.mask_path,
+        ref=refs,
+        identity=row.identity,
         origin=origin,
     )
 
 
-def _value(row: dict[str, Any], key: str, origin: str) -> Any:
-    if key not in row:
-        raise UserError(f"{origin}: {key}: missing; every record needs it")
-    return row[key]
-
-
-def _text(row: dict[str, Any], key: str, origin: str) -> str:
-    value = _value(row, key, origin)
-    if not isinstance(value, str) or not value.strip():
-        raise UserError(f"{origin}: {key}: must be a string with something in it, not {value!r:.60}")
-    return value
-
-
-def _size(row: dict[str, Any], key: str, origin: str) -> int:
-    value = _value(row, key, origin)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise UserError(f"{origin}: {key}: must be a whole number of pixels above 0, not {value!r:.60}")
-    return value
-
-
-def _box(row: dict[str, Any], key: str, origin: str, within: tuple[int, int] | None = None) -> Box:
-    value = _value(row, key, origin)
-    numbers = isinstance(value, list) and all(type(v) in (int, float) and math.isfinite(v) for v in value)
-    if not numbers or len(value) != 4:
-        raise UserError(f"{origin}: {key}: must be four numbers [x0, y0, x1, y1], not {value!r:.60}")
-    x0, y0, x1, y1 = map(float, value)
+def _checked(box: Box, origin: str, key: str, size: tuple[int, int] | None = None) -> Box:
+    """The box, if it can be one of a face in a picture of `size` (None: not known here)."""
+    x0, y0, x1, y1 = box
     if x1 <= x0 or y1 <= y0:
-        raise UserError(f"{origin}: {key}: {value} is empty; x1 must be above x0 and y1 above y0")
-    if within and (x1 <= 0 or y1 <= 0 or x0 >= within[0] or y0 >= within[1]):
-        raise UserError(f"{origin}: {key}: {value} lies outside the picture of {within[0]} x {within[1]} pixels")
-    return x0, y0, x1, y1
+        raise UserError(f"{origin}: {key}: {[*box]} is empty; x1 must be above x0 and y1 above y0")
+    if size and (x1 <= 0 or y1 <= 0 or x0 >= size[0] or y0 >= size[1]):
+        raise UserError(f"{origin}: {key}: {[*box]} lies outside the picture of {size[0]} x {size[1]} pixels")
+    if key != "bbox" and not MIN_SQUARE_PX <= max(x1 - x0, y1 - y0) <= MAX_SQUARE_PX:
+        raise UserError(
+            f"{origin}: {key}: {[*box]} has a side of {max(x1 - x0, y1 - y0):g} px; a face crop has {MIN_SQUARE_PX} to "
+            f"{MAX_SQUARE_PX}"
+        )
+    return box

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from feedface.checkpoints.bundle import Bundle, load_bundle, read_index, write_derived_index
-from feedface.checkpoints.few_step import COMPONENT, FewStep, merge_few_step, save_few_step
+from feedface.checkpoints.few_step import COMPONENT, FewStep, adapted, read_few_step, save_few_step
 from feedface.device import DTYPES, pick_device
 from feedface.distillation.jumps import Joint
 from feedface.distillation.student import LowRank, Student
@@ -76,8 +76,8 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     save_few_step(model / COMPONENT, replace(adapter, weights=low_rank.weights()), made_by)
     write_derived_index(model, config.model, [COMPONENT], f"{read_index(config.model).name}, few steps")
     # As it is stored, not as it was trained: 8 bits and all.
-    bundle.components[COMPONENT] = model / COMPONENT
-    merge_few_step(bundle)
+    stored = read_few_step(model / COMPONENT)
+    student.uvit, student.face_controlnet = adapted(stored, "uvit", uvit), adapted(stored, "face_controlnet", net)
     after = measure(student, lessons, held_out, rows, device)
     write_metrics(workdir / "student", config.train, result, **_compared(before, after))
     write_sheet(workdir / "student" / "samples.png", student, bundle, lessons.piece(0, slice(0, SHEET), device))

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import ml_collections
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -26,9 +26,10 @@ from feedface.data.records import Record, read_records
 from feedface.distillation.draws import Draws, face_tokens
 from feedface.distillation.teacher import Teacher
 from feedface.errors import UserError
-from feedface.files import atomic_file
+from feedface.files import atomic_file, make_folder
 from feedface.mini.common import say
 from feedface.model_files import model_digest
+from feedface.reading import check_file, foreign
 
 SETTINGS = "settings.json"
 FIRST_SEED = 1 << 40  # far from the small numbers that pictures for people to look at are drawn with
@@ -60,10 +61,9 @@ class Trajectories:
 
 
 def _open(file: Path):
-    try:
+    check_file(file)
+    with foreign(f"{file}: not a shard of trajectories; delete it, and draw it again"):
         return safe_open(file, framework="pt")
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{file}: not a shard of trajectories ({error}); delete it, and draw it again") from None
 
 
 def read_settings(folder: Path) -> dict:
@@ -140,7 +140,7 @@ def _agree(
         "shard": config.trajectories.batch_size,
         "faces": list(config.trajectories.faces),
     }
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     if not (folder / SETTINGS).is_file():
         with atomic_file(folder / SETTINGS) as temporary:
             write_json(temporary, settings)

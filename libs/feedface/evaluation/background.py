@@ -11,10 +11,10 @@ H, W their sides, D width of a CLIP embedding.
 from collections.abc import Sequence
 from typing import Protocol
 
-import cv2
 import numpy as np
 
 from feedface.faces.detect import Face, FaceDetector
+from feedface.faces.opencv import import_cv2
 from feedface.faces.parse import FaceParser
 
 MARGIN_PX = 1  # a parser is a pixel off along its edges, and there a changed face would count as background
@@ -88,7 +88,7 @@ def background_changes(
     changes: list[dict[str, float] | None] = [None] * len(outsides)
     for row in measured:
         # As bytes, by OpenCV: no sign is lost and nothing is copied to a wider type.
-        difference = cv2.absdiff(with_face[row], without_face[row])[outsides[row]]
+        difference = import_cv2().absdiff(with_face[row], without_face[row])[outsides[row]]
         changes[row] = {"background_pixels": float(difference.mean() / 255)}
     if clip is not None and measured:
         pictures = [_painted(side[row], outsides[row]) for side in (with_face, without_face) for row in measured]
@@ -111,7 +111,7 @@ def _outside(
         if mask.shape != picture.shape[:2]:
             raise ValueError(f"a mask of {mask.shape} does not belong to a picture of {picture.shape}")
     union = (mask_a | mask_b).astype(np.uint8)
-    outside = cv2.dilate(union, np.ones((2 * MARGIN_PX + 1,) * 2, np.uint8)) == 0
+    outside = import_cv2().dilate(union, np.ones((2 * MARGIN_PX + 1,) * 2, np.uint8)) == 0
     return outside if outside.any() else None
 
 

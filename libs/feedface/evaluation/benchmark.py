@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Protocol
 
 from PIL import Image
-from tqdm import tqdm
+from pydantic import TypeAdapter
+from typing_extensions import TypedDict
 
-from feedface.errors import EXIT_USER_ERROR, UserError
+from feedface.errors import EXIT_USER_ERROR, UserError, one_line
 from feedface.evaluation.judging import FaceEye, Judges
 from feedface.evaluation.normalised import Bounds
 from feedface.evaluation.pictures import Kept, Request, picture_name, read_kept, save_kept
@@ -30,6 +31,8 @@ from feedface.evaluation.systems import Artist
 from feedface.files import folder_lock, remove_leftovers
 from feedface.output import check_writable, safe_name, save_ascii, save_json, save_png
 from feedface.preparation.team import Team
+from feedface.progress import progress
+from feedface.validation import OPEN, read_json_as
 
 VERSION = 1  # of the scores: raise it where the same pictures get other ones
 SCORES = "scores.json"
@@ -80,7 +83,7 @@ def run(
         people = team.all(lambda: _keep_references(cases, plan.out))
         if team.leads:
             for name, why in failed.items():
-                print(f"error: case {name}: {why}", file=sys.stderr)
+                print(f"error: case {name}: {one_line(why)}", file=sys.stderr)
         if not gallery.names:
             raise UserError("no case is left to be evaluated")
         share = Share(cases, judges, gallery, plan, team.leads)
@@ -99,7 +102,7 @@ def _begin(protocol: Cases, plan: Plan, held: ExitStack) -> None:
     check_writable(plan.out)
     held.enter_context(folder_lock(plan.out, f"{plan.out}: another evaluation is writing there; name another --out"))
     for problem in protocol.problems:
-        print(f"error: {problem}", file=sys.stderr)
+        print(f"error: {one_line(problem)}", file=sys.stderr)
     if not protocol.names:
         raise UserError("no case is left to be evaluated")
 
@@ -108,7 +111,7 @@ def _load_cases(protocol: Cases, judges: Judges, team: Team) -> tuple[list[Case]
     """This process's cases, and why others of its share cannot be taken."""
     cases, failed = [], {}
     mine = range(team.index, len(protocol.names), team.count)
-    for index in tqdm(mine, desc="references", unit="case", disable=not team.leads):
+    for index in progress(mine, desc="references", unit="case", disable=not team.leads):
         try:
             cases.append(protocol.load(index, judges.face))
         except UserError as error:
@@ -159,7 +162,7 @@ class Share:
         _copy_from_base(wanted, of_base)
         self._draw(artist, wanted, artist.name)
 
-        bar = tqdm(self.cases, desc=f"scores of {artist.name}", unit="case", disable=not self.show)
+        bar = progress(self.cases, desc=f"scores of {artist.name}", unit="case", disable=not self.show)
         for case, requests, base_requests in zip(bar, wanted, of_base, strict=True):
             self._score(case, requests, [one for one in base_requests if one.sample < samples])
             if bounding:
@@ -171,7 +174,7 @@ class Share:
         missing = [one for part in requests for one in part if read_kept(one.path, one.info) is None]
         for request in missing:
             (request.path.parent / SCORES).unlink(missing_ok=True)
-        with tqdm(total=len(missing), desc=label, unit="picture", disable=not (self.show and missing)) as bar:
+        with progress(total=len(missing), desc=label, unit="picture", disable=not (self.show and missing)) as bar:
             for request, kept in artist.draw(missing):
                 save_kept(request.path, kept, request.info)
                 bar.update()
@@ -181,7 +184,7 @@ class Share:
         shown = len(requests[0].crops)
         file = requests[0].path.parent / SCORES
         key = self._key(case, [*requests, *twins], shown)
-        if _stored_key(file) != key:
+        if read_scores(file, CASE_SCORES).get("key") != key:
             base = _kept(twins) if twins else None
             found = score(case, requests, _kept(requests), base, self.judges, self.gallery, shown)
             rows = [_place(request) | row for request, row in zip(requests, found["rows"], strict=True)]
@@ -190,7 +193,7 @@ class Share:
     def _find_bounds(self, case: Case, requests: Sequence[Request]) -> None:
         file = requests[0].path.parent / SCORES
         key = self._key(case, requests, 0)
-        if _stored_key(file) != key:
+        if read_scores(file, CASE_BOUNDS).get("key") != key:
             found = bounds(case, requests, _kept(requests), self.judges)
             save_json({"key": key} | {name: asdict(bound) for name, bound in found.items()}, file)
 
@@ -243,15 +246,38 @@ def _kept(requests: Sequence[Request]) -> list[Kept]:
     return found
 
 
-def _stored_key(file: Path) -> str | None:
-    return (read_scores(file) or {}).get("key")
+class _Scored(TypedDict):
+    """A picture's scores, as far as they are looked at here."""
+
+    __pydantic_config__ = OPEN
+    file: str
 
 
-def read_scores(file: Path) -> dict | None:
+class _CaseScores(TypedDict):
+    """scores.json of one case."""
+
+    key: str
+    rows: list[_Scored]
+    diversity: float | None
+
+
+class _CaseBounds(TypedDict):
+    """scores.json of one case of a base."""
+
+    key: str
+    face: Bounds
+    text: Bounds
+
+
+CASE_SCORES, CASE_BOUNDS = TypeAdapter(_CaseScores), TypeAdapter(_CaseBounds)
+
+
+def read_scores(file: Path, kind: TypeAdapter) -> dict:
+    """What is kept of one case; empty where it is not there or not whole."""
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
+        return read_json_as(file, kind)
+    except UserError:
+        return {}
 
 
 def _finish(plan: Plan, judges: Judges, systems: Sequence[SystemRun], names: Sequence[str], about: dict) -> None:
@@ -262,8 +288,8 @@ def _finish(plan: Plan, judges: Judges, systems: Sequence[SystemRun], names: Seq
         rows += [row for part in found for row in part[1]]
         spread[system.name] = {name: value for name, _, value in found if value is not None}
         if system.bounds_from is not None:
-            stored = {name: read_scores(system.bounds_from / safe_name(name) / SCORES) for name in names}
-            limits = {kind: {name: Bounds(**one[kind]) for name, one in stored.items()} for kind in ("face", "text")}
+            stored = {name: _stored(system.bounds_from, name, CASE_BOUNDS) for name in names}
+            limits = {kind: {name: one[kind] for name, one in stored.items()} for kind in ("face", "text")}
     for row in rows:
         row["file"] = row["file"].relative_to(plan.out).as_posix()
     scores = summarise(rows, systems, spread, limits, judges, plan.about, about)
@@ -275,11 +301,16 @@ def _finish(plan: Plan, judges: Judges, systems: Sequence[SystemRun], names: Seq
     print(f"written to {plan.out}: report.html, {SCORES}, scores.jsonl, table.md")
 
 
+def _stored(folder: Path, name: str, kind: TypeAdapter) -> dict:
+    stored = read_scores(folder / safe_name(name) / SCORES, kind)
+    if not stored:
+        raise UserError(f"{folder / safe_name(name)}: its scores are gone; run the same command again")
+    return stored
+
+
 def _case_scores(system: SystemRun, names: Sequence[str]) -> Iterator[tuple[str, list[dict], float | None]]:
     """(case, rows, diversity) of a system, from what every process left."""
     for name in names:
-        stored = read_scores(system.folder / safe_name(name) / SCORES)
-        if stored is None:
-            raise UserError(f"{system.folder / safe_name(name)}: its scores are gone; run the same command again")
+        stored = _stored(system.folder, name, CASE_SCORES)
         about = {"system": system.name, "case": name}
         yield name, [about | row | {"file": system.folder / row["file"]} for row in stored["rows"]], stored["diversity"]

@@ -8,13 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
+from feedface.evaluation.people import FIRST_IDENTITY, GALLERY, WORLD_SEED
 from feedface.faces.crop import crop_square, square_box
 from feedface.faces.detect import make_detector
 from feedface.portraits import ATTRIBUTES, make_portraits
 
-WORLD_SEED = 0
-FIRST_IDENTITY, MAX_IDENTITIES = 20_000, 10_000  # 30 000 and on are the demo's and the tests'
-GALLERY = 4
 UNNAMED = ("none", "neutral")  # classes that no caption names: no hat, no glasses, no particular expression
 
 

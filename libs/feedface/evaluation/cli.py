@@ -6,8 +6,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from feedface.errors import UserError
-from feedface.evaluation.cases import FIRST_IDENTITY, GALLERY, MAX_IDENTITIES
+from feedface.command_line import Parser
+from feedface.errors import UserError, path_flag
+from feedface.evaluation.people import FIRST_IDENTITY, GALLERY, MAX_IDENTITIES
 from feedface.settings import MAX_SEED, Settings, check_range, parse_size
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -18,18 +19,12 @@ DEFAULTS = {"ppr10k": {"references": [4], "base_images": 20}, "mini": {"referenc
 OF_PPR10K, OF_MINI = ("data", "cases", "judge"), ("identities", "samples_per_identity", "inspector", "detector")
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise UserError(f"{message} (python evaluate.py --help lists all options)")
-
-
 def make_parser(description: str) -> Parser:
-    parser = Parser(
-        prog="evaluate.py", description=description, formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )  # fmt: skip
+    parser = Parser(prog="evaluate.py", description=description, allow_abbrev=False)
     parser.add_argument("--protocol", choices=PROTOCOLS, required=True, help="who is drawn, and who judges")
-    parser.add_argument("--out", type=Path, default=Path("outputs/evaluation"), help="(default: %(default)s)")
+    parser.add_argument(
+        "--out", type=path_flag("--out"), default=Path("outputs/evaluation"), help="(default: %(default)s)"
+    )
     systems = parser.add_argument_group("systems")
     systems.add_argument("--model", type=Path, nargs="+", help="model folders (default: models/mini)")
     systems.add_argument("--ckpt_path", type=Path, help="other face-controlnet weights, as in inference.py")
@@ -96,7 +91,7 @@ def parse(arguments: Sequence[str], description: str = "") -> argparse.Namespace
     check_range("--seed", args.seed, 0, MAX_SEED - 2**40)
     if args.systems is not None and (args.model or args.ckpt_path):
         raise UserError("--systems names its own models: leave out --model and --ckpt_path")
-    size = args.size and parse_size(args.size)
+    size = None if args.size is None else parse_size(args.size)
     args.settings = Settings(args.steps, args.guidance, args.face_scale, size, args.uncond)
     return args
 

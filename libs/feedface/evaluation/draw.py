@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from feedface.checkpoints.bundle import Bundle
 from feedface.drawing import draw_batch
 from feedface.encoders import preprocess_face, to_uint8
 from feedface.mini.common import to_pixels
+from feedface.progress import progress
 from feedface.settings import Settings
 
 
@@ -45,7 +45,7 @@ def draw(
     """
     pictures = []
     texts: dict[str, torch.Tensor] = {}
-    with tqdm(total=len(prompts), desc=label, unit="picture") as bar:
+    with progress(total=len(prompts), desc=label, unit="picture") as bar:
         for start in range(0, len(prompts), batch_size):
             rows = range(start, min(start + batch_size, len(prompts)))
             tokens = None if faces is None else faces[rows.start : rows.stop]

@@ -22,6 +22,7 @@ from feedface.checkpoints.storage import empty, fill
 from feedface.encoders import CLIP_MEAN, CLIP_STD
 from feedface.errors import UserError
 from feedface.evaluation.judges import NotMeasured
+from feedface.reading import check_folder, foreign
 
 FOLDER = Path("~/.cache/ImageReward")  # the package's own
 WEIGHTS, VOCABULARY = "ImageReward.pt", "vocab.txt"
@@ -96,7 +97,9 @@ class HostedReward:
         state = {key: value.float() for key, value in state.items()}
         self._device = torch.device(device)
         self._sees, self._reads, self._judge = (part.to(device).eval() for part in build(state, file))
-        self._tokenizer = BertTokenizer.from_pretrained(folder, local_files_only=True)
+        check_folder(folder)
+        with foreign(f"{folder}/{VOCABULARY}: not the vocabulary of BERT"):
+            self._tokenizer = BertTokenizer.from_pretrained(folder, local_files_only=True)
         words = self._reads.config.vocab_size - ADDED_TOKENS
         if len(self._tokenizer) != words:
             raise UserError(f"{folder}/{VOCABULARY}: {len(self._tokenizer)} words; bert-base-uncased has {words}")
@@ -133,7 +136,8 @@ def build(state: Mapping[str, Tensor], source: Path) -> tuple[nn.Module, nn.Modu
     from transformers import BlipTextConfig, BlipVisionConfig, BlipVisionModel
     from transformers.models.blip.modeling_blip_text import BlipTextModel
 
-    try:
+    # A key that is not there, or a tensor of other dimensions.
+    with foreign(f"{source}: not the weights of ImageReward"):
         width, _, patch, _ = state["blip.visual_encoder.patch_embed.proj.weight"].shape
         grid = round((state["blip.visual_encoder.pos_embed"].shape[1] - 1) ** 0.5)
         vision = BlipVisionConfig(
@@ -165,8 +169,6 @@ def build(state: Mapping[str, Tensor], source: Path) -> tuple[nn.Module, nn.Modu
             for place, key in enumerate(layers)
             for kind in ("weight", "bias")
         }
-    except KeyError as error:
-        raise UserError(f"{source}: not the weights of ImageReward, there is no {error}") from None
     sees = fill(empty(BlipVisionModel, {"config": vision}, source), _vision_names(state), source)
     reads = empty(BlipTextModel, {"config": text, "add_pooling_layer": False}, source)
     prefix = "blip.text_encoder."

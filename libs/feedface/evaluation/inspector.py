@@ -7,13 +7,18 @@ training, so that no model can learn to please it. Letters: B batch, E embedding
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from annotated_types import Len
 from torch import nn
 
 from feedface.checkpoints.bundle import load_network, save_half
+from feedface.sizes import SidePx, Width
+
+Attributes = Annotated[dict[str, Width], Len(1, 1024)]
 
 
 @dataclass
@@ -47,7 +52,7 @@ class Inspector(nn.Module):
     attributes: attribute -> number of classes. image_size: pictures of other sizes are resized to it.
     """
 
-    def __init__(self, attributes: dict[str, int], image_size: int = 64, width: int = 32, embedding_dim: int = 128):
+    def __init__(self, attributes: Attributes, image_size: SidePx = 64, width: Width = 32, embedding_dim: Width = 128):
         super().__init__()
         self.config = {
             "attributes": dict(attributes),
@@ -72,15 +77,28 @@ class Inspector(nn.Module):
 
     def forward(self, images: torch.Tensor) -> InspectorOutput:
         """images: float [B, 3, H, W], RGB in 0..1."""
-        size = (self.config["image_size"],) * 2
-        if images.shape[-2:] != size:
-            images = F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
-        x = (images * 2 - 1).contiguous(memory_format=torch.channels_last)
-        x = self.trunk(x).flatten(1)
+        x = self._grid(images).flatten(1)
         return InspectorOutput(
             embedding=F.normalize(self.embed(x).float(), dim=-1),
             logits={name: head(x).float() for name, head in self.heads.items()},
         )
+
+    def _grid(self, images: torch.Tensor) -> torch.Tensor:
+        """float [B, 3, H, W] in 0..1 -> the trunk's features [B, 4 width, 16th of the height, of the width]."""
+        size = (self.config["image_size"],) * 2
+        if images.shape[-2:] != size:
+            images = F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
+        return self.trunk((images * 2 - 1).contiguous(memory_format=torch.channels_last))
+
+    @torch.no_grad()
+    def features(self, images: np.ndarray, batch_size: int = 256) -> np.ndarray:
+        """What the trunk sees in pictures uint8 [B, H, W, 3], averaged over the picture: float32 [B, 4 width]."""
+        device = next(self.parameters()).device
+        parts = []
+        for start in range(0, len(images), batch_size):
+            chunk = torch.from_numpy(np.ascontiguousarray(images[start : start + batch_size])).to(device)
+            parts.append(self._grid(chunk.permute(0, 3, 1, 2).float() / 255).mean(dim=(2, 3)).cpu().numpy())
+        return np.concatenate(parts)
 
     @torch.no_grad()
     def inspect(self, images: np.ndarray, batch_size: int = 256) -> Findings:

@@ -21,11 +21,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from feedface.checkpoints.bundle import Bundle, load_bundle
+from feedface.checkpoints.libraries import from_pretrained
 from feedface.checkpoints.storage import quiet_transformers, read_safetensors
-from feedface.encoders import TEXT_PROJECTION, ImageEncoder, load_tokenizer
+from feedface.encoders import TEXT_PROJECTION, ImageEncoder, check_vocabulary, load_tokenizer
 from feedface.errors import UserError
 from feedface.faces.crop import crop_square, square_box
 from feedface.faces.detect import INSIGHTFACE_ROOT, Face, InsightFaceDetector
+from feedface.reading import foreign
 
 BATCH_SIZE = 64
 USUAL_CLIP = "https://huggingface.co/openai/clip-vit-base-patch32"
@@ -182,21 +184,16 @@ class _WholeClip:
 
         folder = _local(source)
         try:
-            with quiet_transformers():
-                model, info = CLIPModel.from_pretrained(
-                    folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
-                )
-                # The other one needs torchvision, and resizes a little differently.
+            # A single tower, for example, is refused: the rest would be random.
+            model = from_pretrained(CLIPModel, folder, whole=False, dtype=torch.float32)
+            # The other one needs torchvision, and resizes a little differently.
+            with foreign(folder), quiet_transformers():
                 self._processor = CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
-        except Exception as error:  # transformers raises nearly every kind for what it cannot find or read
-            raise UserError(f"{source}: not a CLIP model: {str(error) or type(error).__name__}") from error
-        lost = [*(info.get("missing_keys") or ()), *(info.get("mismatched_keys") or ())]
-        if lost:  # a single tower, for example: the rest would be random
-            raise UserError(f"{source}: {len(lost)} weights of a CLIP missing or misshapen, such as {lost[0]}")
-        self._tokenizer = load_tokenizer(folder)
+            self._tokenizer = load_tokenizer(folder)
+        except UserError as error:
+            raise UserError(f"{source}: not a CLIP model: {error}") from error
         text = model.config.text_config
-        if len(self._tokenizer) != text.vocab_size:
-            raise UserError(f"{source}: its tokenizer has {len(self._tokenizer)} tokens, its model {text.vocab_size}")
+        check_vocabulary(self._tokenizer, text.vocab_size)
         self._length, self.width = text.max_position_embeddings, model.config.projection_dim
         self._model = model.to(device).eval().requires_grad_(False)
 

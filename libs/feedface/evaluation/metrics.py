@@ -196,6 +196,21 @@ def similarity_to_strangers(embeddings: np.ndarray, pictures: np.ndarray) -> np.
     return (cosines.sum(axis=1) - np.diagonal(cosines)) / (people - 1)
 
 
+def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
+    """Fréchet distance of the Gaussians with the means and covariances of features [N, F] and [M, F]; 0 or more.
+
+    |mean difference|^2 + tr(A + B - 2 (A B)^(1/2)), as the FID of Heusel et al. 2017 takes it; with N or M not far
+    above F it is too large, so compare it with that of two sets of real pictures of the same sizes.
+    """
+    means = [features.mean(axis=0, dtype=np.float64) for features in (a, b)]
+    covariances = [np.cov(features.astype(np.float64), rowvar=False) for features in (a, b)]
+    # The eigenvalues of A B are those of the positive A^(1/2) B A^(1/2): their roots' sum is the trace.
+    values, vectors = np.linalg.eigh(covariances[0])
+    root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
+    shared = np.sqrt(np.linalg.eigvalsh(root @ covariances[1] @ root).clip(min=0)).sum()
+    return float(np.square(means[0] - means[1]).sum() + sum(np.trace(c) for c in covariances) - 2 * shared)
+
+
 def attribute_hits(
     seen: dict[str, np.ndarray], asked: dict[str, np.ndarray]
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:

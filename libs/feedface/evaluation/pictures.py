@@ -4,6 +4,7 @@
 weights, settings, references, seed) is drawn anew in its place.
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from feedface.errors import UserError
+from feedface.images import open_image
 from feedface.output import PictureInfo, save_png
 
 SECONDS, PEAK = "seconds", "peak_memory_mib"
@@ -52,16 +54,16 @@ def picture_name(prompt: int, sample: int) -> str:
 
 def read_kept(path: Path, info: PictureInfo) -> Kept | None:
     """The picture at `path` if it is whole and made as `info` says; `UserError` where the folder cannot be read."""
+    if os.path.lexists(path) and not os.access(path, os.R_OK):
+        raise UserError(f"{path}: cannot be read (permission denied); name another --out")
     try:
-        with Image.open(path, formats=["PNG"]) as image:
+        with open_image(path, ("PNG",)) as image:
             image.load()
             text = image.text
             if text.get("fingerprint") != info.fingerprint:
                 return None
             return Kept(np.array(image.convert("RGB")), _number(text.get(SECONDS)), _number(text.get(PEAK)))
-    except PermissionError:
-        raise UserError(f"{path}: cannot be read (permission denied); name another --out") from None
-    except Exception:  # Whatever is wrong with the file: it is not a finished picture.
+    except UserError:  # Whatever is wrong with the file: it is not a finished picture.
         return None
 
 

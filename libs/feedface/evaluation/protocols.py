@@ -99,7 +99,8 @@ class PhotoCases:
             references=[_shrunk(pictures[place]) for place in shown],
             own=looks.embeddings[shown],
             others=looks.embeddings[unseen],
-            notices=[f"{paths[place]}: no face found, left out" for place in np.flatnonzero(~looks.found)],
+            notices=_notices(job)
+            + [f"{paths[place]}: no face found, left out" for place in np.flatnonzero(~looks.found)],
             digest=_digest([pictures[place] for place in places], job.prompts),
         )
 
@@ -160,6 +161,12 @@ class MiniCases:
             real=list(cases.pictures[index]),
             digest=_digest([*references, *gallery, *self.crops[index]], prompts),
         )
+
+
+def _notices(job: Job) -> list[str]:
+    """What a job says and an evaluation does not do."""
+    alike = f"{job.source}: {', '.join(job.own)}: not used; an evaluation draws all cases alike"
+    return [*job.notices, alike] if job.own else list(job.notices)
 
 
 def _shrunk(picture: np.ndarray) -> np.ndarray:

@@ -14,11 +14,11 @@ scores.json holds
 with figures {"value", "low", "high"}; scores.jsonl a line a scored picture. Files are named relative to the folder.
 """
 
-import argparse
 from pathlib import Path
 
 from PIL import Image
 
+from feedface.command_line import Parser
 from feedface.errors import run_cli
 from feedface.evaluation.columns import Column, column_of
 from feedface.evaluation.page import html_page
@@ -87,7 +87,7 @@ def _axis_label(column: Column) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m feedface.evaluation.report", description=__doc__.split("\n\n")[0], allow_abbrev=False
     )
     parser.add_argument("out", type=Path, help="folder of an evaluation")

@@ -3,21 +3,80 @@
 scores.json is described in `feedface.evaluation.report`. Nothing is measured here.
 """
 
-import json
 import math
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Required
 
 import numpy as np
 from PIL import Image
+from pydantic import TypeAdapter
+from typing_extensions import TypedDict
 
 from feedface.errors import UserError
 from feedface.evaluation.metrics import Figure
+from feedface.images import open_image
 from feedface.output import safe_name
+from feedface.reading import read_text
+from feedface.validation import OPEN, Finite, parse_line_as, read_json_as
 
 NORMALISED = "normalised."
 SAME = {"attribute_all": "attributes", "face_found": "detection_rate"}  # two names of one figure
+
+
+class _Normalised(TypedDict, total=False):
+    """Its columns of the paper's Table 1, as far as they are looked at by name."""
+
+    __pydantic_config__ = OPEN
+    left_out: dict | None
+    text_measure: str | None
+
+
+class _System(TypedDict, total=False):
+    """What scores.json says of a system, as far as it is looked at by name."""
+
+    __pydantic_config__ = OPEN
+    model: dict | None
+    settings: dict | None
+    figures: dict | None
+    not_measured: dict | None
+    normalised: _Normalised | None
+
+
+class _Person(TypedDict, total=False):
+    __pydantic_config__ = OPEN
+    references: list[str] | None
+    prompts: list[str] | None
+    notices: list[str] | None
+
+
+class _Cases(TypedDict, total=False):
+    __pydantic_config__ = OPEN
+    failed: dict[str, str] | None
+    people: dict[str, _Person] | None
+
+
+class _Scores(TypedDict, total=False):
+    __pydantic_config__ = OPEN
+    systems: Required[dict[str, _System]]
+    comparisons: dict[str, dict] | None
+    cases: _Cases | None
+
+
+class _Row(TypedDict, total=False, extra_items=bool | int | Finite | dict[str, Any] | None):
+    """A scored picture: where it is, and figures, or the share of what a figure counts."""
+
+    __pydantic_config__ = OPEN
+    system: Required[str]
+    case: Required[str]
+    prompt: int | str | None
+    sample: int | None
+    seed: int | None
+    file: str
+
+
+_SCORES, _ROW = TypeAdapter(_Scores), TypeAdapter(_Row)
 
 
 @dataclass(frozen=True)
@@ -66,13 +125,11 @@ class Results:
     @property
     def cases(self) -> dict:
         """What scores.json says of the cases together; of each one under "people"."""
-        cases = self.scores.get("cases")
-        return cases if isinstance(cases, dict) else {}
+        return self.scores.get("cases") or {}
 
     def case(self, name: str) -> dict:
         """What scores.json says of a case: {"references", "prompts", …}, or nothing."""
-        entry = (self.cases.get("people") or self.cases).get(name)
-        return entry if isinstance(entry, dict) else {}
+        return (self.cases.get("people") or {}).get(name) or {}
 
     def prompt(self, row: dict) -> str:
         """The text of a scored picture's prompt, "" where it is not told."""
@@ -115,29 +172,35 @@ class Results:
 def load_results(out: Path) -> Results:
     """Read scores.json and scores.jsonl of an evaluation's folder. `UserError` names what is missing or damaged."""
     out = Path(out)
-    scores = _json(_read(out / "scores.json"), out / "scores.json")
-    if not isinstance(scores, dict) or not isinstance(scores.get("systems"), dict) or not scores["systems"]:
+    for name in ("scores.json", "scores.jsonl"):
+        if not (out / name).exists():
+            raise UserError(f"{out / name}: no such file; run evaluate.py with --out {out} first")
+    scores = read_json_as(out / "scores.json", _SCORES)
+    if not scores["systems"]:
         raise UserError(f"{out / 'scores.json'}: has no systems; is it of evaluate.py?")
     rows = []
     path = out / "scores.jsonl"
-    for number, line in enumerate(_read(path).split("\n"), 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if line.strip():
-            row = _json(line, f"{path}:{number}")
-            if not isinstance(row, dict) or not {"system", "case"} <= row.keys():
-                raise UserError(f"{path}:{number}: not a scored picture; delete the line and evaluate again")
-            rows.append(row)
+            rows.append(parse_line_as(line, _ROW, f"{path}:{number}"))
     # Pictures of systems that were evaluated into this folder once and are not compared now.
     return Results(out, scores, [row for row in rows if row["system"] in scores["systems"]])
 
 
 def as_figure(value: object) -> Figure | None:
     """{value, low, high}, or a number, whose interval is then not known (NaN); None for whatever is no figure."""
-    if isinstance(value, bool | int | float) and math.isfinite(value):
-        return Figure(float(value), math.nan, math.nan)
-    if isinstance(value, dict) and isinstance(value.get("value"), int | float) and math.isfinite(value["value"]):
-        ends = (value.get(key) for key in ("low", "high"))
-        return Figure(float(value["value"]), *(math.nan if end is None else float(end) for end in ends))
-    return None
+    if not isinstance(value, dict):
+        value = {"value": value}
+    middle, low, high = (_number(value.get(key)) for key in ("value", "low", "high"))
+    return Figure(middle, low, high) if math.isfinite(middle) else None
+
+
+def _number(value: object) -> float:
+    """NaN for whatever is no number."""
+    try:
+        return float(value) if isinstance(value, bool | int | float) else math.nan
+    except OverflowError:
+        return math.nan
 
 
 def spread(items: list, count: int) -> list:
@@ -150,23 +213,7 @@ def spread(items: list, count: int) -> list:
 def open_picture(path: Path) -> Image.Image | None:
     """RGB; None for a picture that is gone or damaged: the report then says so in its place."""
     try:
-        with Image.open(path) as file:
+        with open_image(path) as file:
             return file.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+    except UserError:
         return None
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; run evaluate.py with --out {path.parent} first") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
-
-
-def _json(text: str, place: object) -> object:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{place}: not valid JSON ({error}); delete it and evaluate again") from None

@@ -9,23 +9,25 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
 import torch
+from pydantic import BaseModel, Field, TypeAdapter
 
 from feedface.checkpoints.bundle import Bundle
-from feedface.drawing import adapter_of, default_batch_size, draw_batch, dtype_name, picture_settings
+from feedface.drawing import default_batch_size, draw_batch, dtype_name, picture_settings
 from feedface.errors import UserError
 from feedface.evaluation.draw import encode_faces
 from feedface.evaluation.pictures import Kept, Request
 from feedface.evaluation.protocols import Case
-from feedface.json_lines import LocatedDict, LocatedList, load_json
+from feedface.json_files import JsonFile
 from feedface.model_files import load_model, model_digest
 from feedface.output import PictureInfo, safe_name
 from feedface.references import Reference
 from feedface.settings import Settings
 from feedface.training.tracking import peak_memory
+from feedface.validation import CLOSED, Text, check_as
 
 POOLS = ("concat", "mean", "first")
 SETTINGS_KEYS = tuple(entry.name for entry in fields(Settings))
@@ -87,7 +89,7 @@ class ModelArtist:
         self, system: System, bundle: Bundle, device: torch.device, dtype: torch.dtype, batch_size: int | None = None
     ):
         self.name, self.system, self.bundle, self.device, self.dtype = system.name, system, bundle, device, dtype
-        adapter = adapter_of(bundle)
+        adapter = bundle.few_step
         self.settings = system.settings.for_model(bundle.defaults, bundle.image_size, bundle.size_multiple, adapter)
         self.batch_size = batch_size or default_batch_size(self.settings, device)
         self.digest = model_digest(bundle)
@@ -214,46 +216,49 @@ def read_systems(file: Path, counts: Sequence[int], settings: Settings) -> list[
     Models are looked for beside the file, then in the working directory; the numbers and `settings` given here are
     for systems that have none of their own. `UserError` with the line for all else.
     """
-    data = load_json(file)
-    if not isinstance(data, LocatedList) or not data:
+    written = JsonFile(file)
+    if not isinstance(written.data, list) or not written.data:
         raise UserError(f"{file}:1: not a list of systems; it looks like {EXAMPLE}")
     systems: list[System] = []
-    for entry, line in zip(data, data.lines, strict=True):
+    for index, entry in enumerate(written.data):
+        place = f"{file}:{written.line(index)}"
+        if not isinstance(entry, dict):
+            raise UserError(f"{place}: not a system; one looks like {EXAMPLE[1:-1]}")
+        checked = check_as(entry, _ENTRY, place, lambda: list(_Entry.model_fields))
         try:
-            for system in _read_system(entry, file, counts, settings):
+            for system in _read_system(checked, file, counts, settings):
                 if any(safe_name(system.name) == safe_name(other.name) for other in systems):
                     raise UserError(f"the name {system.name!r} is used twice")
                 systems.append(system)
         except UserError as error:
-            raise UserError(f"{file}:{line}: {error}") from None
+            raise UserError(f"{place}: {error}") from None
     return systems
 
 
-def _read_system(entry: object, file: Path, counts: Sequence[int], settings: Settings) -> Iterator[System]:
-    if not isinstance(entry, LocatedDict):
-        raise UserError(f"not a system; one looks like {EXAMPLE[1:-1]}")
-    unknown = set(entry) - {"name", "model", "ckpt_path", "settings", "pool", "references"}
-    if unknown:
-        raise UserError(f"unknown key {sorted(unknown)[0]!r}")
-    for key in ("name", "model"):
-        if not isinstance(entry.get(key), str) or not entry[key].strip():
-            raise UserError(f'"{key}" is missing or not text')
-    own = entry.get("settings", {})
-    if not isinstance(own, dict) or set(own) - set(SETTINGS_KEYS):
-        raise UserError(f'"settings" is an object of {", ".join(SETTINGS_KEYS)}')
+class _Entry(BaseModel):
+    """A system as it is written."""
+
+    model_config = CLOSED
+    name: Text
+    model: Text
+    ckpt_path: Text | None = None
+    settings: dict[Literal[SETTINGS_KEYS], Any] = Field(default_factory=dict)
+    pool: Literal[POOLS] = "concat"
+    references: Annotated[int, Field(ge=0, le=32)] | None = None
+
+
+_ENTRY = TypeAdapter(_Entry)
+
+
+def _read_system(entry: _Entry, file: Path, counts: Sequence[int], settings: Settings) -> Iterator[System]:
+    own = entry.settings
     if "size" in own:
         own = own | {"size": _size(own["size"])}
-    pool = entry.get("pool", "concat")
-    if pool not in POOLS:
-        raise UserError(f'"pool" {pool!r}: use one of {", ".join(POOLS)}')
-    model, ckpt = (_found(entry.get(key), file) for key in ("model", "ckpt_path"))
-    shown = entry.get("references")
-    if shown is not None and (isinstance(shown, bool) or not isinstance(shown, int) or not 0 <= shown <= 32):
-        raise UserError('"references" is a whole number from 0 to 32')
-    for count in counts if shown is None else [shown]:
-        several = shown is None and len(counts) > 1
-        name = f"{entry['name']}, {count} reference{'' if count == 1 else 's'}" if several else entry["name"]
-        yield System(name, model, ckpt, Settings(**own).over(settings), pool, count)
+    model, ckpt = (_found(name, file) for name in (entry.model, entry.ckpt_path))
+    for count in counts if entry.references is None else [entry.references]:
+        several = entry.references is None and len(counts) > 1
+        name = f"{entry.name}, {count} reference{'' if count == 1 else 's'}" if several else entry.name
+        yield System(name, model, ckpt, Settings(**own).over(settings), entry.pool, count)
 
 
 def _size(value: object) -> tuple[int, int]:
@@ -263,10 +268,11 @@ def _size(value: object) -> tuple[int, int]:
     return tuple(sides)
 
 
-def _found(name: object, file: Path) -> Path | None:
+def _found(name: str | None, file: Path) -> Path | None:
     if name is None:
         return None
-    if not isinstance(name, str):
-        raise UserError(f"not the name of a file or folder: {name!r}")
-    beside = file.parent / name
-    return beside if beside.exists() else Path(name)
+    try:
+        beside = file.parent / name
+        return beside if beside.exists() else Path(name)
+    except (OSError, ValueError) as error:  # a name too long, or with a NUL character
+        raise UserError(f"{name!r:.60}: not the name of a file or folder ({error})") from None

@@ -1,4 +1,4 @@
-"""Face detection behind one small interface: insightface's model packs (real or mini), or OpenCV's own cascade.
+"""Face detection behind one small interface: insightface's model packs (real or mini), or OpenCV (`opencv.py`).
 
 detector = make_detector("auto", faces_root="models/mini/faces")
 faces = detector.detect(image)      # uint8 [H, W, 3] RGB -> list[Face], the largest first
@@ -6,8 +6,10 @@ faces = detector.detect(image)      # uint8 [H, W, 3] RGB -> list[Face], the lar
 
 import re
 import warnings
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Protocol
 
 import numpy as np
@@ -40,6 +42,12 @@ class Face:
     @property
     def area(self) -> float:
         return float((self.box[2] - self.box[0]) * (self.box[3] - self.box[1]))
+
+    def moved(self, right: float, down: float) -> "Face":
+        """The same face so many pixels further right and down."""
+        by = np.array([right, down], np.float32)
+        landmarks = None if self.landmarks is None else self.landmarks + by
+        return replace(self, box=self.box + np.tile(by, 2), landmarks=landmarks)
 
 
 class FaceDetector(Protocol):
@@ -80,10 +88,8 @@ class InsightFaceDetector:
         if folder is None:
             raise UserError(missing_pack_message(pack, root))
         providers = _onnx_providers(device)
-        self.name = pack
-        # Importing costs a second, and only this class needs it.
-        from insightface.app import FaceAnalysis
-
+        self.name, self._folder = pack, folder
+        FaceAnalysis = _import_insightface()
         try:
             # The folder itself instead of its name: a folder of that name in the working directory would win.
             self._analysis = FaceAnalysis(
@@ -108,34 +114,28 @@ class InsightFaceDetector:
         """Find the faces in a uint8 [H, W, 3] RGB picture, the largest first.
 
         If there are none it looks again at half the size: faces that fill the picture are too large for a detector.
+        `UserError` where the pack's networks fail on a picture.
         """
-        bgr = np.ascontiguousarray(_checked_image(image)[..., ::-1])
+        bgr = np.ascontiguousarray(checked_image(image)[..., ::-1])
         height, width = bgr.shape[:2]
         if min(height, width) * self._long_side_px < max(height, width):
             return []  # fitted into the detector's input this strip is less than a pixel thin
-        found = self._find(bgr)
-        if not found:
-            # The detector fits every picture into its input: only a wider frame makes the faces in it smaller.
-            top, left = height // 2, width // 2
-            framed = np.full((2 * height, 2 * width, 3), 127, np.uint8)
-            framed[top : top + height, left : left + width] = bgr
-            found = self._find(framed, offset=(left, top))
-        return sorted(found, key=lambda face: face.area, reverse=True)
+        try:
+            return self._find(bgr) or find_in_frame(self._find, bgr, part=1 / 2)
+        except Exception as error:  # foreign networks, and what insightface makes of their answers
+            raise UserError(f"{self._folder}: fails on a picture ({error}); fetch the pack anew") from error
 
-    def _find(self, bgr: np.ndarray, offset: tuple[int, int] = (0, 0)) -> list[Face]:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # insightface calls functions that scikit-image has deprecated
-            found = self._analysis.get(bgr)
-        shift = np.asarray(offset, np.float32)
-        return [
-            Face(
-                box=face.bbox.astype(np.float32) - np.tile(shift, 2),
-                score=float(face.det_score),
-                landmarks=None if face.kps is None else face.kps.astype(np.float32) - shift,
-                embedding=None if face.embedding is None else face.normed_embedding.astype(np.float32),
-            )
-            for face in found
+    def _find(self, bgr: np.ndarray) -> list[Face]:
+        recogniser = self._analysis.models.get("recognition")
+        boxes, points = self._analysis.det_model.detect(bgr)  # [n, 5] with scores, [n, 5, 2] or None
+        faces = [
+            Face(box[:4].astype(np.float32), float(box[4]), None if points is None else points[i].astype(np.float32))
+            for i, box in enumerate(boxes)
         ]
+        faces = usable(faces, bgr)
+        if recogniser is None:
+            return faces
+        return [replace(face, embedding=_embed(recogniser, bgr, face)) for face in faces]
 
     def _check_providers(self, providers: list, device: str) -> None:
         wanted = providers[0] if isinstance(providers[0], str) else providers[0][0]
@@ -148,76 +148,54 @@ class InsightFaceDetector:
                 )
 
 
-@dataclass(frozen=True)
-class _Look:
-    """One pass of the cascade over a picture."""
-
-    long_side_px: int  # the picture is resized to this first
-    smallest: float  # face, as a part of the longer side
-    scale_step: float
-    neighbours: int  # how many overlapping hits make a face
-    even_light: bool
+def checked_image(image: np.ndarray) -> np.ndarray:
+    """The same, or `ValueError` for what is no picture."""
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise ValueError(f"a picture is uint8 [H, W, 3] RGB, not {image.dtype} {list(image.shape)}")
+    return image
 
 
-class OpenCVDetector:
-    """The frontal-face cascade that comes inside OpenCV: no download, boxes only, frontal faces only.
+def find_in_frame(find: Callable[[np.ndarray], list[Face]], image: np.ndarray, part: float) -> list[Face]:
+    """What `find` sees of a uint8 [H, W] or [H, W, 3] picture in a grey frame, `part` of its sides wide.
 
-    A first look is set for portraits: on 31 of them it found the most faces without a false one. Only if it finds
-    none, a second look goes for small and dark faces. Its threshold was set on 21 whole-body photos, where it raises
-    7 found faces to 17 without a false one: those have 16 hits and more, false ones up to 13, one missed face 8.
+    Detectors fit every picture into their input: a frame alone makes a face that fills the picture smaller there.
     """
-
-    name = "opencv"
-    LOOKS = (
-        _Look(long_side_px=512, smallest=0.1, scale_step=1.1, neighbours=5, even_light=False),
-        _Look(long_side_px=768, smallest=0.06, scale_step=1.05, neighbours=15, even_light=True),
-    )
-    # The cascade's square ends at the brows and the lower lip: this much larger and lower it holds forehead and chin.
-    ENLARGE = 1.1
-    LOWER = 0.05
-
-    def __init__(self):
-        import cv2
-
-        path = Path(cv2.data.haarcascades) / "haarcascade_frontalface_alt2.xml"
-        self._cascade = cv2.CascadeClassifier(str(path))
-        if self._cascade.empty():
-            raise UserError(f"{path}: missing or broken; reinstall opencv-python-headless 4 (5 has no cascades)")
-
-    def detect(self, image: np.ndarray) -> list[Face]:
-        """Find the frontal faces in a uint8 [H, W, 3] RGB picture, the largest first; 0.05 to 0.5 s."""
-        import cv2
-
-        grey = cv2.cvtColor(_checked_image(image), cv2.COLOR_RGB2GRAY)
-        for look in self.LOOKS:
-            faces = self._find(grey, look)
-            if faces:
-                break
-        return sorted(faces, key=lambda face: face.area, reverse=True)
-
-    def _find(self, grey: np.ndarray, look: _Look) -> list[Face]:
-        import cv2
-
-        scale = look.long_side_px / max(grey.shape)
-        size = [max(1, round(side * scale)) for side in reversed(grey.shape)]
-        grey = cv2.resize(grey, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
-        if look.even_light:
-            grey = cv2.createCLAHE(clipLimit=2.0, tileGridSize=(8, 8)).apply(grey)
-        min_px = round(look.long_side_px * look.smallest)
-        found = self._cascade.detectMultiScale(
-            grey, scaleFactor=look.scale_step, minNeighbors=look.neighbours, minSize=(min_px, min_px)
-        )
-        faces = []
-        for x, y, side, _ in found:
-            center_x, center_y, half = x + side / 2, y + side * (0.5 + self.LOWER), side * self.ENLARGE / 2
-            box = np.array([center_x - half, center_y - half, center_x + half, center_y + half], np.float32)
-            faces.append(Face(box=box / scale, score=1.0))
-        return faces
+    height, width = image.shape[:2]
+    top, left = round(height * part), round(width * part)
+    framed = np.full((height + 2 * top, width + 2 * left, *image.shape[2:]), 127, np.uint8)
+    framed[top : top + height, left : left + width] = image
+    return usable([face.moved(-left, -top) for face in find(framed)], image)
 
 
-def make_detector(
-    name: str = "auto", faces_root: str | Path | None = None, device: str = "cpu"
-) -> InsightFaceDetector | OpenCVDetector:
+def usable(faces: Sequence[Face], image: np.ndarray) -> list[Face]:
+    """Those with a box in the picture that can be cropped, the largest first.
+
+    Networks also answer with NaN, boxes without an area, far off or of any size. Landmarks that are no numbers go.
+    """
+    height, width = image.shape[:2]
+    good = []
+    for face in faces:
+        x0, y0, x1, y1 = map(float, face.box)  # NaN fails every comparison
+        inside = x0 < min(x1, width) and y0 < min(y1, height) and x1 > 0 and y1 > 0
+        # Its crop is a square, which must fit into memory also where the picture is a long strip.
+        if inside and max(x1 - x0, y1 - y0) <= min(2 * max(width, height), 4 * min(width, height)):
+            finite = face.landmarks is None or np.isfinite(face.landmarks).all()
+            good.append(face if finite else replace(face, landmarks=None))
+    return sorted(good, key=lambda face: face.area, reverse=True)
+
+
+def _embed(recogniser, bgr: np.ndarray, face: Face) -> np.ndarray | None:
+    """Unit vector [D] by an insightface recogniser; None without landmarks to align the face by."""
+    if face.landmarks is None:
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # insightface calls functions that scikit-image has deprecated
+        embedding = recogniser.get(bgr, SimpleNamespace(kps=face.landmarks))
+    length = np.linalg.norm(embedding)
+    return (embedding / length).astype(np.float32) if np.isfinite(length) and length else None
+
+
+def make_detector(name: str = "auto", faces_root: str | Path | None = None, device: str = "cpu") -> FaceDetector:
     """Build a detector by name.
 
     Args:
@@ -230,6 +208,8 @@ def make_detector(
     Raises:
         UserError: the pack is missing, unreadable or cannot run on that device.
     """
+    from feedface.faces.opencv import OpenCVDetector  # which is made of these
+
     roots = [Path(faces_root)] if faces_root is not None else []
     roots.append(INSIGHTFACE_ROOT)
     if name == "opencv":
@@ -247,9 +227,12 @@ def make_detector(
 
 
 def find_pack(pack: str, root: str | Path) -> Path | None:
-    """The absolute folder of an insightface pack, or None if it is not there or holds no ONNX file."""
+    """The absolute folder of an insightface pack, or None if it is not there or holds no ONNX file.
+
+    antelopev2's zip file holds a folder of that name: unzipped in the pack's folder, the files are one further down.
+    """
     folder = (Path(root).expanduser() / "models" / pack).resolve()
-    return folder if any(folder.glob("*.onnx")) else None
+    return next((place for place in (folder, folder / pack) if any(place.glob("*.onnx"))), None)
 
 
 def missing_pack_message(pack: str, root: str | Path) -> str:
@@ -262,6 +245,21 @@ def missing_pack_message(pack: str, root: str | Path) -> str:
             "or use --detector opencv, which needs no download"
         )
     return f"no face model pack {pack!r}: there are no .onnx files in {folder}; {source}"
+
+
+def _import_insightface() -> type:
+    """`FaceAnalysis`. Importing it costs a second, and only one detector needs it."""
+    from feedface.faces.opencv import import_cv2
+
+    import_cv2()
+    try:
+        from insightface.app import FaceAnalysis
+    except ImportError as error:
+        raise UserError(
+            f"insightface cannot be loaded ({error}): pip install --no-deps -r requirements-insightface.txt, or use "
+            "--detector opencv"
+        ) from None
+    return FaceAnalysis
 
 
 def _onnx_providers(device: str) -> list:
@@ -284,9 +282,3 @@ def _session_options(threads: int | None):
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or 0
     return options
-
-
-def _checked_image(image: np.ndarray) -> np.ndarray:
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise ValueError(f"a picture is uint8 [H, W, 3] RGB, not {image.dtype} {list(image.shape)}")
-    return image

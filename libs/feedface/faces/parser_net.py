@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from feedface.checkpoints.bundle import load_network, save_half
+from feedface.sizes import Ratio, SidePx, Width
 
 CLASSES = 11
 LEVELS = (1, 2, 4, 6)  # width at half, quarter, ... of the crop's side, in units of `width`
@@ -26,7 +27,7 @@ class ParserNet(nn.Module):
         width: channels at the finest level.
     """
 
-    def __init__(self, crop_px: int, expand: float, width: int):
+    def __init__(self, crop_px: SidePx, expand: Ratio, width: Width):
         super().__init__()
         if crop_px % 16:
             raise ValueError(f"crop_px {crop_px} is not a multiple of 16")

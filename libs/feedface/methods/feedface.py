@@ -9,16 +9,20 @@ same blocks, each of its site's width, with keys and values straight from the en
 
 import copy
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Len
 from torch import Tensor, nn
+from typing_extensions import TypedDict  # pydantic takes this one before Python 3.12
 
 from feedface.backbones.base import Backbone, Site
 from feedface.backbones.control import Control
 from feedface.errors import UserError
 from feedface.methods.base import Features, Identity, Method, ReferenceSpec
+from feedface.sizes import Layers, Ratio, SidePx, Width
+from feedface.validation import CLOSED, IN_CODE, Finite, Text
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -118,6 +122,22 @@ class FaceControl(Control):
     # SHIM until phase two (issue 13): training's wrapper and tests call a control as a function.
     def __call__(self, site: str, tokens_in: Tensor, tokens_out: Tensor) -> Tensor | None:
         return self.block(Site(site, "block", 0, 1), tokens_in, tokens_out) if site in self.sites else None
+
+
+class FaceEncoderConfig(TypedDict, total=False):
+    """Arguments of `transformers.CLIPVisionConfig` that shape the face encoder."""
+
+    __pydantic_config__ = CLOSED
+    hidden_size: Width
+    intermediate_size: Width
+    projection_dim: Width
+    num_hidden_layers: Layers
+    num_attention_heads: Width
+    num_channels: Literal[3]
+    image_size: SidePx
+    patch_size: SidePx
+    hidden_act: Text
+    layer_norm_eps: Finite
 
 
 @torch.no_grad()
@@ -269,13 +289,13 @@ class FeedFace(Method):
 class FaceControlNet(FeedFace):
     def __init__(
         self,
-        embed_dim: int,
-        num_heads: int,
-        sites: Sequence[str],
-        clip_config: dict[str, Any],
-        control_input: str = "output",
-        mlp_ratio: float = 4,
-        with_encoder: bool = True,
+        embed_dim: Width,
+        num_heads: Width,
+        sites: Annotated[Sequence[Text], Len(1, 1024)],
+        clip_config: FaceEncoderConfig,
+        control_input: Literal["output", "input"] = "output",
+        mlp_ratio: Ratio = 4,
+        with_encoder: Annotated[bool, IN_CODE] = True,
     ):
         super().__init__(
             sites, embed_dim, num_heads, clip_config, embed_dim, control_input, mlp_ratio, with_encoder=with_encoder

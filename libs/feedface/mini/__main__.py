@@ -8,13 +8,13 @@ Settings are in configs/mini.py. Each stage keeps checkpoint, log and metrics in
 from the start, delete that folder, and those of the stages that build on it.
 """
 
-import argparse
 import importlib
 import sys
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from feedface.command_line import Parser
 from feedface.errors import run_cli
 
 # In the order in which they need each other.
@@ -33,9 +33,7 @@ def read_config(preset: str, overrides: list[str]) -> ConfigDict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m feedface.mini", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="python -m feedface.mini", description=__doc__)
     parser.add_argument("--stage", required=True, choices=("all", *STAGES))
     parser.add_argument("--preset", default="cpu", choices=PRESETS, help="sizes and budgets (default cpu)")
     parser.add_argument("--workdir", type=Path, default=Path(".cache/mini"), help="default .cache/mini")

@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from feedface.checkpoints.bundle import save_component
-from feedface.checkpoints.storage import write_state
+from feedface.checkpoints.bundle import load_bundle, save_component
+from feedface.checkpoints.storage import read_safetensors, write_state
 from feedface.device import pick_device
 from feedface.encoders import CLIP_MEAN, CLIP_STD, TEXT_PROJECTION, ImageEncoder, TextEncoder, load_tokenizer
+from feedface.errors import UserError
 from feedface.mini.common import fit, in_batches, load_portraits, to_pixels, write_metrics
 
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -77,6 +78,23 @@ def build(config: ml_collections.ConfigDict, tokenizer) -> tuple[nn.Module, nn.M
     return CLIPTextModel(text), CLIPVisionModelWithProjection(vision)
 
 
+@torch.no_grad()
+def go_on_from(start: str, text: nn.Module, vision: nn.Module, projection: nn.Module) -> None:
+    """Load the towers and the projection of the model in folder `start`; patches are resized."""
+    loaded = load_bundle(start, components=["text_encoder", "image_encoder"])
+    if loaded.text_encoder.clip.config.vocab_size != text.config.vocab_size:
+        raise UserError(f"clip.start={start}: its vocabulary is another one")
+    text.load_state_dict(loaded.text_encoder.clip.state_dict())
+    state = loaded.image_encoder.clip.state_dict()
+    patches = next(name for name in state if name.endswith("patch_embedding.weight"))
+    side = vision.config.patch_size
+    before = state[patches].shape[-1]
+    state[patches] = F.interpolate(state[patches], (side, side), mode="bilinear") * (before / side) ** 2
+    vision.load_state_dict(state)
+    file = loaded.components["text_encoder"] / TEXT_PROJECTION
+    projection.load_state_dict(read_safetensors(file, "cpu", torch.float32))
+
+
 def contrastive_loss(images: Tensor, texts: Tensor, log_scale: Tensor) -> Tensor:
     """Symmetric cross-entropy over the cosines of all pairs in the batch; `images`, `texts` are [B,E]."""
     logits = log_scale.exp() * F.normalize(images.float(), dim=-1) @ F.normalize(texts.float(), dim=-1).T
@@ -88,6 +106,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
     """Train on `config.clip` and leave tokenizer/, text_encoder/ and image_encoder/ in `<workdir>/bundle/`.
 
     The image embeddings are scaled to unit variance: the U-ViT adds noise of that size to them.
+    `config.start`: a model whose CLIP, of the same widths and vocabulary, to go on from; its patches may have another
+    size. "" for random weights.
     """
     config, folder, bundle = config.clip, workdir / "clip", workdir / "bundle"
     device = pick_device(config.device)
@@ -96,6 +116,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
     torch.manual_seed(config.seed)
     text, vision = build(config, tokenizer)
     projection = nn.Linear(config.text_width, config.embedding_dim, bias=False)
+    if config.start:
+        go_on_from(config.start, text, vision, projection)
     model = nn.ModuleDict({"text": text, "vision": vision, "projection": projection})
     model.log_scale = nn.Parameter(torch.tensor(float(np.log(1 / 0.07))))
     model.to(device)

@@ -20,9 +20,10 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from feedface.config_flags import explain
 from feedface.device import fast_bfloat16
 from feedface.errors import UserError
-from feedface.files import atomic_file
+from feedface.files import atomic_file, make_folder
 
 ROOT = Path(__file__).resolve().parents[3]  # the repository, for configs/ and train.py
 LOG_EVERY_S = 15
@@ -52,6 +53,8 @@ def fit_config(**changes) -> ml_collections.ConfigDict:
             "steps": 0,
             "minutes": 0.0,
             "lr": 1e-3,
+            "muon_lr": 0.0,  # of the matrices that a stage names, by Muon; 0: AdamW for them too
+            "schedule": "cosine",  # or "trapezoid": constant, then straight down over the budget's second half
             "warmup_steps": 100,
             "weight_decay": 0.01,
             "betas": (0.9, 0.99),
@@ -75,11 +78,13 @@ def fit(
     step_fn: Callable[[torch.Generator], Tensor | tuple[Tensor, dict[str, Tensor]]],
     config: ml_collections.ConfigDict,
     folder: Path,
+    matrices: Sequence[nn.Parameter] = (),
 ) -> FitResult:
     """Train `model` and leave its EMA weights in it, in eval mode.
 
-    AdamW, linear warm-up then cosine to zero over the budget, EMA, a checkpoint every `config.save_every_s` seconds
-    in `folder/checkpoint.pt`; calling it again resumes from there, or returns at once when the budget is used up.
+    AdamW (and Muon), linear warm-up, then `config.schedule` to zero over the budget, EMA, a checkpoint every
+    `config.save_every_s` seconds in `folder/checkpoint.pt`; calling it again resumes from there, or returns at once
+    when the budget is used up.
 
     Args:
         stage: name for the log lines.
@@ -88,18 +93,17 @@ def fit(
             sees what an unbroken one would) and returns the scalar loss, or (loss, named scalars to log).
         config: see `fit_config`.
         folder: the stage's own folder.
+        matrices: parameters of two dimensions inside the network, for Muon when `config.muon_lr` is set.
 
     Raises:
         UserError: the checkpoint in `folder` was made with other settings.
     """
     if not (config.steps or config.minutes):
         raise UserError(f"{stage}: set a budget, steps or minutes")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     device = next(model.parameters()).device
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        _decay_groups(trained, config.weight_decay), lr=config.lr, betas=config.betas, fused=True
-    )
+    optimizers = _optimizers(trained, matrices if config.muon_lr else (), config)
     ema = AveragedModel(model, multi_avg_fn=_ema_update(config.ema_decay))
     checkpoint = folder / "checkpoint.pt"
     step, elapsed_s, mean_loss = 0, 0.0, math.nan
@@ -108,11 +112,13 @@ def fit(
         _check_same_settings(stage, checkpoint, state["config"], config)
         model.load_state_dict(state["model"])
         ema.load_state_dict(state["ema"])
-        optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         step, elapsed_s, mean_loss = state["step"], state["elapsed_s"], state["loss"]
 
     def save() -> None:
-        state = {"model": model.state_dict(), "ema": ema.state_dict(), "optimizer": optimizer.state_dict()}
+        state = {"model": model.state_dict(), "ema": ema.state_dict()}
+        state["optimizers"] = [optimizer.state_dict() for optimizer in optimizers]
         state |= {"step": step, "elapsed_s": elapsed_s, "loss": mean_loss, "config": settings_json(config)}
         with atomic_file(checkpoint) as path:
             torch.save(state, path)
@@ -128,15 +134,18 @@ def fit(
         generator.manual_seed(config.seed * 1_000_003 + step)
         # Dropout and other draws outside the generator repeat on resuming too.
         torch.manual_seed(config.seed * 1_000_003 + step)
-        for group in optimizer.param_groups:
-            group["lr"] = config.lr * min(1, (step + 1) / config.warmup_steps) * 0.5 * (1 + math.cos(math.pi * used))
+        share = min(1, (step + 1) / config.warmup_steps) * _SCHEDULES[config.schedule](used)
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+            group["lr"] = group["peak_lr"] * share
         with torch.autocast(device.type, torch.bfloat16, enabled=config.amp and fast_bfloat16(device)):
             result = step_fn(generator)
         loss, extra = result if isinstance(result, tuple) else (result, {})
-        optimizer.zero_grad()
+        for optimizer in optimizers:
+            optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(trained, config.grad_clip)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         ema.update_parameters(model)
         step += 1
         value = float(loss.detach())
@@ -185,6 +194,28 @@ def _check_same_settings(stage: str, checkpoint: Path, saved: str, config: ml_co
             f"{checkpoint}: was trained with other settings ({', '.join(different)}); "
             f"delete {checkpoint.parent} to train {stage} again, or use another --workdir"
         )
+
+
+def _optimizers(
+    trained: Sequence[nn.Parameter], matrices: Sequence[nn.Parameter], config: ml_collections.ConfigDict
+) -> list[torch.optim.Optimizer]:
+    """AdamW for all of `trained` but the `matrices`, which Muon takes; groups know their highest rate, "peak_lr"."""
+    apart = {id(p) for p in matrices}
+    groups = _decay_groups([p for p in trained if id(p) not in apart], config.weight_decay)
+    optimizers = [torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)]
+    if matrices:
+        optimizers.append(torch.optim.Muon(list(matrices), lr=config.muon_lr, weight_decay=config.weight_decay))
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["peak_lr"] = group["lr"]
+    return optimizers
+
+
+# Share of the budget used up -> share of the learning rate.
+_SCHEDULES = {
+    "cosine": lambda used: 0.5 * (1 + math.cos(math.pi * used)),
+    "trapezoid": lambda used: min(1.0, 2 * (1 - used)),
+}
 
 
 def _decay_groups(parameters: Sequence[nn.Parameter], weight_decay: float) -> list[dict]:
@@ -249,7 +280,7 @@ def config_from_flags(name: str, preset: str, overrides: Sequence[str]) -> ml_co
         config = holder.value
     # ml_collections reports a wrong key or type in all of these.
     except (flags.Error, KeyError, AttributeError, TypeError, ValueError) as error:
-        raise UserError(f"{error}; the settings are in {file}") from None
+        raise UserError(f"{explain(error, overrides)}; the settings are in {file}") from None
     if rest:
         raise UserError(f"{rest[0]}: unknown argument; see --help")
     return config

@@ -102,7 +102,8 @@ def parsing_loss(logits: Tensor, classes: Tensor) -> tuple[Tensor, dict[str, Ten
 def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
     """Train on `config.parser`, leave `<workdir>/bundle/parser/`, and measure it.
 
-    The portraits, in `parser_world`, show people of the train world, larger than that has them: sharper ones too.
+    The portraits, in `parser_world`, show people of the train world. `config.start`: a model whose parser, of the same
+    shape, to go on from; "" for random weights.
     """
     world, config, workdir = config.world, config.parser, Path(workdir)
     device = pick_device(config.device)
@@ -111,6 +112,9 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
     write_world(folder, config.identities, config.per_identity, world.seed, config.image_px, start)
     torch.manual_seed(config.seed)
     model = ParserNet(config.crop_px, config.expand, config.width).to(device)
+    if config.start:
+        source = Path(config.start) / "parser"
+        model.load_state_dict(ParserNet.from_pretrained(source, device).state_dict())
     portraits = read_world(folder)
 
     def train(settings: ml_collections.ConfigDict, out: Path) -> FitResult:
@@ -125,13 +129,10 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
     # Small crops first: a step costs half, and most of what they teach holds for larger ones.
     small = config.copy_and_resolve_references().unlock()
     small.update(config.small)
-    first, last = train(small, workdir / "parser" / "small"), train(config, workdir / "parser")
-    result = replace(
-        last,
-        steps=first.steps + last.steps,
-        samples=first.samples + last.samples,
-        seconds=first.seconds + last.seconds,
-    )
+    parts = [] if config.start else [train(small, workdir / "parser" / "small")]
+    parts.append(train(config, workdir / "parser"))
+    sums = {name: sum(getattr(part, name) for part in parts) for name in ("steps", "samples", "seconds")}
+    result = replace(parts[-1], **sums)
     model.save_pretrained(workdir / "bundle" / "parser")
     parser = MiniParser(workdir / "bundle" / "parser", device)
     people = np.arange(world.held_out.first_identity, world.held_out.first_identity + world.held_out.identities)

@@ -22,6 +22,7 @@ from feedface.encoders import to_uint8
 from feedface.files import atomic_file
 from feedface.mini.bundle import write_bundle_index
 from feedface.mini.common import fit, in_batches, load_portraits, save_sheet, to_pixels, write_metrics
+from feedface.mini.identity_start import identity_start
 
 ENCODERS = ("vae", "text_encoder", "image_encoder")
 
@@ -92,7 +93,8 @@ def noise_loss(uvit: UViT, features: Features, config: ml_collections.ConfigDict
     row = torch.randint(len(features), (n,), generator=generator)
     view = torch.randint(2, (n,), generator=generator)
     latents, clip_img = features.latents[row, view], features.clip_img[row, view]
-    t = torch.randint(1, NUM_TIMESTEPS + 1, (n,), generator=generator)
+    # One timestep from each of n equal spans: the loss of a step then depends less on which it drew.
+    t = ((torch.arange(n) + torch.rand(n, generator=generator)) * (NUM_TIMESTEPS / n)).long() + 1
     noise = torch.randn(latents.shape, generator=generator)
     clip_noise = torch.randn(clip_img.shape, generator=generator)
 
@@ -146,13 +148,17 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
         num_text_tokens=features.text.shape[1],
         clip_img_dim=features.clip_img.shape[-1],
     ).to(device)
-    if config.start:
+    if not config.start:
+        identity_start(uvit)
+    else:
         uvit.load_state_dict(load_bundle(config.start, device, components=["uvit"]).uvit.state_dict())
 
     def step(generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         return noise_loss(uvit, features, config, generator)
 
-    result = fit("uvit", uvit, step, config, folder)
+    blocks = (*uvit.in_blocks, uvit.mid_block, *uvit.out_blocks)
+    matrices = [p for block in blocks for p in block.parameters() if p.ndim == 2]
+    result = fit("uvit", uvit, step, config, folder, matrices)
     save_component("uvit", uvit, bundle / "uvit")
     write_bundle_index(bundle, config.image_size)
 

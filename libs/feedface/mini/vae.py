@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from feedface.checkpoints.bundle import save_component
+from feedface.checkpoints.bundle import load_bundle, save_component
 from feedface.device import pick_device
 from feedface.encoders import LatentCodec, to_uint8
 from feedface.mini.common import fit, in_batches, load_portraits, save_sheet, to_pixels, write_metrics
@@ -63,12 +63,19 @@ def reconstruction_loss(pixels: Tensor, output: Tensor, masks: Tensor) -> Tensor
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
-    """Train on `config.vae` and leave `<workdir>/bundle/vae/`, its scaling factor set to give latents unit variance."""
+    """Train on `config.vae` and leave `<workdir>/bundle/vae/`, its scaling factor set to give latents unit variance.
+
+    `config.start`: a model whose VAE, of the same shape, to go on from (pictures may have another size); "" for
+    random weights.
+    """
     config, folder = config.vae, workdir / "vae"
     device = pick_device(config.device)
     portraits, held_out = load_portraits(workdir), load_portraits(workdir, "held_out")
     torch.manual_seed(config.seed)
     vae = build(config).to(device)
+    if config.start:
+        vae.load_state_dict(load_bundle(config.start, device, components=["vae"]).vae.vae.state_dict())
+        vae.requires_grad_(True)
 
     def step(generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         pixels, masks = draw_batch(portraits, config.batch_size, device, generator)

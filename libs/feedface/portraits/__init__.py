@@ -1,12 +1,19 @@
 """A small world of procedural portraits: ground truth for everything this project does with faces."""
 
-from feedface.portraits.captions import captions
-from feedface.portraits.identity import Identities, sample_identities
-from feedface.portraits.renderer import Portraits, render
-from feedface.portraits.scene import ATTRIBUTES, Scenes, attributes, sample_scenes
-from feedface.portraits.world import PortraitSet, make_portraits, read_world, write_world
+from importlib import import_module
 
-__all__ = [
-    "ATTRIBUTES", "Identities", "PortraitSet", "Portraits", "Scenes", "attributes", "captions", "make_portraits",
-    "read_world", "render", "sample_identities", "sample_scenes", "write_world",
-]  # fmt: skip
+# Where each name is. Loaded when it is asked for: all of it brings in torch, which `--help` need not wait for.
+_MODULES = {
+    "identity": ("Identities", "sample_identities"),
+    "renderer": ("Portraits", "render"),
+    "scene": ("ATTRIBUTES", "Scenes", "attributes", "sample_scenes"),
+    "world": ("PortraitSet", "make_portraits", "read_world", "write_world"),
+}
+__all__ = [name for names in _MODULES.values() for name in names]
+
+
+def __getattr__(name: str):
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

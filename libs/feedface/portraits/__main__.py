@@ -4,20 +4,21 @@ python -m feedface.portraits --out data/portraits --identities 200 --per-identit
 python -m feedface.portraits --sheet docs/portraits.png --identities 8 --per-identity 8
 """
 
-import argparse
-
+from feedface.command_line import Parser
 from feedface.errors import UserError, run_cli
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m feedface.portraits", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m feedface.portraits", description=__doc__.splitlines()[0])
     parser.add_argument("--out", help="folder for images, masks, records.jsonl and truth.npz")
     parser.add_argument("--sheet", help="write one picture instead: a row per person, a column per scene")
     parser.add_argument("--identities", type=int, default=100, help="number of people (default 100)")
     parser.add_argument("--per-identity", type=int, default=10, help="scenes per person (default 10)")
     parser.add_argument("--first-identity", type=int, default=0, help="index of the first person (default 0)")
     parser.add_argument("--seed", type=int, default=0, help="the world's seed (default 0)")
-    parser.add_argument("--size", type=int, default=64, help="side of the pictures in pixels (default 64)")
+    parser.add_argument("--size", type=int, default=128, help="side of the pictures in pixels (default 128)")
+    framings = ("tight", "wide")
+    parser.add_argument("--framing", default="tight", choices=framings, help="how near the heads are (default tight)")
     args = parser.parse_args()
     for name, low, high in (("identities", 1, 10**6), ("per_identity", 1, 10**4), ("size", 16, 1024),
                             ("first_identity", 0, 10**9), ("seed", 0, 2**32)):  # fmt: skip
@@ -27,17 +28,20 @@ def main() -> None:
     if not args.out and not args.sheet:
         raise UserError("give --out DIR for a world, or --sheet FILE.png for a page of samples")
 
+    world = (args.seed, args.size, args.first_identity, args.framing)
     if args.sheet:
-        write_sheet(args.sheet, args.identities, args.per_identity, args.seed, args.size, args.first_identity)
+        write_sheet(args.sheet, args.identities, args.per_identity, *world)
         print(f"{args.sheet}: {args.identities} people x {args.per_identity} scenes")
     if args.out:
         from feedface.portraits.world import write_world
 
-        write_world(args.out, args.identities, args.per_identity, args.seed, args.size, args.first_identity)
+        write_world(args.out, args.identities, args.per_identity, *world)
         print(f"{args.out}/records.jsonl: {args.identities * args.per_identity} portraits of {args.identities} people")
 
 
-def write_sheet(path: str, identities: int, per_identity: int, seed: int, size: int, first_identity: int) -> None:
+def write_sheet(
+    path: str, identities: int, per_identity: int, seed: int, size: int, first_identity: int, framing: str
+) -> None:
     """One PNG: a row per person, a column per scene."""
     import numpy as np
     from PIL import Image
@@ -46,7 +50,7 @@ def write_sheet(path: str, identities: int, per_identity: int, seed: int, size: 
     from feedface.portraits.world import make_portraits
 
     people = np.repeat(np.arange(first_identity, first_identity + identities), per_identity)
-    images = make_portraits(people, np.tile(np.arange(per_identity), identities), seed, size).images
+    images = make_portraits(people, np.tile(np.arange(per_identity), identities), seed, size, framing).images
     grid = images.reshape(identities, per_identity, size, size, 3).transpose(0, 2, 1, 3, 4)
     with atomic_file(path) as temporary:
         Image.fromarray(grid.reshape(identities * size, per_identity * size, 3)).save(temporary)

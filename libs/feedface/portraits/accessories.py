@@ -57,7 +57,7 @@ def paint_hat(canvas: Canvas, head: HeadFrame) -> None:
     visor = ((vx / col(head.who.head_width * 0.92)).square() + ((vy + 0.40) / 0.15).square()).sqrt().sub(1) * 0.15
     canvas.paint(tint * 0.78, canvas.inside(visor, scale) * worn["cap"], BACKGROUND)
     bx, by = _brim_frame(head, 0.05)
-    brim = ((bx / col(head.who.head_width * 1.75)).square() + ((by + 0.47) / 0.17).square()).sqrt().sub(1) * 0.17
+    brim = ((bx / col(head.who.head_width * 1.50)).square() + ((by + 0.47) / 0.16).square()).sqrt().sub(1) * 0.17
     canvas.paint(tint * 0.90, canvas.inside(brim, scale) * worn["sun hat"], BACKGROUND)
 
 

@@ -24,6 +24,9 @@ def paint_body(canvas: Canvas, head: HeadFrame) -> None:
         -by - 0.7, scale
     )
     shadow = 0.62 + 0.25 * smoothstep(0.0, 0.45, by)
+    hood = col(garment["hoodie"].float())
+    inside_hood = canvas.inside((_hood_ring(bx, by) - 1) * 0.34, scale) * smoothstep(-0.20, -0.14, by)
+    canvas.paint(colour * 0.50, inside_hood * hood, BACKGROUND)
     canvas.paint(skin[:, :, None, None] * shadow[:, None], neck, BACKGROUND)
 
     slope = 0.16 + 0.36 * (bx.abs() / col(1.45 + 0.2 * man)).pow(2.2)
@@ -51,7 +54,7 @@ def paint_body(canvas: Canvas, head: HeadFrame) -> None:
         torch.full_like(bx, 0.72), canvas.inside(hem, scale) * cloth * col(1 - garment["striped shirt"].float())
     )
 
-    _paint_hood(canvas, bx, by, colour, col(garment["hoodie"].float()), scale)
+    _paint_hood(canvas, bx, by, colour, hood, scale)
     _paint_tie(canvas, bx, by, scene.clothes_colour, col(garment["suit"].float()) * cloth, scale)
 
 
@@ -64,9 +67,13 @@ def _neckline(bx: Tensor, by: Tensor, garment: dict[str, Tensor], neck_half: Ten
     return torch.where(col(garment["suit"]), deep, shape)
 
 
+def _hood_ring(bx: Tensor, by: Tensor) -> Tensor:
+    """1 on the middle of the hood's roll round the neck, less inside it."""
+    return ((bx / 0.72).square() + ((by - 0.16) / 0.34).square()).sqrt()
+
+
 def _paint_hood(canvas: Canvas, bx: Tensor, by: Tensor, colour: Tensor, worn: Tensor, scale: Tensor) -> None:
-    ring = ((bx / 0.72).square() + ((by - 0.16) / 0.34).square()).sqrt()
-    roll = canvas.inside((ring - 1).abs() * 0.42 - 0.11, scale) * smoothstep(-0.12, 0.0, by)
+    roll = canvas.inside((_hood_ring(bx, by) - 1).abs() * 0.42 - 0.11, scale) * smoothstep(-0.12, 0.0, by)
     canvas.paint(colour * 0.80, roll * worn, BACKGROUND)
     cords = (
         canvas.inside((bx.abs() - 0.20).abs() - 0.022, scale) * smoothstep(0.42, 0.46, by) * smoothstep(0.95, 0.90, by)

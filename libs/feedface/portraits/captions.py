@@ -43,8 +43,7 @@ def _caption(identities: Identities, scenes: Scenes, row: int, random: np.random
     if extras:
         wearing += f" {pick(('with', 'and'))} {' and '.join(extras)}"
 
-    background = BACKGROUNDS[scenes.background[row]]
-    place = pick(_PLACES.get(background) or (f"in front of {_article(background)}", f"against {_article(background)}"))
+    place = pick(places(BACKGROUNDS[scenes.background[row]]))
     opening = pick(_OPENINGS)
     order = random.integers(3)
     if order == 0:
@@ -52,6 +51,11 @@ def _caption(identities: Identities, scenes: Scenes, row: int, random: np.random
     if order == 1:
         return f"{opening} {subject} {wearing}, {place}".strip()
     return f"{opening} {subject} {place}, {wearing}".strip()
+
+
+def places(background: str) -> tuple[str, ...]:
+    """The ways to say where a picture with this background was taken."""
+    return _PLACES.get(background) or (f"in front of {_article(background)}", f"against {_article(background)}")
 
 
 def _article(noun: str) -> str:

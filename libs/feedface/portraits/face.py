@@ -56,10 +56,12 @@ def paint_skin_details(canvas: Canvas, head: HeadFrame, coverage: Tensor) -> Non
     red = torch.tensor([[0.80, 0.30, 0.28]])
     canvas.paint(red, (-cheek).exp() * col(0.05 + 0.30 * who.blush) * coverage)
     phase = col(who.texture_phase)
-    dots = smoothstep(0.45, 0.95, (27 * fx + phase).sin() * (25 * fy + 2 * phase).sin())
+    # Two gratings that do not line up, bent, so that the dots do not stand in rows.
+    dots = (27 * fx + 2.0 * (9 * fy).sin() + phase).sin() * (25 * fy + 2.0 * (8 * fx + phase).sin() + 2 * phase).sin()
+    dots = smoothstep(0.40, 0.95, dots)
     band = smoothstep(0.62, 0.40, fx.abs()) * smoothstep(0.02, 0.12, fy) * smoothstep(0.52, 0.38, fy)
     canvas.paint(
-        who.skin() * torch.tensor([[0.68, 0.52, 0.42]]), dots * band * col((who.freckles == 1) * 0.75) * coverage
+        who.skin() * torch.tensor([[0.68, 0.52, 0.42]]), dots * band * col((who.freckles == 1) * 0.60) * coverage
     )
     mole = ((fx - col(who.mole_x)).square() + (fy - col(who.mole_y)).square()).sqrt() - 0.042
     canvas.paint(who.skin() * 0.32, canvas.inside(mole, scale) * col((who.mole == 1).float()) * coverage)
@@ -77,7 +79,7 @@ def paint_eyes(canvas: Canvas, head: HeadFrame, coverage: Tensor) -> None:
     surprised = (scene.expression == EXPRESSIONS.index("surprised")).float()
     laughing = (scene.expression == EXPRESSIONS.index("laugh")).float()
     sad = (scene.expression == EXPRESSIONS.index("sad")).float()
-    openness = who.eye_openness * (1 + 0.35 * surprised - 0.38 * laughing - 0.15 * sad)
+    openness = who.eye_openness * (1 + 0.22 * surprised - 0.38 * laughing - 0.15 * sad)
     brow_rise = 0.09 * surprised - 0.01 * sad
     hair, iris_colour = who.hair(), who.iris()
     brow_colour = torch.where((who.dyed > 0)[:, None], torch.tensor([[0.22, 0.15, 0.11]]), hair * 0.75)
@@ -94,7 +96,7 @@ def paint_eyes(canvas: Canvas, head: HeadFrame, coverage: Tensor) -> None:
         eye = canvas.inside(distance, scale) * coverage
         canvas.paint(torch.tensor([[0.95, 0.94, 0.92]]), eye, eye_label)
         from_centre = (dx.square() + dy_tilted.square()).sqrt()
-        radius = 0.098
+        radius = 0.102  # so large that the lids cut it: an iris with white all round stares
         canvas.paint(iris_colour * 0.55, canvas.inside(from_centre - radius, scale) * eye)
         canvas.paint(iris_colour, canvas.inside(from_centre - radius * 0.84, scale) * eye)
         canvas.paint(torch.tensor([[0.03, 0.03, 0.04]]), canvas.inside(from_centre - 0.042, scale) * eye)
@@ -195,11 +197,11 @@ def paint_beard(canvas: Canvas, head: HeadFrame, coverage: Tensor) -> None:
     mouth_y = col(who.mouth_height)
     cheeks = 0.50 - 0.85 * (fx.abs() - 0.25).clamp(min=0) - fy
     around_lips = ((fx / col(half * 0.95)).square() + ((fy - mouth_y) / 0.10).square()).sqrt()
-    full = smoothstep(0.06, -0.06, cheeks) * smoothstep(0.80, 1.15, around_lips)
+    full = smoothstep(0.10, -0.12, cheeks) * smoothstep(0.80, 1.15, around_lips)
     full = torch.maximum(
         full, canvas.inside((fy - mouth_y + 0.13).abs() - 0.055, scale) * smoothstep(0.36, 0.30, fx.abs())
     )
-    canvas.paint(colour, full * coverage * (0.92 * grown["full beard"] + 0.34 * grown["stubble"]))
+    canvas.paint(colour, full * coverage * (0.92 * grown["full beard"] + 0.26 * grown["stubble"]))
     chin = ((fx / 0.27).square() + ((fy - mouth_y - 0.27) / 0.20).square()).sqrt() - 1
     goatee = torch.maximum(
         canvas.inside(chin * 0.2, scale), canvas.inside((around_lips - 1.35).abs() * 0.1 - 0.035, scale)

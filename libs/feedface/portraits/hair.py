@@ -51,7 +51,7 @@ class Hair:
 
     def _strands(self, along: Tensor, frequency: float) -> Tensor:
         phase = col(self.who.texture_phase)
-        return 0.90 + 0.10 * (frequency * along + phase + 2.2 * (2.6 * self.head.v + phase).sin()).sin()
+        return 0.93 + 0.07 * (frequency * along + phase + 2.2 * (2.6 * self.head.v + phase).sin()).sin()
 
     def behind(self) -> None:
         """Hanging hair behind neck and shoulders, and the bun."""
@@ -86,11 +86,12 @@ class Hair:
         outline = head.radius - (1 + volume)
         hx, hy, _ = head.surface(1 + 0.5 * self.volume)
         parting = col(who.parting)
-        combed = col((who.hair_style == HAIR_STYLES.index("side part")).float()) * 0.42 * parting.sign() * hx
+        side_part = col((who.hair_style == HAIR_STYLES.index("side part")).float())
+        combed = side_part * (0.42 * parting.sign() * hx).clamp(min=-0.16)
         recede = 0.10 * (6 * hx.abs() - 1.6).clamp(0, 1) * col((who.gender == 0).float())
         front = col(who.hairline + 0.30 * self.fringe) + combed - recede + 0.22 * hx.square()
         fringe_edge = 0.03 * col(self.fringe) * (26 * hx + col(who.texture_phase)).sin()
-        turn = smoothstep(0.80, 0.98, hx.abs() / col(who.head_width))
+        turn = smoothstep(0.74, 0.98, hx.abs() / col(who.head_width))
         sides = col(self.sides) * turn + front * (1 - turn) + fringe_edge
         hair = torch.maximum(outline * 0.75, hy - sides)
         bald = col((who.hair_style == HAIR_STYLES.index("bald")).float())

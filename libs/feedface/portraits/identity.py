@@ -44,7 +44,7 @@ FIELDS = (
     Field("head_width", 0.66, 0.86), Field("jaw_taper", 0.08, 0.42), Field("jaw_power", 1.9, 3.0),
     Field("chin", 0.90, 1.10), Field("ear_size", 0.12, 0.24),
     Field("hairline", -0.62, -0.36), Field("hair_volume", 0.0, 1.0), Field("hair_length"), Field("parting", -1, 1),
-    Field("eye_colour"), Field("eye_width", 0.135, 0.205), Field("eye_openness", 0.45, 0.75),
+    Field("eye_colour"), Field("eye_width", 0.135, 0.205), Field("eye_openness", 0.42, 0.66),
     Field("eye_spacing", 0.27, 0.38), Field("eye_height", -0.10, 0.10), Field("eye_tilt", -0.28, 0.28),
     Field("brow_thickness", 0.028, 0.085), Field("brow_gap", 0.17, 0.27), Field("brow_tilt", -0.30, 0.25),
     Field("brow_length", 0.16, 0.25),

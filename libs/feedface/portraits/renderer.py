@@ -1,6 +1,6 @@
 """Portraits from identities and scenes: picture, parsing mask, face box, landmarks, depth and pose.
 
-Everything is computed for a batch at once in torch, at `supersampling` times the size and averaged down.
+Everything is computed for a batch at once in torch; small pictures at twice the size and averaged down.
 """
 
 import math
@@ -29,7 +29,7 @@ from feedface.portraits.hair import Hair
 from feedface.portraits.identity import Identities
 from feedface.portraits.scene import Scenes
 
-_CHUNK = 32  # portraits painted at once: larger batches only leave the processor's cache
+_CHUNK = 4  # portraits painted at once: larger batches only leave the processor's cache
 
 
 @dataclass
@@ -47,8 +47,12 @@ class Portraits:
 
 
 @torch.no_grad()
-def render(identities: Identities, scenes: Scenes, size: int = 64, supersampling: int = 2) -> Portraits:
-    """Render identity i in scene i for every row. The same rows give the same pixels in any batch."""
+def render(identities: Identities, scenes: Scenes, size: int = 128, supersampling: int | None = None) -> Portraits:
+    """Render identity i in scene i for every row. The same rows give the same pixels in any batch.
+
+    supersampling: None for 1 from 128 px on (edges are painted soft, which is enough there), else 2.
+    """
+    supersampling = supersampling or (1 if size >= 128 else 2)
     if len(identities) != len(scenes):
         raise ValueError(f"{len(identities)} identities but {len(scenes)} scenes")
     parts = [
@@ -60,9 +64,24 @@ def render(identities: Identities, scenes: Scenes, size: int = 64, supersampling
 
 def _render_chunk(who: Identities, scene: Scenes, size: int, supersampling: int) -> Portraits:
     canvas = Canvas(len(who), size * supersampling)
+    paint_background(canvas, scene)
+    head, coverage = paint_person(canvas, who, scene)
+    middle = supersampling // 2
+    depth = avg_pool2d((coverage * (0.25 + 0.75 * head.depth))[:, None], supersampling)[:, 0]
+    return Portraits(
+        image=finish(canvas, scene, supersampling),
+        mask=canvas.labels[:, middle::supersampling, middle::supersampling].contiguous(),
+        box=face_box(head, size),
+        landmarks=face_landmarks(head, size),
+        depth=depth,
+        pose=scene.pose(),
+    )
+
+
+def paint_person(canvas: Canvas, who: Identities, scene: Scenes) -> tuple[HeadFrame, Tensor]:
+    """Paint everything of a person over what the canvas shows; returns the head and its coverage [N, H, W]."""
     head = HeadFrame(canvas, who, scene)
     hair = Hair(canvas, head)
-    paint_background(canvas, scene)
     hair.behind()
     paint_body(canvas, head)
     hair.hanging()
@@ -75,19 +94,13 @@ def _render_chunk(who: Identities, scene: Scenes, size: int, supersampling: int)
     hair.cap()
     paint_glasses(canvas, head)
     paint_hat(canvas, head)
+    return head, coverage
 
+
+def finish(canvas: Canvas, scene: Scenes, supersampling: int) -> Tensor:
+    """The canvas in the scene's light, averaged down: [N, 3, H, W] in [0, 1]."""
     tint = torch.stack([1 + scene.warmth, torch.ones_like(scene.warmth), 1 - scene.warmth], 1) * scene.exposure[:, None]
-    image = avg_pool2d((canvas.rgb * tint[:, :, None, None]).clamp(0, 1), supersampling)
-    middle = supersampling // 2
-    depth = avg_pool2d((coverage * (0.25 + 0.75 * head.depth))[:, None], supersampling)[:, 0]
-    return Portraits(
-        image=image,
-        mask=canvas.labels[:, middle::supersampling, middle::supersampling].contiguous(),
-        box=_face_box(head, size),
-        landmarks=_to_pixels(_landmarks(head), size),
-        depth=depth,
-        pose=scene.pose(),
-    )
+    return avg_pool2d((canvas.rgb * tint[:, :, None, None]).clamp(0, 1), supersampling)
 
 
 def _to_pixels(points: Tensor, size: int) -> Tensor:
@@ -95,7 +108,8 @@ def _to_pixels(points: Tensor, size: int) -> Tensor:
     return (points + 1) * (size / 2)
 
 
-def _landmarks(head: HeadFrame) -> Tensor:
+def face_landmarks(head: HeadFrame, size: int) -> Tensor:
+    """[N, 5, 2] pixels, see `Portraits`."""
     who = head.who
     half, lift, _ = mouth_shape(head)
     corner = who.mouth_height - 0.65 * lift
@@ -107,11 +121,11 @@ def _landmarks(head: HeadFrame) -> Tensor:
         head.project(-half, corner, 0.05),
         head.project(half, corner, 0.05),
     ]
-    return torch.stack(points, 1)
+    return _to_pixels(torch.stack(points, 1), size)
 
 
-def _face_box(head: HeadFrame, size: int) -> Tensor:
-    """Bounds of the head's outline from the middle of the forehead down to the chin."""
+def face_box(head: HeadFrame, size: int) -> Tensor:
+    """[N, 4] pixels: bounds of the head's outline from the middle of the forehead down to the chin."""
     who = head.who
     angle = torch.linspace(0, 2 * math.pi, 48)[None]
     cos, sin = angle.cos().expand(len(who), -1), angle.sin().expand(len(who), -1)

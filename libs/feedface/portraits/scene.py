@@ -36,13 +36,21 @@ FIELDS = (
     Field("background", weights=(1.0,) * len(BACKGROUNDS)),
     Field("background_phase", 0.0, 6.2831853), Field("background_shade", 0.85, 1.15),
     Field("clothes", weights=(1.0,) * len(CLOTHES)), Field("clothes_colour", weights=(1.0,) * len(COLOURS)),
-    Field("hat", weights=(0.73, 0.1, 0.1, 0.07)), Field("hat_colour", weights=(1.0,) * len(COLOURS)),
-    Field("glasses", weights=(0.72, 0.18, 0.10)), Field("expression", weights=(1.0, 1.3, 1.0, 0.7, 0.7)),
-    Field("yaw", -32.0, 32.0), Field("pitch", -9.0, 9.0), Field("roll", -9.0, 9.0),
-    Field("scale", 0.50, 0.60), Field("x", -0.09, 0.09), Field("y", -0.13, -0.03),
+    Field("hat", weights=(0.55, 0.15, 0.15, 0.15)), Field("hat_colour", weights=(1.0,) * len(COLOURS)),
+    Field("glasses", weights=(0.62, 0.21, 0.17)), Field("expression", weights=(1.0, 1.3, 1.0, 0.7, 0.7)),
+    Field("yaw", -22.0, 22.0), Field("pitch", -6.0, 6.0), Field("roll", -6.0, 6.0),
+    Field("scale", 0.62, 0.68), Field("x", -0.05, 0.05), Field("y", -0.19, -0.11),
     Field("light_x", -1.0, 1.0), Field("light_y", -0.9, 0.1), Field("light_strength", 0.22, 0.42),
     Field("warmth", -0.05, 0.05), Field("exposure", 0.93, 1.07),
 )  # fmt: skip
+
+# How much of the picture the head fills, and how far it turns. FIELDS are the tight framing.
+_WIDE = {"yaw": (-32.0, 32.0), "pitch": (-9.0, 9.0), "roll": (-9.0, 9.0), "scale": (0.50, 0.60), "x": (-0.09, 0.09),
+         "y": (-0.13, -0.03)}  # fmt: skip
+FRAMINGS = {
+    "tight": FIELDS,
+    "wide": tuple(Field(f.name, *_WIDE[f.name]) if f.name in _WIDE else f for f in FIELDS),
+}
 
 
 class Scenes(FieldValues):
@@ -53,11 +61,15 @@ class Scenes(FieldValues):
         return torch.stack([self.yaw, self.pitch, self.roll], 1)
 
 
-def sample_scenes(identity_indices, scene_indices, seed: int = 0) -> Scenes:
-    """Scene `scene_indices[i]` of person `identity_indices[i]` in world `seed`: the same in every call."""
+def sample_scenes(identity_indices, scene_indices, seed: int = 0, framing: str = "tight") -> Scenes:
+    """Scene `scene_indices[i]` of person `identity_indices[i]` in world `seed`: the same in every call.
+
+    framing: "tight" (the face fills a third of the picture) or "wide" (smaller heads, turned further).
+    """
+    fields = FRAMINGS[framing]
     pairs = zip(torch.as_tensor(identity_indices).tolist(), torch.as_tensor(scene_indices).tolist(), strict=True)
-    uniforms = seeded_uniforms([(seed, 2, person, scene) for person, scene in pairs], len(FIELDS))
-    return Scenes(FIELDS, draw_fields(FIELDS, uniforms).values)
+    uniforms = seeded_uniforms([(seed, 2, person, scene) for person, scene in pairs], len(fields))
+    return Scenes(fields, draw_fields(fields, uniforms).values)
 
 
 def attributes(identities: Identities, scenes: Scenes) -> dict[str, Tensor]:

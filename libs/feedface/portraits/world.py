@@ -11,16 +11,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from tqdm import tqdm
 
 from feedface.data.records import Record, Reference, read_records, write_records
 from feedface.errors import UserError
 from feedface.faces.crop import square_box
-from feedface.files import atomic_file
+from feedface.files import atomic_file, make_folder
 from feedface.portraits.captions import captions
 from feedface.portraits.identity import sample_identities
 from feedface.portraits.renderer import render
 from feedface.portraits.scene import ATTRIBUTES, attributes, sample_scenes
+from feedface.progress import progress
 
 
 @dataclass
@@ -42,10 +42,10 @@ class PortraitSet:
         return len(self.images)
 
 
-def make_portraits(people, scenes, seed: int = 0, size: int = 64) -> PortraitSet:
-    """Render scene `scenes[i]` of person `people[i]` for every row, in memory."""
+def make_portraits(people, scenes, seed: int = 0, size: int = 64, framing: str = "tight") -> PortraitSet:
+    """Render scene `scenes[i]` of person `people[i]` for every row, in memory; framing: see `sample_scenes`."""
     people, scenes = torch.as_tensor(people), torch.as_tensor(scenes)
-    who, scene = sample_identities(people, seed), sample_scenes(people, scenes, seed)
+    who, scene = sample_identities(people, seed), sample_scenes(people, scenes, seed, framing)
     portraits = render(who, scene, size)
     return PortraitSet(
         images=(portraits.image.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy(),
@@ -66,7 +66,13 @@ def _limit_threads() -> None:
 
 
 def write_world(
-    out: str | os.PathLike, identities: int, per_identity: int, seed: int = 0, size: int = 64, first_identity: int = 0
+    out: str | os.PathLike,
+    identities: int,
+    per_identity: int,
+    seed: int = 0,
+    size: int = 64,
+    first_identity: int = 0,
+    framing: str = "tight",
 ) -> Path:
     """Write identities x per_identity portraits; a world that is there already, with the same settings, is kept.
 
@@ -75,22 +81,23 @@ def write_world(
     """
     out = Path(os.path.abspath(out))  # so that the records' paths come out relative to the records
     settings = {"identities": identities, "per_identity": per_identity, "seed": seed, "size": size,
-                "first_identity": first_identity}  # fmt: skip
+                "first_identity": first_identity, "framing": framing}  # fmt: skip
     marker = out / "world.json"
     if marker.exists():
-        if json.loads(marker.read_text()) == settings:
+        found = {"framing": "wide", **json.loads(marker.read_text())}  # the only one there was
+        if found == settings:
             return out
-        raise UserError(f"{marker}: holds another world ({json.loads(marker.read_text())}); choose another folder")
+        raise UserError(f"{marker}: holds another world ({found}); choose another folder")
     for folder in ("images", "masks"):
-        (out / folder).mkdir(parents=True, exist_ok=True)
+        make_folder(out / folder)
 
     people = np.arange(first_identity, first_identity + identities)
     chunks = np.array_split(people, max(1, -(-identities * per_identity // 256)))
-    work = partial(_write_chunk, out=out, per_identity=per_identity, seed=seed, size=size)
+    work = partial(_write_chunk, out=out, per_identity=per_identity, seed=seed, size=size, framing=framing)
     # Portraits are independent of each other: one process a core, each with one thread.
     workers = min(os.cpu_count() or 1, len(chunks))
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_limit_threads) as pool:
-        results = list(tqdm(pool.map(work, chunks), total=len(chunks), desc="portraits", unit="chunk"))
+        results = list(progress(pool.map(work, chunks), total=len(chunks), desc="portraits", unit="chunk"))
     write_records(out / "records.jsonl", [record for records, _ in results for record in records])
     truth = {name: np.concatenate([part[name] for _, part in results]) for name in results[0][1]}
     with atomic_file(out / "truth.npz") as temporary:
@@ -100,10 +107,10 @@ def write_world(
     return out
 
 
-def _write_chunk(people: np.ndarray, out: Path, per_identity: int, seed: int, size: int):
+def _write_chunk(people: np.ndarray, out: Path, per_identity: int, seed: int, size: int, framing: str):
     rows = np.repeat(people, per_identity)
     scenes = np.tile(np.arange(per_identity), len(people))
-    portraits = make_portraits(rows, scenes, seed, size)
+    portraits = make_portraits(rows, scenes, seed, size, framing)
     names = [f"{person:06d}_{scene:02d}.png" for person, scene in zip(rows, scenes, strict=True)]
     squares = [tuple(round(float(v), 2) for v in square_box(box)) for box in portraits.boxes]
     records = []

@@ -6,13 +6,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from feedface.data.records import Record, read_records
 from feedface.data.transforms import LAPA_VALUES
 from feedface.errors import UserError
 from feedface.faces.crop import square_box
-from feedface.images import read_image
+from feedface.images import open_image, read_image
 from feedface.preparation.formats import RECORDS
 from feedface.preparation.outcome import SINGLE, read_row
 
@@ -28,7 +27,7 @@ def check_folder(out: Path, threads: int = 4) -> int:
     if not out.is_dir():
         raise UserError(f"--check {out}: no such folder; name one that make_data.py has written to")
     path = out / RECORDS
-    if path.is_file() and not path.read_bytes().strip():
+    if path.is_file() and path.stat().st_size < 100 and not path.read_bytes().strip():
         records = []  # a run that kept nothing
     else:
         records = read_records(path)
@@ -74,14 +73,14 @@ def _problems(record: Record, out: Path, boxes: dict[Path, tuple]) -> Iterator[s
 
 
 def _mask_problems(path: Path, size: tuple[int, int]) -> Iterator[str]:
-    try:
-        with Image.open(path, formats=["PNG"]) as image:
-            image.load()
-            mode, mask = image.mode, np.asarray(image)
-    except FileNotFoundError:
+    if not path.exists():
         yield "no such mask"
         return
-    except Exception as error:  # damage comes in many kinds
+    try:
+        with open_image(path, ("PNG",)) as image:
+            image.load()
+            mode, mask = image.mode, np.asarray(image)
+    except UserError as error:
         yield f"not a mask that can be read ({error})"
         return
     if mode != "L":

@@ -18,6 +18,7 @@ from feedface.preparation.captions import Captioner
 from feedface.preparation.options import Options
 from feedface.preparation.outcome import FILTERED, SINGLE, Outcome, stems, write_row
 from feedface.preparation.process import Loaded, caption_all, detect, judge, load
+from feedface.progress import progress
 from feedface.training.interrupt import Interrupt
 
 
@@ -85,8 +86,6 @@ class Maker:
 
 def make_all(maker: Maker, rels: Sequence[str], show: bool) -> int:
     """Make these pictures; returns 0, or the signal that asked to stop. What the models have seen is written."""
-    from tqdm import tqdm
-
     workers, batch_size = maker.options.workers, maker.options.batch_size
     rest, ahead = iter(rels), batch_size + 2 * workers
     reading: deque[Future[Loaded]] = deque()
@@ -94,8 +93,7 @@ def make_all(maker: Maker, rels: Sequence[str], show: bool) -> int:
     with (
         Interrupt() as interrupt,
         thread_pool(workers) as pool,
-        # None: only on a terminal.
-        tqdm(total=len(rels), unit="picture", disable=None if show else True) as bar,
+        progress(total=len(rels), unit="picture", disable=not show) as bar,
     ):
         try:
             while not interrupt.signal:

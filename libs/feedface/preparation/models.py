@@ -10,7 +10,8 @@ from pathlib import Path
 from feedface.device import pick_device
 from feedface.errors import UserError
 from feedface.faces import detect
-from feedface.faces.detect import FaceDetector, InsightFaceDetector, OpenCVDetector, find_pack, missing_pack_message
+from feedface.faces.detect import FaceDetector, InsightFaceDetector, find_pack, missing_pack_message
+from feedface.faces.opencv import OpenCVDetector, import_cv2
 
 OPENCV = "opencv"
 
@@ -130,12 +131,11 @@ def load_models(choice: Choice, device: str, local_index: int, threads: int) -> 
 
 def limit_threads(processes: int) -> int:
     """Keep this process to its share of the cores (or to OMP_NUM_THREADS); returns how many threads that is."""
-    import cv2
     import torch
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     wanted = os.environ.get("OMP_NUM_THREADS", "")
     threads = int(wanted) if wanted.isdigit() and int(wanted) else max(1, cores // processes)
     torch.set_num_threads(threads)
-    cv2.setNumThreads(threads)
+    import_cv2().setNumThreads(threads)
     return threads

@@ -19,13 +19,60 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated, Literal, Required
 
 import numpy as np
+from annotated_types import Len
+from pydantic import Field, TypeAdapter
+from typing_extensions import TypedDict
 
+from feedface.errors import UserError
 from feedface.output import save_ascii
+from feedface.reading import read_text
+from feedface.validation import OPEN, parse_line_as
 
 SINGLE, MULTI, ERROR, FILTERED = KINDS = ("single", "multi", "error", "filtered")
 Stamp = list[int]  # size in bytes and mtime in ns of the picture's file
+
+
+_Number = Annotated[float, Field(ge=-1e6, le=1e6)] | None
+_Measure = Annotated[float, Field(ge=0, le=1e6)] | None
+_Box = Annotated[list[Annotated[float, Field(ge=-1e6, le=1e6)]], Len(4, 4)]
+
+
+class _Row(TypedDict, total=False):
+    """What any of the JSON files holds."""
+
+    __pydantic_config__ = OPEN
+    path: Required[str]
+    stamp: Required[Annotated[list[int], Len(2, 2)] | None]
+    outcome: Required[Literal[KINDS]]
+    reason: Required[str]
+    faces: Required[Annotated[int, Field(ge=0, le=10_000)]]
+    img_size: Annotated[list[Annotated[int, Field(ge=1)]], Len(2, 2)] | None
+    caption: str
+    caption_by: str
+
+
+class _FaceRow(_Row, total=False):
+    """What the JSON file of a face holds."""
+
+    img_size: Required[Annotated[list[Annotated[int, Field(ge=1)]], Len(2, 2)]]
+    bbox: Required[_Box]
+    square_bbox: Required[_Box]
+    mask_bbox: _Box | None
+    point: Annotated[list[Annotated[list[_Number], Len(2, 2)]], Len(5, 5)] | None
+    scores: _Measure
+    face_px: _Measure
+    blur: _Measure
+    yaw: _Number
+    pitch: _Number
+    roll: _Number
+    embedding: list[_Number] | None
+
+
+_ROW, _FACE_ROW = TypeAdapter(_Row), TypeAdapter(_FaceRow)
+MAX_ROW_BYTES = 16 << 20
 
 
 @dataclass
@@ -109,11 +156,11 @@ def write_row(path: Path, row: dict) -> None:
 def read_row(path: Path) -> dict | None:
     """One JSON file of an outcome; None if it is not there or not one."""
     try:
-        row = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        text, place = read_text(path, most_bytes=MAX_ROW_BYTES), f"{path}:1"
+        row = parse_line_as(text, _ROW, place)
+        return row if row["outcome"] == ERROR else parse_line_as(text, _FACE_ROW, place)
+    except UserError:
         return None
-    keys = {"path", "stamp", "outcome", "reason", "faces"}
-    return row if isinstance(row, dict) and keys <= set(row) and row["outcome"] in KINDS else None
 
 
 def read_rows(out_folder: Path, first: dict) -> Iterator[dict]:

@@ -1,12 +1,14 @@
 """Before the pictures: what is in the way, what is done already, what is left to do."""
 
-import json
 import os
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+
+from pydantic import TypeAdapter
+from typing_extensions import TypedDict
 
 from feedface.errors import UserError
 from feedface.files import folder_lock
@@ -16,13 +18,24 @@ from feedface.preparation.captions import Captioner
 from feedface.preparation.models import OPENCV, Choice, check_models, choose, digests
 from feedface.preparation.options import Options
 from feedface.preparation.outcome import ERROR, KINDS, MULTI, first_stem, read_row, stems
-from feedface.preparation.process import caption_all, verdict
+from feedface.preparation.process import MEASURES, caption_all, verdict
 from feedface.preparation.scan import Scan, check_folders, scan, stamp_of, summary
+from feedface.validation import OPEN, read_json_as
 
 SETTINGS = "settings.json"
 REPORT = ("report.html", "report.png")
 OWN_FOLDERS = (*KINDS, formats.CROPS, formats.ADAFACE)
 NOTES_SHOWN = 5
+
+
+class _Settings(TypedDict):
+    """settings.json, as far as it is looked at: the names of the weights' parts with their hashes; the rest as is."""
+
+    __pydantic_config__ = OPEN
+    weights: dict[str, str]
+
+
+_SETTINGS = TypeAdapter(_Settings)
 
 
 @dataclass
@@ -106,6 +119,8 @@ class Finished:
             return False
         if row["outcome"] in (ERROR, MULTI):
             return True
+        if not {*MEASURES, "scores"} <= row.keys():
+            return False
         reason = verdict(row, options.rules.thresholds)
         if reason:
             return row["reason"] == reason
@@ -113,7 +128,7 @@ class Finished:
             return False
         if self._captioner is None:
             return True
-        return (row["caption"], row["reason"]) == caption_all(self._captioner, [(row["path"], path, None)])[0]
+        return (row.get("caption"), row["reason"]) == caption_all(self._captioner, [(row["path"], path, None)])[0]
 
 
 def file_names(row: dict) -> list[str]:
@@ -150,12 +165,14 @@ def _merged(path: Path, settings: dict) -> dict:
     if not path.exists():
         return settings
     try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-        weights = before["weights"] | {}
-        fixed = {name: before[name] for name in settings} | {"weights": weights | settings["weights"]}
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{path}: not the settings of a run of make_data.py; use another --out_folder") from None
-    fixed["weights"] = weights
+        before = read_json_as(path, _SETTINGS)
+    except UserError as error:
+        raise UserError(f"{error}; not the settings of a run of make_data.py: use another --out_folder") from None
+    if missing := [name for name in settings if name not in before]:
+        raise UserError(
+            f"{path}: not the settings of a run of make_data.py ({missing[0]} is missing); use another --out_folder"
+        )
+    weights = before["weights"]
     now = settings | {"weights": weights | settings["weights"]}
     for name, value in now.items():
         if name == "weights" and any(value[part] != weights.get(part, value[part]) for part in value):
@@ -163,9 +180,9 @@ def _merged(path: Path, settings: dict) -> dict:
             raise UserError(
                 f"{path}: this folder was made with other weights of the {part}; use those, or another --out_folder"
             )
-        if name != "weights" and value != fixed[name]:
+        if name != "weights" and value != before[name]:
             raise UserError(
-                f"{path}: this folder was made with {name} {fixed[name]!r}, now it is {value!r}; "
+                f"{path}: this folder was made with {name} {before[name]!r:.60}, now it is {value!r:.60}; "
                 "use the same, or another --out_folder"
             )
     return now

@@ -11,13 +11,19 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from PIL import Image
+from pydantic import Field, TypeAdapter
+from typing_extensions import TypedDict
 
+from feedface.errors import UserError
 from feedface.files import atomic_file
 from feedface.preparation.outcome import ERROR, FILTERED, KINDS, MULTI, SINGLE
 from feedface.preparation.sheet import KIND_COLOURS, Picture, draw_charts, draw_report, draw_tile
+from feedface.reading import read_text
+from feedface.validation import OPEN, parse_line_as, read_json_as
 
 SHOWN = 24  # pictures of each outcome
 LISTED = 1000  # lines of each list
@@ -43,6 +49,27 @@ figcaption span {{ color: #6e6e6e; }}
 """
 
 
+class _Thresholds(TypedDict, total=False):
+    __pydantic_config__ = OPEN
+    thresholds: dict[str, Annotated[float, Field(ge=0, le=1e6)] | None] | None
+
+
+class _Settings(_Thresholds, total=False):
+    """settings.json, as far as it is looked at by name."""
+
+    data_folder: str
+    last_run: _Thresholds | None
+
+
+class _Record(TypedDict, total=False):
+    """A line of records.jsonl, as far as it is looked at."""
+
+    identity: str | None
+
+
+_SETTINGS, _RECORD = TypeAdapter(_Settings), TypeAdapter(_Record)
+
+
 def write_report(out_folder: Path, rows: Iterable[dict], data_folder: Path | None = None) -> None:
     """Write report.html and report.png.
 
@@ -53,7 +80,7 @@ def write_report(out_folder: Path, rows: Iterable[dict], data_folder: Path | Non
     """
     out_folder = Path(out_folder)
     settings = _settings(out_folder)
-    if data_folder is None and isinstance(settings.get("data_folder"), str):
+    if data_folder is None and "data_folder" in settings:
         data_folder = Path(settings["data_folder"])
     pictures = _pictures(rows)
     limits = (settings.get("last_run") or settings).get("thresholds") or {}
@@ -186,10 +213,9 @@ def _data_uri(image: Image.Image, kind: str) -> str:
 
 def _settings(out_folder: Path) -> dict:
     try:
-        settings = json.loads((out_folder / "settings.json").read_bytes())
-    except (OSError, ValueError):
+        return read_json_as(out_folder / "settings.json", _SETTINGS)
+    except UserError:
         return {}
-    return settings if isinstance(settings, dict) else {}
 
 
 def _settings_rows(settings: dict, prefix: str = "") -> list[tuple[str, str]]:
@@ -206,9 +232,10 @@ def _settings_rows(settings: dict, prefix: str = "") -> list[tuple[str, str]]:
 def _people(out_folder: Path) -> str:
     """One line about records.jsonl: how many records of how many people."""
     try:
-        lines = (out_folder / "records.jsonl").read_text(encoding="utf-8").split("\n")
-        records = [json.loads(line) for line in lines if line.strip()]
-    except (OSError, ValueError):
+        file = out_folder / "records.jsonl"
+        lines = enumerate(read_text(file).split("\n"), start=1)
+        records = [parse_line_as(line, _RECORD, f"{file}:{number}") for number, line in lines if line.strip()]
+    except UserError:
         return ""
     people = Counter(record["identity"] for record in records if record.get("identity") is not None)
     line = f"{len(records)} records in records.jsonl"

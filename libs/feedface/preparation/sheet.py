@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from feedface.data.transforms import LAPA_VALUES
 from feedface.errors import UserError
 from feedface.faces.crop import crop_square
-from feedface.images import read_image
+from feedface.images import open_image, read_image
 from feedface.preparation.outcome import ERROR, FILTERED, KINDS, MULTI, SINGLE, stems
 
 TILE_PX, GAP_PX, COLUMNS = 180, 12, 4
@@ -173,7 +173,7 @@ def _angles(axes, faces: list[dict]) -> None:
         return _nothing(axes)
     edges = np.arange(-90, 91, 6)
     for name, colour in (("yaw", "#3b6fb6"), ("pitch", "#d68910"), ("roll", "#777777")):
-        values = np.clip([face[name] for face in known], -90, 90)
+        values = np.clip([face[name] for face in known if face.get(name) is not None], -90, 90)
         axes.hist(values, edges, histtype="step", color=colour, label=name)
     axes.legend(fontsize=8, frameon=False)
     return None
@@ -187,9 +187,9 @@ def _nothing(axes) -> None:
 def _classes(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     """A mask file as classes 0...10, uint8 [H, W]; empty where it is missing or does not fit."""
     try:
-        with Image.open(path, formats=["PNG"]) as file:
+        with open_image(path, ("PNG",)) as file:
             grey = np.asarray(file.convert("L"))
-    except (OSError, SyntaxError, ValueError):  # what Pillow raises for a damaged PNG
+    except UserError:
         grey = np.zeros((0, 0))
     if grey.shape != shape:
         return np.zeros(shape, np.uint8)

@@ -10,17 +10,19 @@ picture has (its file name, mostly), or by a longer path that ends in it.
 
 import csv
 import io
-import json
+import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from feedface.errors import UserError
-from feedface.json_lines import LocatedDict, load_json
+from feedface.json_files import JsonFile, parse_json
+from feedface.reading import MOST_BYTES, read_text
 
 NAME_KEYS = ("path", "file_name", "name", "file")
 SHOWN = 3
+_SURROGATE = re.compile("[\ud800-\udfff]")  # half a character, which no file can hold
 
 
 @dataclass(frozen=True)
@@ -124,19 +126,6 @@ def read_entries(path: Path, kind: Kind) -> list[Entry]:
     return entries
 
 
-def read_text(path: Path) -> str:
-    """UTF-8 text with or without a byte order mark; `UserError` says what is wrong after the path."""
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}:{line}: not UTF-8 text; save it as UTF-8") from None
-    except (OSError, ValueError) as error:  # ValueError: a NUL character in the path
-        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
-
-
 def _text(path: Path) -> str:
     text = read_text(path)
     if not text.strip():
@@ -144,27 +133,26 @@ def _text(path: Path) -> str:
     return text
 
 
-class _Pairs(list):
-    """A JSON object as it is written: keys may come twice."""
+class _Object(dict):
+    """A JSON object that remembers how it is written: keys may come twice."""
+
+    def __init__(self, pairs: list[tuple[str, object]]):
+        super().__init__(pairs)
+        self.pairs = pairs
 
 
 def _json(path: Path, text: str, kind: Kind) -> list[Entry]:
-    try:
-        content = json.loads(text, object_pairs_hook=_Pairs)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{error.lineno}: not JSON ({error.msg}, column {error.colno})") from None
-    except RecursionError:
-        raise UserError(f"{path}: JSON nested too deeply; {_wanted(kind)}") from None
-    if isinstance(content, _Pairs):
-        pairs = content
+    content = parse_json(text, path, pairs=_Object)
+    if isinstance(content, _Object):
+        pairs = content.pairs
         for key, value in pairs:
             if not _is_value(value, kind):
                 raise _wrong(f"{path}:{_line(path, key)}: {key}", value, kind)
     elif isinstance(content, list):
         for number, row in enumerate(content):
-            if not isinstance(row, _Pairs):
+            if not isinstance(row, dict):
                 raise UserError(f"{path}:{_line(path, number)}: not an object; {_wanted(kind)}")
-        pairs = [_pair(dict(row), lambda row=number: f"{path}:{_line(path, row)}", kind)
+        pairs = [_pair(row, lambda row=number: f"{path}:{_line(path, row)}", kind)
                  for number, row in enumerate(content)]  # fmt: skip
     else:
         raise UserError(f"{path}: neither an object nor a list; {_wanted(kind)}")
@@ -177,10 +165,7 @@ def _lines(path: Path, text: str, kind: Kind) -> list[Entry]:
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise UserError(f"{path}:{number}: not JSON ({error}); {_wanted(kind)}") from None
+        row = parse_json(line, path, number)
         if not isinstance(row, dict):
             raise UserError(f"{path}:{number}: not an object; {_wanted(kind)}")
         name, value = _pair(row, lambda number=number: f"{path}:{number}", kind)
@@ -232,12 +217,11 @@ def _pair(row: dict, origin, kind: Kind) -> tuple[str, str]:
 def _is_value(value: object, kind: Kind) -> bool:
     if kind.numbers and isinstance(value, int) and not isinstance(value, bool):
         return True
-    return isinstance(value, str) and bool(value.strip())
+    return isinstance(value, str) and bool(value.strip()) and not _SURROGATE.search(value)
 
 
 def _wrong(where: str, value: object, kind: Kind) -> UserError:
-    shown = dict(value) if isinstance(value, _Pairs) else value
-    return UserError(f"{where}: the {kind.name} must be a string with something in it, not {shown!r:.60}")
+    return UserError(f"{where}: the {kind.name} must be a string with something in it, not {value!r:.60}")
 
 
 def _wanted(kind: Kind) -> str:
@@ -246,9 +230,7 @@ def _wanted(kind: Kind) -> str:
 
 def _line(path: Path, key: str | int) -> int:
     """Where the value of a JSON object's key, or an item of a list, begins."""
-    content = load_json(path)
-    assert isinstance(content, LocatedDict) or isinstance(key, int)
-    return content.lines[key]
+    return JsonFile(path, MOST_BYTES).line(key)
 
 
 def _plain(name: str) -> str:

@@ -10,7 +10,6 @@
 Everything is kept in --workdir. The page is written to --out: reproduction.md, and figures and results beside it.
 """
 
-import argparse
 import os
 import subprocess
 import sys
@@ -18,7 +17,8 @@ from pathlib import Path
 
 import ml_collections
 
-from feedface.errors import UserError, run_cli
+from feedface.command_line import Parser
+from feedface.errors import UserError, path_flag, run_cli
 from feedface.share import parse_share
 
 STAGES = ("world", "train", "measure", "dreambooth", "limits", "page")
@@ -26,17 +26,14 @@ QUICK_STAGES = ("measure", "page")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m feedface.reproduction",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser(prog="python -m feedface.reproduction", description=__doc__, allow_abbrev=False)
     parser.add_argument("--stage", default="all", choices=("all", *STAGES))
     parser.add_argument("--quick", action="store_true", help="measure what needs no training, and write a page of it")
     parser.add_argument("--share", default="0/1", help="k/n: only every n-th training or measurement (default: all)")
-    parser.add_argument("--workdir", type=Path, help="default: .cache/reproduction, with --quick …-quick")
-    parser.add_argument("--out", type=Path, help="default: docs, with --quick outputs/reproduction")
+    parser.add_argument(
+        "--workdir", type=path_flag("--workdir"), help="default: .cache/reproduction, with --quick …-quick"
+    )
+    parser.add_argument("--out", type=path_flag("--out"), help="default: docs, with --quick outputs/reproduction")
     arguments, overrides = parser.parse_known_args()
     share = parse_share(arguments.share)
     if arguments.quick and arguments.stage not in ("all", *QUICK_STAGES):

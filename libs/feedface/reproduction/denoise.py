@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from feedface.backbones.uvit import UViT
 from feedface.checkpoints.bundle import Bundle
@@ -18,6 +17,7 @@ from feedface.diffusion.sampling import initial_noise, integrate
 from feedface.diffusion.schedule import BETA_END, BETA_START, NUM_TIMESTEPS, add_noise, alphas_cumprod, timestep_of
 from feedface.encoders import to_uint8
 from feedface.mini.common import to_pixels
+from feedface.progress import progress
 
 
 def times_from(level: int, steps: int) -> list[int]:
@@ -72,7 +72,7 @@ def through_base(
 ) -> np.ndarray:
     """Pictures uint8 [N,H,W,3] noised to timestep `level` (row i from seed + i) and denoised with their captions."""
     parts = []
-    for start in tqdm(range(0, len(pictures), batch_size), desc=f"denoise from {level}", unit="batch"):
+    for start in progress(range(0, len(pictures), batch_size), desc=f"denoise from {level}", unit="batch"):
         rows = range(start, min(start + batch_size, len(pictures)))
         pixels = to_pixels(pictures[rows.start : rows.stop], device)
         latents = denoise(

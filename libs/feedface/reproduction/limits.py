@@ -10,7 +10,6 @@ number 0, scenes from 0. Rows are kept in FILE.part as they come, and the same c
 """
 
 import argparse
-import json
 import shlex
 import sys
 import time
@@ -20,11 +19,13 @@ from pathlib import Path
 import torch
 
 from feedface.checkpoints.bundle import Bundle, load_bundle
+from feedface.command_line import Parser
 from feedface.device import pick_device, pick_dtype
 from feedface.errors import UserError, run_cli
 from feedface.evaluation.cases import FIRST_IDENTITY, GALLERY, crop_references, make_cases
 from feedface.evaluation.inspector import Inspector
 from feedface.evaluation.mini import Judge, load_judge
+from feedface.json_files import load_json
 from feedface.model_files import load_model, model_digest
 from feedface.output import check_writable, save_json
 from feedface.reproduction.parts import FIGURES, Parts, by_count, portrait_cases
@@ -173,7 +174,7 @@ def _show(name: str, figure: dict[str, float]) -> str:
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m feedface.reproduction.limits", description=__doc__.split("\n\n")[0], allow_abbrev=False
     )
     parser.add_argument("--model", default="models/mini", help="model folder (default: %(default)s)")
@@ -211,8 +212,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def read_known(file: Path, same: dict) -> dict | None:
     """What an earlier run left in `file`, if it is about the `same` model and inspector."""
     try:
-        known = json.loads(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        known = load_json(file)
+    except UserError:
         return None
     is_ours = isinstance(known, dict) and "rows" in known and all(known.get(key) == same[key] for key in same)
     return known if is_ours else None

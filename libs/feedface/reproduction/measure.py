@@ -15,7 +15,6 @@ import torch
 
 from feedface.checkpoints.bundle import Bundle, read_index
 from feedface.device import pick_device
-from feedface.drawing import adapter_of
 from feedface.evaluation import metrics
 from feedface.evaluation.background import background_changes, face_masks
 from feedface.evaluation.cases import Cases, crop_references, make_cases
@@ -79,7 +78,7 @@ class Measurer:
         if wanted.preset is None and not wanted.few_step:
             given = given.over(replace(PLAIN, steps=self.config.measure.steps))
         bundle = self.bundle
-        return given.for_model(bundle.defaults, bundle.image_size, bundle.size_multiple, adapter_of(bundle))
+        return given.for_model(bundle.defaults, bundle.image_size, bundle.size_multiple, bundle.few_step)
 
     def measure(self, wanted: Measurement, control: Path | None) -> dict:
         """Draw and judge; `control`: folder of the face-controlnet's model, None for the committed one.

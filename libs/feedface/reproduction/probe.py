@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from feedface.encoders import preprocess_face
 from feedface.evaluation.cases import WORLD_SEED
@@ -18,6 +17,7 @@ from feedface.evaluation.metrics import mean_embedding, nearest_identity
 from feedface.faces.crop import crop_square, square_box
 from feedface.methods.feedface import FaceControlNet, face_states
 from feedface.portraits import make_portraits
+from feedface.progress import progress
 
 POOLINGS = ("tokens", "mean")  # all tokens side by side, n * V numbers, or their mean, V numbers
 PENALTIES = tuple(10.0**exponent for exponent in range(-4, 3))
@@ -39,7 +39,7 @@ def pictures_to_fit(
     each: pictures a person (>= 2), the scenes from `first_scene`.
     """
     states, targets = [], []
-    with tqdm(total=people, desc="pictures for the probe", unit="person") as bar:
+    with progress(total=people, desc="pictures for the probe", unit="person") as bar:
         for start in range(0, people, CHUNK):
             who = np.arange(start, min(start + CHUNK, people))
             scenes = np.tile(np.arange(first_scene, first_scene + each), len(who))

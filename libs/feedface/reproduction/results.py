@@ -1,12 +1,12 @@
 """What was measured, read back: figures with intervals over people, differences of settings, the verdict on a claim."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from feedface.checkpoints.storage import read_json
 from feedface.errors import UserError
 from feedface.evaluation.metrics import Figure, bootstrap, over_seeds, paired_difference, ratio_of_means
 
@@ -47,7 +47,7 @@ class Results:
             file = self.find(f"{name}.json")
             if file is None:
                 raise UserError(f"{self.folders[0] / name}.json: missing; run `make reproduce` first")
-            self._read[name] = json.loads(file.read_text(encoding="utf-8"))
+            self._read[name] = read_json(file)
         return self._read[name]
 
     def people(self, name: str, key: str) -> np.ndarray:

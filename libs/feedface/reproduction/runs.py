@@ -12,9 +12,11 @@ from pathlib import Path
 
 import ml_collections
 
+from feedface.checkpoints.storage import read_json
 from feedface.data.records import read_records
 from feedface.errors import UserError
 from feedface.files import atomic_file
+from feedface.json_files import load_json
 from feedface.mini.common import ROOT, add_seconds, say
 from feedface.portraits import write_world
 
@@ -124,8 +126,8 @@ def train(run: Run, config: ml_collections.ConfigDict, workdir: Path) -> None:
 def write_cost(config: ml_collections.ConfigDict, workdir: Path) -> None:
     """Put what the trainings and measurements took into `workdir/results/cost.json`."""
     files = [workdir / "runs" / run.name / "seconds.json" for run in all_runs(config)]
-    training = [json.loads(file.read_text()) for file in files if file.is_file()]
-    results = [json.loads(file.read_text()) for file in sorted((workdir / "results").glob("*.json"))]
+    training = [load_json(file) for file in files if file.is_file()]
+    results = [read_json(file) for file in sorted((workdir / "results").glob("*.json"))]
     drawing = sum(result.get("seconds", 0) for result in results if "measurement" in result)
     cost = {"trainings": len(training), "training_hours": sum(training) / 3600, "measuring_hours": drawing / 3600}
     with atomic_file(workdir / "results" / "cost.json") as temporary:

@@ -1,59 +1,130 @@
-"""Config values that cannot work are found before anything is loaded."""
+"""What a training config may hold: every key, its type and range. What cannot work is found before anything is loaded.
+
+What the keys mean stands in configs/train_config.py.
+"""
 
 import importlib.util
+import re
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
 
 import ml_collections
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from feedface.errors import UserError
 from feedface.training.objective import LOSSES
 from feedface.training.tracking import check_trackers
 
 PRECISIONS = {"no": "fp32", "fp16": "fp16", "bf16": "bf16"}
-FACE_DROPOUTS = ("zero_feature", "zero_image")
-OPTIMIZERS = ("adamw", "adamw8bit")
 
-CHOICES = {
-    "loss.kind": LOSSES,
-    "loss.face_dropout_kind": FACE_DROPOUTS,
-    "train.schedule": ("constant", "cosine"),
-    "train.precision": ("auto", *PRECISIONS),
-    "train.optimizer": OPTIMIZERS,
-    "data_type": (0, 1),
-}
-AT_LEAST = {
-    "seed": 0, "data.max_faces": 1, "data.workers": 0, "data.max_broken": 0, "train.steps": 1,
-    "train.batch_size": 1, "train.accumulation": 1, "train.warmup_steps": 0, "train.lr": 0, "train.grad_clip": 0,
-    "train.weight_decay": 0, "train.max_loss_ratio": 0, "loss.min_snr": 0, "log.every": 1, "log.samples_every": 0,
-    "log.people": 1, "checkpoint.every": 1, "checkpoint.keep": 1, "checkpoint.keep_every": 0,
-}  # fmt: skip
-SHARES = (
-    "data.flip", "data.hair_in_mask", "data.other_picture", "loss.standard_share", "loss.face_dropout",
-    "loss.text_dropout", "train.ema",
-)  # fmt: skip
+MOST = 2**63 - 1
+Count = Annotated[int, Field(ge=0, le=MOST)]
+AtLeastOne = Annotated[int, Field(ge=1, le=MOST)]
+NotNegative = Annotated[float, Field(ge=0)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+
+class Control(Section):
+    sites: Sequence[str]
+    num_heads: AtLeastOne
+    mlp_ratio: Annotated[float, Field(gt=0)]
+    control_input: Literal["output", "input"]
+
+
+class Data(Section):
+    records: Sequence[str]
+    flip: Probability
+    flip_reference: Probability
+    hair_in_mask: Probability
+    other_picture: Probability
+    max_faces: AtLeastOne
+    workers: Annotated[int, Field(ge=0, le=1024)]
+    in_memory: bool
+    max_broken: Count
+
+
+class Cache(Section):
+    enabled: bool
+    dir: str
+
+
+class Loss(Section):
+    kind: Literal[LOSSES]
+    standard_share: Probability
+    face_dropout: Probability
+    face_dropout_kind: Literal["zero_feature", "zero_image"]
+    text_dropout: Probability
+    min_snr: NotNegative
+
+
+class Train(Section):
+    steps: AtLeastOne
+    batch_size: AtLeastOne
+    accumulation: AtLeastOne
+    optimizer: Literal["adamw", "adamw8bit"]
+    lr: NotNegative
+    schedule: Literal["constant", "cosine"]
+    warmup_steps: Count
+    weight_decay: NotNegative
+    betas: Annotated[Sequence[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)]
+    grad_clip: NotNegative
+    ema: Probability
+    precision: Literal[("auto", *PRECISIONS)]
+    gradient_checkpointing: bool
+    compile: bool
+    max_loss_ratio: NotNegative
+
+
+class Checkpoints(Section):
+    every: AtLeastOne
+    keep: AtLeastOne
+    keep_every: Count
+
+
+class Log(Section):
+    every: AtLeastOne
+    trackers: Sequence[str]
+    samples_every: Count
+    people: AtLeastOne
+    prompts: Sequence[str]
+
+
+class TrainingConfig(Section):
+    seed: Count
+    model: str
+    face_encoder: str
+    control: Control
+    data_type: Literal[0, 1]
+    data: Data
+    cache: Cache
+    loss: Loss
+    train: Train
+    checkpoint: Checkpoints
+    log: Log
+    sample: dict[str, Any] = {}  # of drawing, see `config_file.read_config`
 
 
 def check_config(config: ml_collections.ConfigDict) -> None:
-    """`UserError` naming the first key whose value cannot work."""
-
-    def value(key: str):
-        node = config
-        for part in key.split("."):
-            node = node[part]
-        return node
-
-    for key, allowed in CHOICES.items():
-        if value(key) not in allowed:
-            raise UserError(f"config.{key}: {value(key)!r} is not known; use {', '.join(map(str, allowed))}")
-    for key, least in AT_LEAST.items():
-        if not value(key) >= least:
-            raise UserError(f"config.{key}: must be at least {least}, not {value(key)}")
-    for key in SHARES:
-        if not 0 <= value(key) <= 1:
-            raise UserError(f"config.{key}: must lie between 0 and 1, not {value(key)}")
-    if len(config.train.betas) != 2 or not all(0 <= beta < 1 for beta in config.train.betas):
-        raise UserError(f"config.train.betas: must be two numbers from 0 to below 1, not {config.train.betas}")
+    """`UserError` naming the first key that is missing or unknown, or whose value cannot work."""
+    try:
+        TrainingConfig.model_validate(config.to_dict())
+    except ValidationError as error:
+        raise UserError(_sentence(error.errors()[0])) from None
     if config.train.optimizer == "adamw8bit" and importlib.util.find_spec("bitsandbytes") is None:
         raise UserError("config.train.optimizer: adamw8bit needs bitsandbytes; `pip install bitsandbytes`")
     if config.log.samples_every and not config.log.prompts:
         raise UserError("config.log.prompts: empty, but log.samples_every asks for pictures; name at least one prompt")
     check_trackers(config.log.trackers)
+
+
+def _sentence(error: dict[str, Any]) -> str:
+    key = ".".join(map(str, ("config", *error["loc"])))
+    if error["type"] == "missing":
+        return f"{key}: is missing; configs/train_config.py has all keys"
+    if error["type"] == "extra_forbidden":
+        return f"{key}: is unknown; configs/train_config.py has all keys"
+    return f"{key}: {re.sub('^[A-Z][a-z]+ should', 'must', error['msg'])}, not {error['input']!r:.80}"

@@ -3,11 +3,11 @@
 python -m feedface.training.curves WORKDIR --out curves.png
 """
 
-import argparse
 from pathlib import Path
 
 import numpy as np
 
+from feedface.command_line import Parser
 from feedface.errors import UserError, run_cli
 from feedface.files import atomic_file
 
@@ -68,7 +68,7 @@ def draw_curves(curves: dict[str, tuple[np.ndarray, np.ndarray]], path: Path) ->
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m feedface.training.curves", description=__doc__)
+    parser = Parser(prog="python -m feedface.training.curves", description=__doc__)
     parser.add_argument("workdir", type=Path, help="folder of a training run")
     parser.add_argument("--out", type=Path, default=Path("curves.png"), help="picture to write (default curves.png)")
     arguments = parser.parse_args()

@@ -7,13 +7,22 @@ from pathlib import Path
 
 import ml_collections
 from accelerate import Accelerator
-from tqdm import tqdm
 
-from feedface.data.cache_build import Items
+from feedface.data.cache_build import Items, Mirrored, as_kinds
 from feedface.data.dataset import BrokenPicture, PictureStore, check_broken
+from feedface.progress import progress
 from feedface.training.check import check_config
+from feedface.training.memory import check_batch
 from feedface.training.run_record import bytes_text, check_disk, checkpoint_bytes, existing
-from feedface.training.setup import Models, build_models, build_store, cache_folder, make_accelerator, precision_of
+from feedface.training.setup import (
+    Models,
+    build_models,
+    build_store,
+    cache_folder,
+    make_accelerator,
+    mirrored_kinds,
+    precision_of,
+)
 from feedface.training.trial import Trial, try_batch
 
 # Bytes that an optimizer keeps for each trained number.
@@ -38,6 +47,7 @@ def dry_run(config: ml_collections.ConfigDict, workdir: Path) -> int:
 def _check_and_measure(config: ml_collections.ConfigDict, workdir: Path, accelerator: Accelerator) -> None:
     print(config)
     models = build_models(config, accelerator.device, precision_of(config, accelerator))
+    check_batch(config, models, accelerator.device)
     store = build_store(config, models)
     broken = check_records(store)
     with_others = sum(bool(record.ref) for record in store.records)
@@ -55,7 +65,7 @@ def _check_and_measure(config: ml_collections.ConfigDict, workdir: Path, acceler
     print(memory_line(config, models, trial, accelerator, trained))
     needs = [(workdir / "checkpoints", _checkpoints(config) * checkpoint_bytes(trained, config.train.ema > 0))]
     if cache is not None:
-        needs.append((cache, cache_bytes(items, trial, mirrored=config.data.flip > 0)))
+        needs.append((cache, cache_bytes(items, trial, mirrored_kinds(config))))
     for (folder, needed), what in zip(needs, ("checkpoints", "the feature cache"), strict=False):
         print(f"disk: {bytes_text(needed)} for {what} in {folder}")
     for line in time_lines(config, trial, accelerator.num_processes, len(items.pictures) if cache else 0):
@@ -81,7 +91,7 @@ def check_records(store: PictureStore) -> dict[str, str]:
     pool = ThreadPoolExecutor(READERS)
     try:
         silent = len(rows) < BAR_FROM
-        for _ in tqdm(pool.map(check, rows), total=len(rows), desc="checking", unit=" records", disable=silent):
+        for _ in progress(pool.map(check, rows), total=len(rows), desc="checking", unit="record", disable=silent):
             pass
     finally:
         pool.shutdown(cancel_futures=True)
@@ -111,13 +121,13 @@ def _checkpoints(config: ml_collections.ConfigDict) -> int:
     return min(most, config.train.steps // every + 1)
 
 
-def cache_bytes(items: Items, trial: Trial, mirrored: bool) -> int:
-    """Size of a feature cache of `items`."""
-    views = 2 if mirrored else 1
+def cache_bytes(items: Items, trial: Trial, mirrored: Mirrored) -> int:
+    """Size of a feature cache of `items`; `mirrored` as for `FeatureCache.open`."""
+    mirrored = as_kinds(mirrored)
     counts = {
-        "pictures": views * len(items.pictures),
+        "pictures": (1 + ("pictures" in mirrored)) * len(items.pictures),
         "masks": len(items.pictures),
-        "faces": views * len(items.faces),
+        "faces": (1 + ("faces" in mirrored)) * len(items.faces),
         "captions": len(items.captions),
     }
     return sum(count * trial.item_bytes[kind] for kind, count in counts.items())

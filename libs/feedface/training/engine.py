@@ -89,13 +89,14 @@ class Engine:
         return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
     def optimizer_state(self, keep: bool) -> dict[str, Any] | None:
-        """Whole, as an optimizer of one process has it; None in a process with `keep` False."""
+        """Whole, as an optimizer of one process has it, without its settings; None in a process with `keep` False."""
         if self.zero2:
             return full_zero2_state(self.optimizer, self.parameters, keep)
         return full_optimizer_state(self.optimizer, keep)
 
     def load_optimizer_state(self, state: dict[str, Any]) -> None:
-        """Put back what `optimizer_state` gave, of whatever launch. The weights are there already."""
+        """Put back what `optimizer_state` gave, of whatever launch; settings are the config's. The weights are there
+        already."""
         if self.zero2:
             load_zero2_state(self.optimizer, self.parameters, state)
         else:

@@ -18,7 +18,7 @@ import ml_collections
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -32,6 +32,7 @@ from feedface.faces.crop import crop_square
 from feedface.files import atomic_file
 from feedface.images import read_image
 from feedface.output import save_png
+from feedface.reading import check_file, foreign
 from feedface.settings import Settings
 from feedface.training.objective import ControlledUViT
 from feedface.training.setup import Models
@@ -150,10 +151,11 @@ class SampleGrid:
 def _read(path: Path, digest: str) -> dict[str, Tensor] | None:
     """What the file holds if it is whole and of `digest`."""
     try:
-        with safe_open(path, framework="pt") as file:
-            if file.metadata().get("digest") == digest:
+        check_file(path)
+        with foreign(path), safe_open(path, framework="pt") as file:
+            if (file.metadata() or {}).get("digest") == digest:
                 return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError):
+    except UserError:
         pass
     return None
 

@@ -1,7 +1,7 @@
 """What a training run is made of, from its config: accelerate, the models, the data."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from feedface.checkpoints.bundle import check_fit, load_bundle, read_index
 from feedface.checkpoints.face_encoder import PREFIX, clip_config, find_face_encoder
-from feedface.checkpoints.storage import empty, fill, read_json, read_safetensors
+from feedface.checkpoints.storage import empty, fill, read_config, read_json, read_safetensors
 from feedface.data.cache import CachedDataset, FeatureCache
 from feedface.data.dataset import PictureDataset, PictureStore, check_broken
 from feedface.data.draws import DrawSettings
@@ -127,7 +127,7 @@ def build_models(config: ml_collections.ConfigDict, device: torch.device, precis
 
 def _own_control(folder: Path) -> FaceControlNet:
     """The bundle's face-controlnet in float32, without its face encoder."""
-    net = empty(FaceControlNet, {**read_json(folder / "config.json"), "with_encoder": False}, folder / "config.json")
+    net = empty(FaceControlNet, {**read_config(FaceControlNet, folder), "with_encoder": False}, folder / "config.json")
     file = folder / "model.safetensors"
     state = read_safetensors(file, "cpu", torch.float32)
     return fill(net, {name: value for name, value in state.items() if not name.startswith(PREFIX)}, file)
@@ -169,6 +169,7 @@ def make_optimizer(config: ml_collections.ConfigDict, parameters: list[nn.Parame
 class Data:
     """Samples, and what stands in for what is dropped. `encoders` is None where the cache makes them needless.
 
+    `broken` are files that are known already not to be usable, with the reason.
     `zero_image_face` [n,Df] is what the face encoder makes of a zero image, `empty_text` [1,T,Dt] the empty prompt.
     """
 
@@ -176,6 +177,7 @@ class Data:
     encoders: FrozenEncoders | None
     zero_image_face: Tensor
     empty_text: Tensor
+    broken: dict[str, str] = field(default_factory=dict)
 
 
 def cache_folder(config: ml_collections.ConfigDict, workdir: Path) -> Path | None:
@@ -183,6 +185,12 @@ def cache_folder(config: ml_collections.ConfigDict, workdir: Path) -> Path | Non
     if config.cache.dir:
         return Path(config.cache.dir)
     return workdir / "features" if config.cache.enabled else None
+
+
+def mirrored_kinds(config: ml_collections.ConfigDict) -> tuple[str, ...]:
+    """Kinds of cached features that training also wants of the mirrored picture."""
+    chances = {"faces": config.data.flip_reference, "pictures": config.data.flip}
+    return tuple(kind for kind, chance in chances.items() if chance > 0)
 
 
 def build_data(config: ml_collections.ConfigDict, models: Models, accelerator: Accelerator, workdir: Path) -> Data:
@@ -198,7 +206,7 @@ def build_data(config: ml_collections.ConfigDict, models: Models, accelerator: A
         folder,
         store,
         models.sources,
-        mirrored=config.data.flip > 0,
+        mirrored=mirrored_kinds(config),
         device=accelerator.device,
         process=(accelerator.process_index, accelerator.num_processes),
         wait=accelerator.wait_for_everyone,
@@ -209,11 +217,11 @@ def build_data(config: ml_collections.ConfigDict, models: Models, accelerator: A
         accelerator.print(f"{len(cache.broken)} files cannot be used and are passed over: {files} …")
     dataset = CachedDataset(cache, [len(record.ref) for record in store.records], settings)
     device = accelerator.device
-    return Data(dataset, None, cache.zero_image_face.to(device), cache.empty_text.to(device))
+    return Data(dataset, None, cache.zero_image_face.to(device), cache.empty_text.to(device), cache.broken)
 
 
 def build_store(config: ml_collections.ConfigDict, models: Models, in_memory: bool = False) -> PictureStore:
-    """The records' files at the sizes the models want; `in_memory` keeps what was decoded."""
+    """The records' files at the sizes the models want; `in_memory` keeps what was made of them."""
     return PictureStore(
         read_records(list(config.data.records)),
         image_size=models.image_size,
@@ -230,6 +238,7 @@ def draw_settings(config: ml_collections.ConfigDict, models: Models) -> DrawSett
         latent_shape=models.latent_shape,
         clip_img_dim=models.trained.uvit.clip_img_dim,
         flip=config.data.flip,
+        flip_reference=config.data.flip_reference,
         hair_in_mask=config.data.hair_in_mask,
         other_picture=config.data.other_picture,
         standard_loss=config.loss.standard_share,

@@ -30,17 +30,20 @@ def assign(target: Tensor, value: Tensor) -> None:
 
 
 def full_optimizer_state(optimizer: torch.optim.Optimizer, keep: bool = True) -> dict[str, Any] | None:
-    """`optimizer.state_dict()` with whole tensors on the CPU; None in a process with `keep` False. Collective."""
-    content = optimizer.state_dict()
+    """The `state` of `optimizer.state_dict()` with whole tensors on the CPU; None in a process with `keep` False.
+
+    Collective. Not its `param_groups`: they are the config's, which may be another one when the run goes on.
+    """
     state = {
         number: {key: gathered(value, keep) if isinstance(value, Tensor) else value for key, value in values.items()}
-        for number, values in content["state"].items()
+        for number, values in optimizer.state_dict()["state"].items()
     }
-    return {**content, "state": state} if keep else None
+    return {"state": state} if keep else None
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, content: dict[str, Any]) -> None:
-    """Load what `full_optimizer_state` or a plain optimizer's `state_dict()` gave; every process has all of it."""
+    """Load the `state` that `full_optimizer_state` or a plain optimizer's `state_dict()` gave; every process has all of
+    it. Settings such as the weight decay stay the optimizer's own."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state = {
         number: {
@@ -50,7 +53,7 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, content: dict[str, An
         }
         for number, values in content["state"].items()
     }
-    optimizer.load_state_dict({**content, "state": state})
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def _part(value: Tensor, like: Tensor) -> Tensor:
@@ -65,7 +68,7 @@ def _part(value: Tensor, like: Tensor) -> Tensor:
 
 
 def full_zero2_state(optimizer, parameters: Sequence[nn.Parameter], keep: bool = True) -> dict[str, Any] | None:
-    """AdamW's `state_dict()`, whole, on the CPU; None in a process with `keep` False. Collective; after a step.
+    """The same of DeepSpeed's AdamW. Collective; after a step.
 
     `optimizer` is what accelerate's `prepare` returned, `parameters` those it was made with, in that order. The weights
     themselves stay whole and float32, since DeepSpeed is run in float32 (`ControlledUViT` autocasts).
@@ -79,13 +82,11 @@ def full_zero2_state(optimizer, parameters: Sequence[nn.Parameter], keep: bool =
         moments = {key: safe_get_full_optimizer_state(parameter, key) for key in MOMENTS}
         if keep:
             state[number] = {"step": step.clone(), **{key: value.cpu().clone() for key, value in moments.items()}}
-    [group] = inner.param_groups
-    settings = {key: value for key, value in group.items() if key != "params"}
-    return {"state": state, "param_groups": [{**settings, "params": list(range(len(parameters)))}]} if keep else None
+    return {"state": state} if keep else None
 
 
 def load_zero2_state(optimizer, parameters: Sequence[nn.Parameter], content: dict[str, Any]) -> None:
-    """Load that, or a plain AdamW's `state_dict()`, before the first step; the parameters are filled already.
+    """Load that, or what a plain AdamW gave, before the first step; the parameters are filled already.
 
     Every process has all of it.
     """

@@ -2,16 +2,13 @@
 
     workdir/checkpoints/00001000/    a bundle: model_index.json, face_controlnet/, the rest points to the base bundle
         training/state.pt            float32 weights, optimizer, gradient scaler, EMA (read with weights_only)
-        training/progress.json       step, samples seen, the config; written last, with the size of every file
-    workdir/checkpoints/last         symbolic link to the newest
+        training/progress.json       step, samples seen, the config, size and checksum of every file; see `manifest`
+    workdir/checkpoints/last         leads to the newest, see `files.point`
 
 All randomness is a function of the seed and the samples seen, so there is no random state to keep.
 """
 
-import json
-import os
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from feedface.checkpoints.bundle import save_network, write_derived_index
+from feedface.checkpoints.bundle import load_bundle, save_network, write_derived_index
 from feedface.errors import UserError
-from feedface.files import atomic_folder, remove_leftovers
+from feedface.files import LAST, atomic_folder, folder_lock, point, pointed, remove_folder, remove_leftovers
+from feedface.training.manifest import PROGRESS, Damaged, check_contents, hashed, read_manifest, write_manifest
 
-PROGRESS = "training/progress.json"
 STATE = "training/state.pt"
 
 
@@ -38,12 +35,16 @@ class Progress:
 
 @dataclass
 class Checkpoint:
-    """What `load_newest` found: tensors on the CPU, `config` as the run that wrote it had it."""
+    """What `load_newest` found: tensors on the CPU, `config` as the run that wrote it had it.
+
+    `damaged` are newer ones that it passed over.
+    """
 
     folder: Path
     progress: Progress
     state: dict[str, Any]
     config: dict[str, Any]
+    damaged: tuple[Path, ...] = ()
 
 
 def save_checkpoint(
@@ -64,92 +65,113 @@ def save_checkpoint(
     with atomic_folder(folder) as temporary:
         save_network(temporary / "face_controlnet", net_config, net_state, torch.float16)
         write_derived_index(temporary, base, own=["face_controlnet"], name=f"{base.name}, step {progress.step}")
-        (temporary / "training").mkdir()
-        torch.save(state, temporary / STATE)
-        files = {str(file.relative_to(temporary)): file.stat().st_size for file in _files(temporary)}
-        content = {"step": progress.step, "samples": progress.samples, "config": config, "files": files}
-        (temporary / PROGRESS).write_text(json.dumps(content, indent=1) + "\n")
-    link = folder.with_name(".last")
-    link.unlink(missing_ok=True)
-    link.symlink_to(folder.name)
-    os.replace(link, folder.with_name("last"))
+        (temporary / STATE).parent.mkdir()
+        with hashed(temporary / STATE) as file:
+            torch.save(state, file)
+        known = {STATE: file.digest.hexdigest()}
+        write_manifest(temporary, progress.step, progress.samples, config, known)
+    point(folder.with_name(LAST), folder.name)
     return folder
 
 
-def load_newest(workdir: Path, say: Callable[[str], None] = print) -> Checkpoint | None:
+def check_model(folder: Path) -> None:
+    """`UserError` unless a checkpoint can be drawn with: all parts are found, and fit. Weights are not read twice."""
+    try:
+        load_bundle(folder, "meta", None)
+    except UserError as error:
+        raise UserError(f"{folder}: is saved, and training can go on from it, but is no whole model: {error}") from None
+
+
+def load_newest(
+    workdir: Path, say: Callable[[str], None] = print, check: Callable[[Any], None] = lambda state: None
+) -> Checkpoint | None:
     """The last checkpoint that is whole; None where there has been none.
 
-    One that is gone, cut short or damaged is passed over, with a line to `say`. `UserError` when all are: starting
-    afresh would overwrite what may still be rescued.
+    One that is gone, cut short or damaged is passed over, with a line to `say`; so is one whose state `check` raises
+    `Damaged` for. `UserError` when all are: starting afresh would overwrite what may still be rescued.
     """
-    folders = sorted(_checkpoints(workdir), reverse=True)
-    last = workdir / "checkpoints" / "last"
-    if last.is_symlink() and not last.exists():
-        say(f"{last.parent / os.readlink(last)}: the last checkpoint is gone, trying the one before")
-    for folder in folders:
-        problem = _problem(folder)
-        if problem is None:
-            try:
-                return _load(folder)
-            except Exception as error:  # damage comes in many kinds
-                problem = f"cannot be read: {type(error).__name__}"
-        say(f"{folder}: not a whole checkpoint ({problem}), trying the one before")
+    folders = _newest_first(workdir)
+    last = pointed(workdir / "checkpoints" / LAST)
+    if last is not None and not last.exists():
+        say(f"{last}: the last checkpoint is gone, trying the one before")
+    for place, folder in enumerate(folders):
+        try:
+            found = _load(folder, check)
+        except (Damaged, OSError) as error:
+            say(f"{folder}: not a whole checkpoint ({error}), trying the one before")
+        else:
+            found.damaged = tuple(folders[:place])
+            return found
     if folders:
         raise UserError(f"{workdir}: none of its {len(folders)} checkpoints is whole; delete them to start afresh")
     return None
 
 
-def newest_checkpoint(workdir: Path) -> Path | None:
-    """The last checkpoint whose files are all there, unread."""
-    return next((folder for folder in sorted(_checkpoints(workdir), reverse=True) if not _problem(folder)), None)
+def newest_checkpoint(workdir: Path, before: int | None = None) -> Path | None:
+    """The last checkpoint (of those before step number `before`) whose files are all there, unread."""
+    folders = [folder for folder in _newest_first(workdir) if before is None or int(folder.name) < before]
+    return next((folder for folder in folders if not _problem(folder)), None)
 
 
-def _load(folder: Path) -> Checkpoint:
-    content = json.loads((folder / PROGRESS).read_text())
-    state = torch.load(folder / STATE, map_location="cpu", weights_only=True)  # nothing in it is executed
-    return Checkpoint(folder, Progress(content["step"], content["samples"]), state, content["config"])
+def _load(folder: Path, check: Callable[[Any], None]) -> Checkpoint:
+    manifest = read_manifest(folder)
+    if STATE not in manifest.files:  # so that it is known to be a file
+        raise Damaged(f"{PROGRESS} does not list {STATE}")
+    check_contents(folder, manifest)
+    try:
+        # Nothing in it is executed.
+        state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+    except Exception as error:  # damage comes in many kinds
+        raise Damaged(f"cannot be read: {type(error).__name__}") from None
+    check(state)
+    return Checkpoint(folder, Progress(manifest.step, manifest.samples), state, manifest.config)
 
 
-def prune_checkpoints(workdir: Path, keep: int, keep_every: int = 0) -> None:
-    """Delete all but the last `keep` checkpoints and those at multiples of `keep_every` steps (0: none)."""
-    for folder in sorted(_checkpoints(workdir))[:-keep]:
+def prune_checkpoints(
+    workdir: Path, keep: int, keep_every: int = 0, written: Path | None = None, damaged: Collection[Path] = ()
+) -> None:
+    """Delete all but the last `keep` whole checkpoints and those at multiples of `keep_every` steps (0: none).
+
+    The one just `written` is never deleted. Ones that are not whole, and those known to be `damaged`, do not count,
+    and go; a folder that never was a checkpoint stays.
+    """
+    whole = [written] if written is not None else []
+    for folder in _newest_first(workdir):
+        if folder == written:
+            continue
+        try:
+            broken = folder in damaged or _problem(folder) is not None
+        except OSError:  # a disk that does not answer now may do so later
+            continue
+        if not broken:
+            whole.append(folder)
+        elif (folder / PROGRESS).parent.is_dir():
+            remove_folder(folder)
+    for folder in whole[keep:]:
         if not (keep_every and int(folder.name) % keep_every == 0):
-            shutil.rmtree(folder)
+            remove_folder(folder)
 
 
 @contextmanager
 def locked(workdir: Path) -> Iterator[None]:
     """Hold the folder for this run; `UserError` when another run holds it. Freed however the process ends."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    with open(workdir / ".lock", "w") as file:
-        try:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:  # Windows
-            pass
-        except BlockingIOError:
-            raise UserError(f"{workdir}: another run is training here; wait for it or use another --workdir") from None
+    busy = f"{workdir}: another run is training here; wait for it or use another --workdir"
+    with folder_lock(workdir, busy):
         for folder in (workdir, workdir / "checkpoints"):
             remove_leftovers(folder)
         yield
 
 
-def _checkpoints(workdir: Path) -> list[Path]:
-    return [p for p in (workdir / "checkpoints").glob("*") if p.name.isdigit() and p.is_dir()]
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.is_file())
+def _newest_first(workdir: Path) -> list[Path]:
+    """Folders named as checkpoints are."""
+    numbered = [p for p in (workdir / "checkpoints").glob("[0-9]*") if p.name.isdecimal() and p.is_dir()]
+    return sorted((p for p in numbered if p.name == f"{int(p.name):08d}"), key=lambda p: int(p.name), reverse=True)
 
 
 def _problem(folder: Path) -> str | None:
+    """Why a checkpoint is not whole, as far as can be seen without reading it; None: nothing is wrong."""
     try:
-        sizes = json.loads((folder / PROGRESS).read_text())["files"]
-    except (OSError, ValueError, KeyError):
-        return f"{PROGRESS} is missing or broken"
-    for name, size in sizes.items():
-        file = folder / name
-        if not file.is_file() or file.stat().st_size != size:
-            return f"{name} is missing or cut short"
+        read_manifest(folder)
+    except Damaged as error:
+        return str(error)
     return None

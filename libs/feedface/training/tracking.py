@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import math
+import statistics
 import sys
 import time
 from pathlib import Path
@@ -13,13 +14,16 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from feedface.errors import UserError
+from feedface.progress import progress
 from feedface.training.objective import LossParts
 
-# The loss may exceed `max_loss_ratio` in the first reports: the lowest of one or two means says little.
-REPORTS_BEFORE_DIVERGED = 3
+# The loss of a sample varies a thousandfold with its timestep: so many are judged together, however often is logged.
+JUDGED_SAMPLES = 320
+# The loss may exceed `max_loss_ratio` at first: the lowest of one or two windows says little.
+WINDOWS_BEFORE_DIVERGED = 3
+LINE_EVERY_S = 30  # of progress in a log file; runs take hours
 
 
 class BadLoss(Exception):
@@ -81,37 +85,34 @@ class Tracker:
     Args:
         total_samples: what the run will have seen at its end, in samples of all processes.
         first_sample: what it has seen already.
-        max_loss_ratio: `report` raises `Diverged` when the mean loss since the last report is more than so many times
-            the lowest such mean of this process; 0 never does.
+        max_loss_ratio: `report` raises `Diverged` when the loss over the last `JUDGED_SAMPLES` or more is more than so
+            many times the lowest such loss of this process; 0 never does.
     """
 
     def __init__(self, accelerator: Accelerator, total_samples: int, first_sample: int, max_loss_ratio: float = 0):
         self.accelerator, self.max_loss_ratio = accelerator, max_loss_ratio
-        self.reports, self.lowest = 0, math.inf
-        # A log file is not a terminal: there a bar redrawn every second is megabytes.
-        self.bar = tqdm(
+        self.window: list[float] = []  # mean losses of the steps that are still to be judged
+        self.window_samples, self.windows, self.lowest = 0, 0, math.inf
+        self.bar = progress(
             total=total_samples,
             initial=first_sample,
             unit="sample",
-            mininterval=1 if sys.stderr.isatty() else 30,
             disable=not accelerator.is_main_process,
+            every_s=LINE_EVERY_S,
         )
         self._reset()
 
     def _reset(self) -> None:
-        zeros = torch.zeros(3, device=self.accelerator.device)
-        self.sums, self.counts, self.norm = zeros, zeros.clone(), zeros[0].clone()
-        self.steps, self.samples, self.since = 0, 0, time.perf_counter()
+        self.sums: list[Tensor] = []  # [6] of each step: sums, then counts
+        self.norm = torch.zeros((), device=self.accelerator.device)
+        self.samples, self.since = 0, time.perf_counter()
 
     def step(self, parts: list[LossParts], grad_norm: Tensor, samples: int) -> None:
         """Count one optimizer step of `samples` samples (all processes)."""
-        for part in parts:
-            self.sums = self.sums + part.sums
-            self.counts = self.counts + part.counts
+        self.sums.append(sum(torch.cat([part.sums, part.counts]) for part in parts))
         if self.accelerator.scaler is not None:  # fp16: the scaler skips steps that overflow, that is no failure
             grad_norm = torch.where(torch.isfinite(grad_norm), grad_norm, 0.0)
         self.norm = self.norm + grad_norm
-        self.steps += 1
         self.samples += samples
         self.bar.update(samples)
 
@@ -121,32 +122,39 @@ class Tracker:
         Losses are means per sample, before any min-SNR weighting; `loss_face`, `loss_background` over the samples
         that have such a part. `memory_gib` is the most this process has had so far, see `peak_memory`.
         """
-        sums = self.accelerator.reduce(torch.cat([self.sums, self.counts]), reduction="sum")
+        steps = self.accelerator.reduce(torch.stack(self.sums), reduction="sum")  # [steps, 6]
+        sums = steps.sum(dim=0)
         loss, face, background = (sums[:3] / sums[3:].clamp(min=1)).tolist()
         seconds = time.perf_counter() - self.since
-        values = {"loss": loss, "grad_norm": float(self.norm) / max(self.steps, 1), "lr": lr}
+        values = {"loss": loss, "grad_norm": float(self.norm) / len(self.sums), "lr": lr}
         if sums[4]:
             values["loss_face"] = face
         if sums[5]:
             values["loss_background"] = background
         values["samples_per_s"] = self.samples / seconds
         values["memory_gib"] = peak_memory(self.accelerator.device) / 2**30
+        self.window += (steps[:, 0] / steps[:, 3].clamp(min=1)).tolist()
+        self.window_samples += int(sums[3])
         self._reset()
         if not all(map(math.isfinite, (loss, face, background, values["grad_norm"]))):
             raise NotFinite("loss or gradients are not finite")
         self.accelerator.log({f"train/{name}": value for name, value in values.items()}, step=step)
         self.bar.set_postfix(loss=f"{loss:.4f}")
-        self._check_divergence(loss)
+        self._judge()
         return values
 
-    def _check_divergence(self, loss: float) -> None:
+    def _judge(self) -> None:
+        if self.window_samples < JUDGED_SAMPLES:
+            return
+        loss = statistics.median(self.window)  # one odd step is no divergence
+        self.window, self.window_samples = [], 0
         limit = self.max_loss_ratio * self.lowest
-        if self.max_loss_ratio and self.reports >= REPORTS_BEFORE_DIVERGED and loss > limit:
+        if self.max_loss_ratio and self.windows >= WINDOWS_BEFORE_DIVERGED and loss > limit:
             raise Diverged(
                 f"the mean loss, {self.lowest:.4g} at its lowest, rose more than {self.max_loss_ratio:g}-fold "
                 f"(config.train.max_loss_ratio) to {loss:.4g}"
             )
-        self.reports += 1
+        self.windows += 1
         self.lowest = min(self.lowest, loss)
 
     def image(self, path: Path, step: int) -> None:

@@ -16,15 +16,18 @@ from accelerate.utils import DistributedType
 from torch.utils.data import DataLoader
 
 from feedface.checkpoints.face_encoder import PREFIX, load_face_encoder
-from feedface.data.dataset import Batch, PictureDataset, SampleOrder, check_broken
+from feedface.data.dataset import Batch, PictureDataset, SampleOrder
 from feedface.data.features import Features
 from feedface.errors import UserError
-from feedface.files import atomic_file
+from feedface.progress import say
+from feedface.training.broken import BrokenFiles
 from feedface.training.check import check_config
 from feedface.training.ema import Ema
 from feedface.training.engine import Engine
 from feedface.training.interrupt import Interrupt, leave_to_parent
+from feedface.training.memory import check_batch, out_of_memory_in_words
 from feedface.training.objective import Objective
+from feedface.training.resume import check_belongs, check_state
 from feedface.training.run_record import changes, check_disk, checkpoint_bytes, flat, record_run
 from feedface.training.samples import SampleGrid
 from feedface.training.setup import (
@@ -40,13 +43,14 @@ from feedface.training.sharding import assign, gathered
 from feedface.training.state import (
     Checkpoint,
     Progress,
+    check_model,
     load_newest,
     locked,
     newest_checkpoint,
     prune_checkpoints,
     save_checkpoint,
 )
-from feedface.training.tracking import BadLoss, Tracker, init_trackers
+from feedface.training.tracking import BadLoss, Diverged, Tracker, init_trackers
 
 
 def train(config: ml_collections.ConfigDict, workdir: Path) -> int:
@@ -98,6 +102,7 @@ class Trainer:
         device = self.accelerator.device
         self.models = build_models(config, device, precision_of(config, self.accelerator))
         net = self.models.trained.face_controlnet
+        check_batch(config, self.models, device)
         check_disk(workdir, checkpoint_bytes(sum(p.numel() for p in net.parameters()), config.train.ema > 0))
 
         data = build_data(config, self.models, self.accelerator, workdir)
@@ -117,8 +122,12 @@ class Trainer:
         self.net, self.engine = net, Engine(self.accelerator, self.models.trained, optimizer, config)
         self.ema = Ema(self.engine.parameters, config.train.ema) if config.train.ema else None
         self.progress = Progress()
-        self.broken: dict[str, str] = {}
-        checkpoint = load_newest(workdir, self._say)
+        self.broken = BrokenFiles(self.accelerator, workdir, config.data.max_broken)
+        self.broken.note(data.broken)
+        self.broken.share()
+        self.damaged: set[Path] = set()
+        self.opened = False  # whether a checkpoint of this process was opened as a model
+        checkpoint = load_newest(workdir, self._say, check_state)
         if checkpoint is not None:
             self._resume(checkpoint)
 
@@ -144,21 +153,31 @@ class Trainer:
         try:
             with Interrupt() as interrupt:
                 while self.progress.step < steps:
-                    self._step(batches, tracker)
+                    with out_of_memory_in_words(config, self.accelerator.device):
+                        self._step(batches, tracker)
                     step = self.progress.step
                     stop = self._agree(interrupt.signal)
+                    self.broken.share()
                     save = stop or step == steps or step % config.checkpoint.every == 0
+                    diverged = None
                     if save or step % config.log.every == 0:
                         # Also before saving: a checkpoint with NaN in it must never replace a good one.
-                        tracker.report(step, learning_rate(step - 1, config))
+                        try:
+                            tracker.report(step, learning_rate(step - 1, config))
+                        except Diverged as error:
+                            if not stop:
+                                raise
+                            diverged = error  # told to stop: saved first, since the alarm may be a false one
                     if save:
                         self._save()
+                    if diverged:
+                        raise diverged
                     if stop:
                         self._say(f"stopped at step {step} and saved; the same command goes on from here")
                         return 128 + stop
                     self._draw_samples(tracker)
         except BadLoss as error:
-            last = newest_checkpoint(self.workdir)
+            last = newest_checkpoint(self.workdir, before=self.progress.step)
             good = f"the last good checkpoint is {last}" if last else "no checkpoint was saved before"
             raise UserError(
                 f"{error} at step {self.progress.step}; {good}. "
@@ -166,8 +185,8 @@ class Trainer:
             ) from None
         finally:
             tracker.close()
-            if self.broken:
-                self._say(f"{len(self.broken)} broken files were passed over, listed in {self.workdir}/broken.json")
+            if self.broken.files:
+                self._say(f"{len(self.broken.files)} broken files were passed over, listed in {self.broken.path}")
         return 0
 
     def _loader(self) -> DataLoader:
@@ -199,7 +218,7 @@ class Trainer:
             group["lr"] = rate
         for micro in range(config.train.accumulation):
             batch = next(batches)
-            self._note_broken(batch)
+            self.broken.note(batch.broken)
             features = batch.content if isinstance(batch.content, Features) else self.encoders(batch.content)
             last = micro == config.train.accumulation - 1
             with self.engine.accumulating(last):
@@ -212,15 +231,6 @@ class Trainer:
         if self.ema:
             self.ema.update(self.progress.step)
         tracker.step(parts, norm, self._step_size)
-
-    def _note_broken(self, batch: Batch) -> None:
-        new = batch.broken.keys() - self.broken.keys()
-        if not new:
-            return
-        self.broken.update(batch.broken)
-        with atomic_file(self.workdir / "broken.json") as path:
-            path.write_text(json.dumps(self.broken, indent=1, ensure_ascii=False) + "\n")
-        check_broken(self.broken, self.config.data.max_broken)
 
     def _agree(self, signal: int) -> int:
         """The signal that any process got: all must stop at the same step."""
@@ -255,7 +265,7 @@ class Trainer:
             scaler = self.accelerator.scaler
             state = {
                 "weights": weights,
-                "optimizer": optimizer,
+                "optimizer": {"name": self.config.train.optimizer, **optimizer},
                 "scaler": scaler.state_dict() if scaler is not None else None,
                 "ema": averages,
             }
@@ -263,19 +273,21 @@ class Trainer:
             best = {PREFIX + name: value for name, value in encoder.items()}
             best |= dict(zip(names, averages, strict=True)) if averages else weights
             config = json.loads(self.config.to_json())
-            save_checkpoint(self.workdir, self.progress, self.models.base, self.net.config, best, state, config)
-            prune_checkpoints(self.workdir, self.config.checkpoint.keep, self.config.checkpoint.keep_every)
+            base, net_config = self.models.base, self.net.config
+            folder = save_checkpoint(self.workdir, self.progress, base, net_config, best, state, config)
+            self.damaged.discard(folder)
+            keep = self.config.checkpoint
+            prune_checkpoints(self.workdir, keep.keep, keep.keep_every, folder, self.damaged)
+            if not self.opened:
+                check_model(folder)
+                self.opened = True
         self.accelerator.wait_for_everyone()
 
     def _resume(self, checkpoint: Checkpoint) -> None:
-        folder, state = checkpoint.folder, checkpoint.state
-        own = self.net.state_dict()
-        unlike = [n for n in own.keys() | state["weights"].keys() if _shape(own, n) != _shape(state["weights"], n)]
-        if unlike or bool(state["ema"]) != bool(self.ema):
-            what = f"its {sorted(unlike)[0]} differs" if unlike else "config.train.ema was switched on or off"
-            raise UserError(f"{folder}: belongs to another model ({what}); use another --workdir")
-        self.progress = checkpoint.progress
-        for name, value in own.items():
+        check_belongs(checkpoint, self.config, self.net)
+        state = checkpoint.state
+        self.progress, self.damaged = checkpoint.progress, set(checkpoint.damaged)
+        for name, value in self.net.state_dict().items():
             assign(value, state["weights"][name])
         self.engine.load_optimizer_state(state["optimizer"])
         if self.accelerator.scaler is not None and state["scaler"]:
@@ -284,16 +296,12 @@ class Trainer:
             for own_average, value in zip(self.ema.averages, state["ema"], strict=True):
                 assign(own_average, value)
         changed = changes(flat(checkpoint.config), flat(json.loads(self.config.to_json())))
-        self._say(f"going on from {folder}" + (f"; changed since: {', '.join(changed)}" if changed else ""))
+        self._say(f"going on from {checkpoint.folder}" + (f"; changed since: {', '.join(changed)}" if changed else ""))
 
     def _say(self, line: str) -> None:
         if self.accelerator.is_main_process:
-            print(line, flush=True)
+            say(line)
 
 
 def _as_it_is(batch: Batch) -> Batch:
     return batch
-
-
-def _shape(state: dict[str, torch.Tensor], name: str) -> torch.Size | None:
-    return state[name].shape if name in state else None

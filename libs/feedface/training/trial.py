@@ -11,7 +11,7 @@ from accelerate import Accelerator
 
 from feedface.data.dataset import PictureDataset, PictureStore
 from feedface.data.features import Features
-from feedface.errors import UserError
+from feedface.training.memory import out_of_memory_in_words
 from feedface.training.objective import Objective
 from feedface.training.setup import Models, draw_settings
 
@@ -41,7 +41,7 @@ def try_batch(
     `UserError` when memory does not suffice.
     """
     size, device = config.train.batch_size, accelerator.device
-    try:
+    with out_of_memory_in_words(config, device):
         dataset = PictureDataset(store, draw_settings(config, models))
         # With the most references that a step may have, since memory must suffice for that.
         read_s, batch = _timed(lambda: dataset.__getitems__([(n, config.data.max_faces) for n in range(size)]), device)
@@ -65,11 +65,6 @@ def try_batch(
                     _clear(trained)
                 step_s, _ = _timed(lambda: objective(model, batch.draws, features).loss.backward(), device)
         _clear(trained)
-    except torch.OutOfMemoryError:
-        raise UserError(
-            f"out of memory on {device} with {size} samples at a time; use a smaller config.train.batch_size with more "
-            f"config.train.accumulation, config.train.gradient_checkpointing=True, or lower precision"
-        ) from None
     return Trial(read_s, encode_s, step_s, memory.peak, _item_bytes(features))
 
 

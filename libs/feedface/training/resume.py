@@ -1,0 +1,67 @@
+"""Going on from a checkpoint: what is in its state, and where it does not fit the run that wants it."""
+
+from typing import Any
+
+import ml_collections
+from torch import Tensor
+
+from feedface.checkpoints.storage import read_json
+from feedface.errors import UserError
+from feedface.methods.feedface import FaceControlNet
+from feedface.training.manifest import Damaged
+from feedface.training.run_record import flat
+from feedface.training.sharding import MOMENTS
+from feedface.training.state import STATE, Checkpoint
+
+
+def check_state(state: Any) -> None:
+    """Raise `Damaged` unless `state` is built as the trainer builds it.
+
+    {"weights": {name: tensor}, "optimizer": {"name", "state": {number: {key: tensor}}}, "scaler": {…} or None,
+    "ema": [tensor, …] or None}; the optimizer's numbers and the averages are in the order of the weights.
+    """
+    try:
+        if not isinstance(state, dict):
+            raise TypeError
+        weights, ema = state["weights"], state["ema"]
+        shapes = [value.shape for value in weights.values()]
+        good = all(isinstance(name, str) for name in weights) and isinstance(state["scaler"], dict | None)
+        good &= ema is None or [value.shape for value in ema] == shapes
+        for number, values in state["optimizer"]["state"].items():
+            good &= all(isinstance(value, Tensor | int | float) for value in values.values())
+            good &= all(values[key].shape == shapes[number] for key in MOMENTS if key in values)
+    except (TypeError, KeyError, IndexError, AttributeError):
+        good = False
+    if not good:
+        raise Damaged(f"{STATE} does not hold what training saves")
+
+
+def check_belongs(checkpoint: Checkpoint, config: ml_collections.ConfigDict, net: FaceControlNet) -> None:
+    """`UserError`, naming what differs, unless training can go on from the checkpoint with this config and `net`."""
+    difference = _difference(checkpoint, config, net)
+    if difference:
+        raise UserError(
+            f"{checkpoint.folder}: belongs to another model ({difference}); put that back, or use another --workdir"
+        )
+
+
+def _difference(checkpoint: Checkpoint, config: ml_collections.ConfigDict, net: FaceControlNet) -> str:
+    before = read_json(checkpoint.folder / "face_controlnet" / "config.json")
+    for key, value in net.config.items():
+        if before.get(key) != value:
+            return f"its face-controlnet has {key} {before.get(key)}, now it is {value}"
+    own, state = net.state_dict(), checkpoint.state
+    for name in sorted(own.keys() | state["weights"].keys()):
+        if _shape(own, name) != _shape(state["weights"], name):
+            return f"its {name} differs"
+    if (state["ema"] is not None) != (config.train.ema > 0):
+        return "config.train.ema was switched on or off"
+    # Before the optimizer's name was kept with its state, the config alone had it.
+    name = state["optimizer"].get("name") or flat(checkpoint.config).get("train.optimizer")
+    if name != config.train.optimizer:
+        return f"its config.train.optimizer is {name}, now it is {config.train.optimizer}"
+    return ""
+
+
+def _shape(state: dict[str, Tensor], name: str):
+    return state[name].shape if name in state else None
