@@ -18,7 +18,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="the world's seed (default 0)")
     parser.add_argument("--size", type=int, default=128, help="side of the pictures in pixels (default 128)")
     framings = ("tight", "wide")
-    parser.add_argument("--framing", default="tight", choices=framings, help="how near the heads are (default tight)")
+    parser.add_argument("--framing", choices=framings, help="how near the heads are (default: tight from 128 px on)")
     args = parser.parse_args()
     for name, low, high in (("identities", 1, 10**6), ("per_identity", 1, 10**4), ("size", 16, 1024),
                             ("first_identity", 0, 10**9), ("seed", 0, 2**32)):  # fmt: skip
@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def write_sheet(
-    path: str, identities: int, per_identity: int, seed: int, size: int, first_identity: int, framing: str
+    path: str, identities: int, per_identity: int, seed: int, size: int, first_identity: int, framing: str | None
 ) -> None:
     """One PNG: a row per person, a column per scene."""
     import numpy as np

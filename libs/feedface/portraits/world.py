@@ -19,7 +19,7 @@ from feedface.files import atomic_file, make_folder
 from feedface.portraits.captions import captions
 from feedface.portraits.identity import sample_identities
 from feedface.portraits.renderer import render
-from feedface.portraits.scene import ATTRIBUTES, attributes, sample_scenes
+from feedface.portraits.scene import ATTRIBUTES, attributes, framing_for, sample_scenes
 from feedface.progress import progress
 
 
@@ -42,10 +42,10 @@ class PortraitSet:
         return len(self.images)
 
 
-def make_portraits(people, scenes, seed: int = 0, size: int = 64, framing: str = "tight") -> PortraitSet:
-    """Render scene `scenes[i]` of person `people[i]` for every row, in memory; framing: see `sample_scenes`."""
+def make_portraits(people, scenes, seed: int = 0, size: int = 64, framing: str | None = None) -> PortraitSet:
+    """Render scene `scenes[i]` of person `people[i]` for every row, in memory; framing: None is `framing_for(size)`."""
     people, scenes = torch.as_tensor(people), torch.as_tensor(scenes)
-    who, scene = sample_identities(people, seed), sample_scenes(people, scenes, seed, framing)
+    who, scene = sample_identities(people, seed), sample_scenes(people, scenes, seed, framing or framing_for(size))
     portraits = render(who, scene, size)
     return PortraitSet(
         images=(portraits.image.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy(),
@@ -72,7 +72,7 @@ def write_world(
     seed: int = 0,
     size: int = 64,
     first_identity: int = 0,
-    framing: str = "tight",
+    framing: str | None = None,
 ) -> Path:
     """Write identities x per_identity portraits; a world that is there already, with the same settings, is kept.
 
@@ -81,7 +81,7 @@ def write_world(
     """
     out = Path(os.path.abspath(out))  # so that the records' paths come out relative to the records
     settings = {"identities": identities, "per_identity": per_identity, "seed": seed, "size": size,
-                "first_identity": first_identity, "framing": framing}  # fmt: skip
+                "first_identity": first_identity, "framing": framing or framing_for(size)}  # fmt: skip
     marker = out / "world.json"
     if marker.exists():
         found = {"framing": "wide", **json.loads(marker.read_text())}  # the only one there was
