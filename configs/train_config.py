@@ -22,8 +22,6 @@ def get_config() -> ConfigDict:
                 "num_heads": 64,
                 "mlp_ratio": 4.0,
                 "control_input": "output",  # what a control block sees: "output" (release) or "input" (paper's figure)
-                "projector": True,  # of the encoder's tokens to the sites' width; False: they are taken as they are
-                "self_attention": True,  # False: not in the control blocks of the sites with the most tokens
             },
             "data_type": 0,  # the backbone's data-type token; 0 in the authors' training, 1 in their inference
             "data": {

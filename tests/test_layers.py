@@ -11,8 +11,8 @@ ROOT = Path(feedface.__file__).parent
 # What a room may import of this package when it is loaded, beside itself.
 ALLOWED = {
     "diffusion": {"errors"},
-    "backbones": {"diffusion", "errors"},
-    "methods": {"diffusion", "backbones", "errors"},
+    "backbones": {"diffusion", "errors", "sizes"},
+    "methods": {"diffusion", "backbones", "errors", "sizes", "validation"},
 }
 
 

@@ -319,7 +319,7 @@ def test_broken_files_and_pickles_that_run_code_are_refused(tmp_path):
             return print, ("must not run",)
 
     torch.save({"state_dict": {}, "payload": Payload()}, tmp_path / "evil.ckpt")
-    with pytest.raises(UserError, match=r"evil.ckpt: not loaded, since it holds more than tensors"):
+    with pytest.raises(UserError, match=r"evil.ckpt: not loaded, since it is damaged or holds more than tensors"):
         open_stable_diffusion(tmp_path / "evil.ckpt")
     (tmp_path / "broken.ckpt").write_bytes(b"PK\x03\x04 nothing")
     (tmp_path / "broken.safetensors").write_bytes(b"nothing at all")

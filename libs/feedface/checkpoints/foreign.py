@@ -6,9 +6,10 @@ What is broken, holds more than tensors, or claims more than its file can hold i
 import os
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,21 +22,31 @@ from feedface.reading import check_file, foreign
 def read_weights(path: str | os.PathLike) -> dict[str, Tensor]:
     """Tensors by name, as stored; those of PyTorch's files are mapped from disk: for reading only."""
     path = Path(path)
-    status = check_file(path)
     if path.suffix == ".safetensors":
+        check_file(path)
         return read_safetensors(path, "cpu", None)
+    state = read_checkpoint(path)
+    check_state(state, path)
+    return state
+
+
+def read_checkpoint(path: Path, stand_ins: Sequence[tuple[type, str]] = ()) -> Any:
+    """What a file of PyTorch's holds, its tensors mapped from disk: for reading only.
+
+    stand_ins: (empty class, the name for which it stands in the file), for what is not tensors and not wanted.
+    """
+    status = check_file(path)
     mapped = zipfile.is_zipfile(path)  # files of before torch 1.6 are no zip archives and cannot be mapped
     with foreign(f"{path}: broken or not a PyTorch checkpoint"):
         if mapped:
             _check_archive(path, status.st_size, status.st_mtime_ns)
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+            with torch.serialization.safe_globals(list(stand_ins)):
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         except pickle.UnpicklingError:
             raise UserError(
                 f"{path}: not loaded, since it is damaged or holds more than tensors (a pickle can run code)"
             ) from None
-        _check_state(state, path)
-    return state
 
 
 @lru_cache(maxsize=64)
@@ -55,7 +66,7 @@ def _check_archive(path: Path, size: int, mtime_ns: int) -> None:
         raise UserError(f"{path}: damaged, {damaged} is not what was written; fetch the file anew")
 
 
-def _check_state(state: object, path: Path) -> None:
+def check_state(state: object, path: Path) -> None:
     """`UserError` unless these are plain tensors by name, each wholly in the file."""
     if not isinstance(state, Mapping):
         raise UserError(f"{path}: is not a state dict, tensors by name, but a {type(state).__name__}")

@@ -4,8 +4,6 @@ Renaming is diffusers'; what is read is checked here, key by key and shape by sh
 tensors are read (`weights_only`).
 """
 
-import pickle
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from feedface.checkpoints.foreign import check_state, read_checkpoint
 from feedface.checkpoints.official import load_vae
 from feedface.checkpoints.storage import empty, fill, read_safetensors
 from feedface.errors import UserError
@@ -186,21 +185,13 @@ class _Callback:
 
 def _read_ckpt(path: Path) -> tuple[dict[str, Tensor], int | None]:
     lightning = "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"
-    try:
-        with torch.serialization.safe_globals([(_Callback, lightning)]):
-            # files of before torch 1.6 are no zip archives and cannot be mapped
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except pickle.UnpicklingError:
-        raise UserError(f"{path}: not loaded, since it holds more than tensors (a pickle can run code)") from None
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise UserError(f"{path}: broken or not a PyTorch checkpoint: {error or type(error).__name__}") from None
+    content = read_checkpoint(path, [(_Callback, lightning)])
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds a {type(content).__name__}, not weights by name; {NEEDED}")
     state = content.get("state_dict", content)
     step = content.get("global_step")
     tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+    check_state(tensors, path)
     return tensors, step if isinstance(step, int) else None
 
 

@@ -72,13 +72,28 @@ class Autoencoder(TypedDict, total=False):
     quantization_config: None
 
 
-CLIP, AUTOENCODER = TypeAdapter(Clip), TypeAdapter(Autoencoder)
+class Unet(TypedDict, total=False):
+    """diffusers' `UNet2DConditionModel`; what is wrong in it otherwise, the class says."""
+
+    __pydantic_config__ = OPEN
+    in_channels: Width
+    out_channels: Width
+    block_out_channels: Annotated[list[Width], Len(1, 16)]
+    layers_per_block: Layers | Annotated[list[Layers], Len(1, 16)]
+    cross_attention_dim: Width | Annotated[list[Width], Len(1, 16)]
+    attention_head_dim: Width | Annotated[list[Width], Len(1, 16)]
+    sample_size: SidePx | None
+    quantization_config: None
+
+
+CLIP = TypeAdapter(Clip)
+DIFFUSERS = {"AutoencoderKL": TypeAdapter(Autoencoder), "UNet2DConditionModel": TypeAdapter(Unet)}
 
 
 def read_library_config(kind: type, folder: Path) -> dict[str, Any]:
     """`config.json` of a part, its sizes checked; `UserError` names file, line and key."""
     check_folder(folder)
-    described = AUTOENCODER if kind.__name__ == "AutoencoderKL" else CLIP
+    described = DIFFUSERS.get(kind.__name__, CLIP)
     return read_json_as(folder / "config.json", described, what=f"does not describe a {kind.__name__}")
 
 

@@ -14,7 +14,8 @@ from torch import nn
 from feedface.backbones.unet import PREDICTIONS, UNet
 from feedface.checkpoints.clip_tokenizer import clip_tokenizer
 from feedface.checkpoints.ldm import NEEDED, VERSIONS, LdmFile, Version, what_else
-from feedface.checkpoints.storage import from_pretrained, read_json, read_safetensors
+from feedface.checkpoints.libraries import from_pretrained
+from feedface.checkpoints.storage import read_json, read_safetensors
 from feedface.diffusion.schedule import BETA_END, BETA_START, NUM_TIMESTEPS
 from feedface.encoders import LatentCodec, TextEncoder, load_tokenizer
 from feedface.errors import UserError
