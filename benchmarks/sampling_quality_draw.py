@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from feedface.checkpoints.bundle import Bundle
 from feedface.diffusion.sampling import sample
+from feedface.diffusion.state import length
 from feedface.drawing import sample_options
 from feedface.evaluation.draw import encode_faces
 from feedface.settings import Settings
@@ -116,7 +117,8 @@ def _counted(groups: dict[str, Sequence[nn.Module]], rows: Counter) -> Iterator[
     """Count rows of batches and, as "NAME calls", calls that pass through the modules of each group."""
 
     def count(name: str, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        rows[name] += len(args[0] if args else next(iter(kwargs.values())))
+        first = args[0] if args else next(iter(kwargs.values()))
+        rows[name] += length(first) if isinstance(first, dict) else len(first)
         rows[f"{name} calls"] += 1
 
     hooks = [
