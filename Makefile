@@ -29,13 +29,13 @@ lint: $(STAMP)
 	$(RUN) -m ruff format --check .
 
 mini: $(STAMP)
-	$(RUN) -m feedface.mini --stage all --preset $(PRESET)
+	$(RUN) -m feedface.synthetic.train --stage all --preset $(PRESET)
 
 evaluate: $(STAMP)
 	$(RUN) evaluate.py --protocol mini --model models/mini --out outputs/evaluation
 
 reproduce: $(STAMP)
-	$(RUN) -m feedface.reproduction $(if $(QUICK),--quick)
+	$(RUN) -m research.reproduction $(if $(QUICK),--quick)
 
 # torch goes first: the other packages then find their requirement met and do not pull another build.
 # --no-deps for the package itself: its requirements are the pinned ones above; for insightface see its file.

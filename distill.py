@@ -16,9 +16,9 @@ from pathlib import Path
 # The package is used as it lies here, also where it is not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parent / "libs"))
 
-from feedface.command_line import Parser
-from feedface.errors import UserError, path_flag, run_cli
-from feedface.share import parse_share
+from feedface.common.command_line import Parser
+from feedface.common.errors import UserError, path_flag, run_cli
+from feedface.common.share import parse_share
 
 
 def main() -> None:
@@ -41,7 +41,7 @@ def main() -> None:
         raise UserError("--model is for the stage add; elsewhere it is --config.model=…")
     share = parse_share(arguments.share)
     from feedface.distillation.train import train, trajectories
-    from feedface.mini.common import config_from_flags
+    from feedface.synthetic.train.common import config_from_flags
 
     config = config_from_flags(arguments.config, "", overrides)
     workdir = arguments.workdir.resolve()

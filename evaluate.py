@@ -22,7 +22,7 @@ from pathlib import Path
 # The package is used as it lies here, also where it is not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parent / "libs"))
 
-from feedface.errors import run_cli
+from feedface.common.errors import run_cli
 from feedface.evaluation.cli import main
 
 if __name__ == "__main__":

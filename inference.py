@@ -29,13 +29,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from feedface.command_line import Parser
-from feedface.config_file import ConfigFile, read_config
-from feedface.errors import EXIT_USER_ERROR, UserError, one_line, run_cli
+from feedface.common.command_line import Parser
+from feedface.common.errors import EXIT_USER_ERROR, UserError, one_line, run_cli
 from feedface.faces.choose import check_choice
-from feedface.jobs import Job, read_jobs
-from feedface.output import check_writable
-from feedface.prompts import check_prompt
+from feedface.inference.config_file import ConfigFile, read_config
+from feedface.inference.jobs import Job, read_jobs
+from feedface.inference.outputs import check_writable
+from feedface.inference.prompts import check_prompt
 from feedface.settings import MAX_SAMPLES, MAX_SEED, PRESET_NAMES, Settings, check_range, parse_size
 
 DEFAULT_MODEL = Path(__file__).resolve().parent / "models" / "mini"
@@ -196,9 +196,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     # These bring in torch: seconds that a mistyped command line need not wait for.
     from feedface.faces.detect import make_detector
-    from feedface.model_files import own_model
+    from feedface.inference.model_files import own_model
+    from feedface.inference.runner import Plan, run_job, run_jobs
     from feedface.pipeline import FeedFacePipeline
-    from feedface.runner import Plan, run_job, run_jobs
 
     model = args.model or own_model(args.ckpt_path) or config.model or DEFAULT_MODEL
     pipe = FeedFacePipeline.from_pretrained(

@@ -6,7 +6,7 @@ Photos (insightface's buffalo_l where it is installed, else OpenCV; facer parses
 On many GPUs or processes:
     accelerate launch --num_processes 8 --multi_gpu make_data.py --data_folder photos --out_folder data
     torchrun --standalone --nproc_per_node 2 make_data.py --data_folder photos --out_folder data --device cpu
-The miniature's own portraits (python -m feedface.portraits makes some), people by folder name:
+The miniature's own portraits (python -m feedface.synthetic.world makes some), people by folder name:
     python make_data.py --data_folder portraits --out_folder data --model models/mini --identity folder
 For open FlashFace and AdaFace as well:
     python make_data.py --data_folder photos --out_folder data --identity folder --format feedface flashface adaface
@@ -31,8 +31,8 @@ from pathlib import Path
 # The package is used as it lies here, also where it is not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parent / "libs"))
 
-from feedface.command_line import Parser
-from feedface.errors import EXIT_USER_ERROR, UserError, path_flag, run_cli
+from feedface.common.command_line import Parser
+from feedface.common.errors import EXIT_USER_ERROR, UserError, path_flag, run_cli
 
 MINI_MODEL = Path(__file__).resolve().parent / "models" / "mini"
 CAPTIONS, IDENTITIES = ("none", "sidecar", "file", "llava"), ("none", "folder", "list", "cluster")

@@ -26,10 +26,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "libs"))
 from absl import flags
 from ml_collections import config_flags
 
-from feedface.command_line import VERSION
-from feedface.config_file import load_config
-from feedface.config_flags import config_keys, explain
-from feedface.errors import UserError, run_cli
+from feedface.common.command_line import VERSION
+from feedface.common.config_flags import config_keys, explain
+from feedface.common.errors import UserError, run_cli
+from feedface.inference.config_file import load_config
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "Config file, such as configs/train_config.py.", lock_config=True)

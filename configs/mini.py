@@ -1,4 +1,4 @@
-"""Settings of every stage that builds the miniature, for `python -m feedface.mini --preset cpu|gpu`.
+"""Settings of every stage that builds the miniature, for `python -m feedface.synthetic.train --preset cpu|gpu`.
 
 People of the portrait world never overlap: training 0..., held out 5000..., inspector 10000..., evaluation 20000...,
 demo and tests 30000...
@@ -6,7 +6,7 @@ demo and tests 30000...
 
 from ml_collections import ConfigDict
 
-from feedface.mini.common import fit_config
+from feedface.synthetic.train.common import fit_config
 
 
 def get_config(preset: str = "cpu") -> ConfigDict:

@@ -1,6 +1,6 @@
 """The miniature's face-controlnet, on two CPU cores: the paper's recipe, going on from models/mini.
 
-    python -m feedface.portraits --out data/portraits --identities 200 --per-identity 10
+    python -m feedface.synthetic.world --out data/portraits --identities 200 --per-identity 10
     accelerate launch train.py --config=configs/mini_face.py --workdir=workdir/mini
 
 To start from nothing instead, `make mini` trains every network; its stage `control` uses this config.

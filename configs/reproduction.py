@@ -1,4 +1,4 @@
-"""How much `python -m feedface.reproduction` trains and measures; see libs/feedface/reproduction."""
+"""How much `python -m research.reproduction` trains and measures; see research/reproduction."""
 
 from ml_collections import ConfigDict
 

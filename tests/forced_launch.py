@@ -13,7 +13,7 @@ import train
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
-from feedface.errors import run_cli
+from feedface.common.errors import run_cli
 from feedface.training import setup, trainer
 
 

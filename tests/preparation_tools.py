@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from feedface.faces.parser_net import ParserNet
-from feedface.portraits import make_portraits
+from feedface.synthetic.world import make_portraits
 
 MINI = Path(__file__).parents[1] / "models" / "mini"
 

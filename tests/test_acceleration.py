@@ -7,9 +7,16 @@ import torch
 from tests.toy import toy_face_controlnet, toy_uvit
 from torch import nn
 
-from feedface import acceleration
-from feedface.acceleration import DynamicInt8Linear, Int8Linear, blocks, channels_last, compile_blocks, quantise_int8
-from feedface.errors import UserError
+from feedface.common.errors import UserError
+from feedface.inference import acceleration
+from feedface.inference.acceleration import (
+    DynamicInt8Linear,
+    Int8Linear,
+    blocks,
+    channels_last,
+    compile_blocks,
+    quantise_int8,
+)
 from feedface.training.objective import ControlledUViT
 
 CPU = torch.device("cpu")

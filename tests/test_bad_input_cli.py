@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from toy import make_toy_bundle
 
-from feedface.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, run_cli
+from feedface.common.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, run_cli
 
 
 @pytest.fixture(scope="module")
@@ -250,7 +250,7 @@ def test_ctrl_c(toy, here, capsys, monkeypatch):
     def interrupt(*args, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("feedface.drawing.sample", interrupt)
+    monkeypatch.setattr("feedface.inference.batching.sample", interrupt)
     with pytest.raises(SystemExit) as exited:
         run_cli(lambda: inference.main(command(toy)))
     assert exited.value.code == EXIT_INTERRUPTED

@@ -10,7 +10,7 @@ import pytest
 import torch
 from tests.toy import make_toy_bundle, toy_face_controlnet, toy_uvit
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
+sys.path.append(str(Path(__file__).resolve().parents[1] / "research" / "benchmarks"))
 
 import performance_tables
 import sampling

@@ -1,4 +1,4 @@
-"""benchmarks/sampling_quality.py on the toy model: words, counts, distances, going on, and the page."""
+"""research/benchmarks/sampling_quality.py on the toy model: words, counts, distances, going on, and the page."""
 
 import json
 import sys
@@ -14,10 +14,10 @@ from tests.toy import IMAGE_SIZE, make_toy_bundle
 from feedface import presets
 from feedface.checkpoints.bundle import load_bundle
 from feedface.checkpoints.few_step import FewStep, save_few_step
-from feedface.errors import UserError
+from feedface.common.errors import UserError
 from feedface.settings import EVERYWHERE, Settings
 
-sys.path.append(str(Path(__file__).resolve().parent.parent / "benchmarks"))  # its scripts import each other by name
+sys.path.append(str(Path(__file__).resolve().parents[1] / "research" / "benchmarks"))  # scripts that import each other
 
 import sampling_quality_measure as measuring
 from sampling_quality_draw import Painter, distance

@@ -21,8 +21,8 @@ from feedface.checkpoints.bundle import (
     write_derived_index,
     write_index,
 )
+from feedface.common.errors import UserError
 from feedface.encoders import LatentCodec, load_tokenizer, preprocess_face, resize_and_crop, to_tensor
-from feedface.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -16,13 +16,13 @@ from safetensors.torch import load_file, save_file
 from tests.toy import make_toy_bundle
 from tests.toy_records import make_records
 
+from feedface.common.errors import UserError
 from feedface.data import cache_build
 from feedface.data.cache import CachedDataset, FeatureCache
 from feedface.data.dataset import PictureDataset, PictureStore
 from feedface.data.draws import DrawSettings
 from feedface.data.features import EncoderSources, FrozenEncoders
 from feedface.data.records import read_records, write_records
-from feedface.errors import UserError
 
 SETTINGS = DrawSettings(seed=5, latent_shape=(4, 8, 8), clip_img_dim=16)
 CPU = torch.device("cpu")

@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from feedface import __version__, device
+from feedface import __version__
 from feedface.checkpoints import __main__ as convert
 from feedface.checkpoints import release
-from feedface.config_flags import config_keys, explain
+from feedface.common import device
+from feedface.common.config_flags import config_keys, explain
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ["inference.py", "train.py", "make_data.py", "evaluate.py", "distill.py"]
-MODULES = [f"feedface.{name}" for name in ("checkpoints", "portraits", "mini", "reproduction")]
+MODULES = ["feedface.checkpoints", "feedface.synthetic.world", "feedface.synthetic.train", "research.reproduction"]
 HEAVY = ("torch", "transformers", "diffusers", "scipy", "cv2", "matplotlib")
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from feedface.common.images import read_image
 from feedface.faces.detect import make_detector
 from feedface.faces.identity import cosine_similarity
-from feedface.images import read_image
 from feedface.pipeline import FeedFacePipeline
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -6,8 +6,8 @@ import pytest
 from configs import mini_face, train_config
 from ml_collections import ConfigDict
 
-from feedface.config_file import load_config, read_config
-from feedface.errors import UserError, path_flag
+from feedface.common.errors import UserError, path_flag
+from feedface.inference.config_file import load_config, read_config
 from feedface.training.check import check_config
 
 BROKEN = {

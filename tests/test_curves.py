@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
-from feedface.errors import UserError
+from feedface.common.errors import UserError
 from feedface.training.curves import draw_curves, read_curves
 
 

@@ -9,11 +9,11 @@ from PIL import Image
 from tests.toy_records import make_records
 from torch.utils.data import DataLoader
 
+from feedface.common.errors import UserError
 from feedface.data.dataset import PictureDataset, PictureStore, SampleOrder, check_broken
 from feedface.data.draws import DrawSettings, draw
 from feedface.data.records import read_records
 from feedface.data.transforms import HAIR_VALUE, centre_crop, face_masks
-from feedface.errors import UserError
 
 SETTINGS = DrawSettings(seed=5, latent_shape=(4, 8, 8), clip_img_dim=16)
 NOISES = ("vae_noise", "noise", "clip_noise")

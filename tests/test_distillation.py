@@ -12,6 +12,7 @@ from toy_records import make_records
 
 from feedface.checkpoints.bundle import load_bundle
 from feedface.checkpoints.few_step import FewStep, read_few_step
+from feedface.common.errors import UserError
 from feedface.data.records import read_records
 from feedface.diffusion.sampling import jumps_at, sample
 from feedface.diffusion.schedule import alphas_cumprod
@@ -20,7 +21,6 @@ from feedface.distillation.jumps import Joint, jump
 from feedface.distillation.student import LowRank, Student
 from feedface.distillation.teacher import Teacher, fine_timesteps
 from feedface.distillation.trajectories import Piece, Trajectories
-from feedface.errors import UserError
 
 CPU = torch.device("cpu")
 TIMES = (1000, 600, 250)

@@ -6,12 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tests.toy import make_toy_bundle
-
-from feedface.baselines import sessions as sessions_module
-from feedface.baselines.compare import differences, figures, measure, measure_references, normalised
-from feedface.baselines.dreambooth import contact_sheet, first_people, parse, run
-from feedface.baselines.personalise import (
+from research.baselines import sessions as sessions_module
+from research.baselines.compare import differences, figures, measure, measure_references, normalised
+from research.baselines.dreambooth import contact_sheet, first_people, parse, run
+from research.baselines.personalise import (
     TARGETS,
     DreamBoothSettings,
     draw_prior,
@@ -20,15 +18,17 @@ from feedface.baselines.personalise import (
     pick_identifier,
     with_identifier,
 )
-from feedface.baselines.sessions import Sessions, class_prompts, noun_of, people_of
+from research.baselines.sessions import Sessions, class_prompts, noun_of, people_of
+from tests.toy import make_toy_bundle
+
 from feedface.checkpoints.bundle import load_bundle
+from feedface.common.errors import UserError
 from feedface.encoders import load_tokenizer
-from feedface.errors import UserError
 from feedface.evaluation.cases import FIRST_IDENTITY, WORLD_SEED, make_cases
 from feedface.evaluation.inspector import Inspector
 from feedface.evaluation.mini import Judge
-from feedface.portraits import ATTRIBUTES, make_portraits
 from feedface.settings import Settings
+from feedface.synthetic.world import ATTRIBUTES, make_portraits
 
 PEOPLE, REFERENCES, SAMPLES = 2, 2, 2
 PARTS = ("uvit", "vae", "text_encoder", "image_encoder")

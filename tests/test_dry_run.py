@@ -10,11 +10,11 @@ from tests.toy import make_toy_bundle
 from tests.toy_records import make_records
 
 from feedface.checkpoints.bundle import load_bundle
+from feedface.common.errors import UserError
 from feedface.data.cache import FeatureCache
 from feedface.data.cache_build import Items
 from feedface.data.dataset import PictureStore
 from feedface.data.records import Reference, read_records, write_records
-from feedface.errors import UserError
 from feedface.training import dry_run as module
 from feedface.training import run_record
 from feedface.training.dry_run import cache_bytes, check_records, dry_run, duration, time_lines

@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 from toy import make_toy_bundle
 
-from feedface.errors import UserError
+from feedface.common.errors import UserError
 from feedface.evaluation.cli import main, parse
 from feedface.evaluation.systems import name_systems, read_systems
-from feedface.portraits import make_portraits
 from feedface.settings import Settings
+from feedface.synthetic.world import make_portraits
 
 ROOT = Path(__file__).parents[1]
 MINI = ROOT / "models" / "mini"

@@ -8,7 +8,7 @@ import pytest
 from feedface.evaluation.background import background_change, background_changes, face_masks, masks_of_faces
 from feedface.faces.detect import Face, InsightFaceDetector
 from feedface.faces.parse import MiniParser
-from feedface.portraits import make_portraits
+from feedface.synthetic.world import make_portraits
 
 MINI = Path(__file__).parents[1] / "models/mini"
 

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from feedface.errors import UserError
+from feedface.common.errors import UserError
+from feedface.common.processes import Team
 from feedface.evaluation.benchmark import Plan, run
 from feedface.evaluation.judging import Judges, Looks
 from feedface.evaluation.pictures import Kept, picture_name, read_kept, save_kept
 from feedface.evaluation.protocols import Case
 from feedface.evaluation.systems import Base
 from feedface.faces.detect import Face
-from feedface.output import PictureInfo
-from feedface.preparation.team import Team
+from feedface.inference.outputs import PictureInfo
 
 RED, GREEN, GREY = (200, 0, 0), (0, 200, 0), (120, 120, 120)
 BOTH = (200, 200, 0)  # cosine 0.707 with RED and with GREEN
@@ -271,7 +271,7 @@ def test_background_is_compared_on_the_same_seeds(evaluate):
 
 
 def test_two_runs_at_once_are_refused(evaluate):
-    from feedface.files import folder_lock
+    from feedface.common.files import folder_lock
 
     with folder_lock(evaluate.out, "x"), pytest.raises(UserError, match="another evaluation is writing there"):
         evaluate(People(TWO), {"colour": own_colour})

@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from feedface.common.errors import UserError
 from feedface.encoders import CLIP_MEAN, CLIP_STD
-from feedface.errors import UserError
 from feedface.evaluation.image_reward import MEAN, STD, HostedReward, load
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "man", "woman", "in", "red"]

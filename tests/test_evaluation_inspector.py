@@ -8,11 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from feedface.errors import UserError
+from feedface.common.errors import UserError
 from feedface.evaluation.inspector import Inspector
-from feedface.mini.common import fit_config
-from feedface.mini.inspector import CosineMarginHead, damage, random_affine, random_blocks, random_blur, run
-from feedface.portraits import make_portraits
+from feedface.synthetic.train.common import fit_config
+from feedface.synthetic.train.inspector import CosineMarginHead, damage, random_affine, random_blocks, random_blur, run
+from feedface.synthetic.world import make_portraits
 
 ATTRIBUTES = {"gender": 2, "hat": 4}
 

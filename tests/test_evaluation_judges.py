@@ -12,10 +12,10 @@ from toy import CLIP_CONFIG, make_toy_bundle, toy_clips, toy_tokenizer
 
 from feedface.checkpoints.bundle import read_index
 from feedface.checkpoints.storage import quiet_transformers
+from feedface.common.errors import UserError
 from feedface.encoders import CLIP_MEAN, CLIP_STD
-from feedface.errors import UserError
 from feedface.evaluation.judges import TEXT_PROJECTION, ClipJudge, FaceJudge, NotMeasured, face_crops
-from feedface.portraits import make_portraits
+from feedface.synthetic.world import make_portraits
 
 MINI = Path(__file__).parents[1] / "models/mini"
 GREY = np.full((48, 80, 3), 127, np.uint8)

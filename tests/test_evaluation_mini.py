@@ -9,7 +9,7 @@ from PIL import Image
 from tests.toy import make_toy_bundle
 
 from feedface.checkpoints.bundle import load_bundle
-from feedface.errors import UserError
+from feedface.common.errors import UserError
 from feedface.evaluation.cases import crop_references, make_cases
 from feedface.evaluation.cli import main
 from feedface.evaluation.inspector import Inspector
@@ -18,8 +18,8 @@ from feedface.evaluation.mini import Judge, draw, encode_faces, load_judge
 from feedface.evaluation.protocols import MiniCases
 from feedface.evaluation.report import people_sheet
 from feedface.faces.detect import Face
-from feedface.portraits import ATTRIBUTES
 from feedface.settings import Settings
+from feedface.synthetic.world import ATTRIBUTES
 
 PEOPLE, SAMPLES = 4, 2
 

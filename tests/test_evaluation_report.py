@@ -9,12 +9,12 @@ import pytest
 from html_reader import Reader
 from PIL import Image
 
-from feedface.errors import UserError
+from feedface.common.contact_sheet import CELL_PX, GAP_PX
+from feedface.common.errors import UserError
 from feedface.evaluation.columns import HIGHER, LOWER, ZERO, Column, best, column_of, ordered, verdict, write_figure
 from feedface.evaluation.metrics import Figure
 from feedface.evaluation.report import write_report
 from feedface.evaluation.results import as_figure, load_results, spread
-from feedface.sheet import CELL_PX, GAP_PX
 
 ODD = '<b>"ü" & $x_1$|%'
 SYSTEMS = {ODD: 60, "FeedFace": 160}  # name -> red of its pictures

@@ -13,13 +13,13 @@ import pytest
 import torch
 from torch import nn
 
-from feedface.errors import UserError
+from feedface.common.errors import UserError
 from feedface.faces import detect
 from feedface.faces.detect import Face, InsightFaceDetector, make_detector
 from feedface.faces.identity import FaceRecogniser, cosine_similarity
 from feedface.faces.opencv import OpenCVDetector
-from feedface.mini.detector import STRIDES, DetectorFile, anchors
-from feedface.mini.export import export_onnx
+from feedface.synthetic.train.detector import STRIDES, DetectorFile, anchors
+from feedface.synthetic.train.export import export_onnx
 
 INPUT_PX = 64
 SMALL, LARGE = (8.0, 8.0, 24.0, 28.0), (20.0, 16.0, 60.0, 56.0)  # boxes in the detector's 64 x 64 input
@@ -257,7 +257,7 @@ def test_usable_faces():
 def test_an_opencv_that_needs_a_window_is_one_line(packs, tmp_path, name):
     (tmp_path / "cv2.py").write_text("raise ImportError('libGL.so.1: cannot open shared object file')")
     code = (
-        "from feedface.errors import run_cli\nfrom feedface.faces.detect import make_detector\n"
+        "from feedface.common.errors import run_cli\nfrom feedface.faces.detect import make_detector\n"
         f"run_cli(lambda: make_detector({name!r}, {str(packs)!r}) and 0)"
     )
     path = os.pathsep.join([str(tmp_path), "libs"])

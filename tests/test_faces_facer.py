@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import nn
 
-from feedface.errors import UserError
+from feedface.common.errors import UserError
 from feedface.faces.detect import Face
 from feedface.faces.farl import DETECTOR_URL, PARSER_URL, FacerParser
 from feedface.faces.parse import make_parser

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from feedface.faces.detect import InsightFaceDetector
-from feedface.mini import detector as detector_stage
-from feedface.mini import recogniser as recogniser_stage
-from feedface.mini.canvases import MAX_FACES, CanvasMaker
-from feedface.mini.common import fit_config, read_metrics
-from feedface.mini.detector import Detector, anchors, assign, detection_loss, to_input
-from feedface.mini.recogniser import Recogniser, aligned_crops, spoil
-from feedface.portraits import make_portraits
+from feedface.synthetic.train import detector as detector_stage
+from feedface.synthetic.train import recogniser as recogniser_stage
+from feedface.synthetic.train.canvases import MAX_FACES, CanvasMaker
+from feedface.synthetic.train.common import fit_config, read_metrics
+from feedface.synthetic.train.detector import Detector, anchors, assign, detection_loss, to_input
+from feedface.synthetic.train.recogniser import Recogniser, aligned_crops, spoil
+from feedface.synthetic.world import make_portraits
 
 CANVAS_PX = 128
 

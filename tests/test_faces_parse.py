@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
+from feedface.common.errors import UserError
 from feedface.data.transforms import LAPA_VALUES
-from feedface.errors import UserError
 from feedface.faces.detect import Face, make_detector
 from feedface.faces.parse import (
     CLASS_NAMES,
@@ -22,10 +22,10 @@ from feedface.faces.parse import (
     pixel_square,
 )
 from feedface.faces.parser_net import CLASSES, ParserNet
-from feedface.mini import parser as stage
-from feedface.mini.common import read_metrics
-from feedface.mini.parser import UNKNOWN, CropMaker, class_iou, parsing_loss
-from feedface.portraits import make_portraits
+from feedface.synthetic.train import parser as stage
+from feedface.synthetic.train.common import read_metrics
+from feedface.synthetic.train.parser import UNKNOWN, CropMaker, class_iou, parsing_loss
+from feedface.synthetic.world import make_portraits
 
 MINI = Path(__file__).parents[1] / "models" / "mini"
 
@@ -204,7 +204,7 @@ def test_class_iou():
 
 
 def test_the_stage_trains_measures_and_leaves_its_component(tmp_path, monkeypatch):
-    from feedface.mini.__main__ import read_config
+    from feedface.synthetic.train.__main__ import read_config
 
     monkeypatch.setattr(stage, "CHECKED_PX", (32, 48))
     changes = [

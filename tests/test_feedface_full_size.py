@@ -11,7 +11,7 @@ from feedface.backbones.unet import UNet
 from feedface.backbones.uvit import UViT
 from feedface.checkpoints.ldm import SD1
 from feedface.checkpoints.official import CLIP_VIT_B32, OFFICIAL_HEADS
-from feedface.errors import UserError
+from feedface.common.errors import UserError
 from feedface.methods.feedface import OFFICIAL_SITES, FeedFace
 
 E = 768

@@ -16,8 +16,8 @@ from feedface.checkpoints.few_step import (
     read_few_step,
     save_few_step,
 )
-from feedface.errors import UserError
-from feedface.model_files import load_model
+from feedface.common.errors import UserError
+from feedface.inference.model_files import load_model
 
 MODULES = {"uvit.mid_block.attn.qkv": (32, 96), "face_controlnet.blocks.1.mlp.fc1": (32, 128)}  # in, out
 

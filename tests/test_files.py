@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import feedface
-from feedface.files import atomic_file, atomic_folder, follow, point, pointed, remove_leftovers
+from feedface.common.files import atomic_file, atomic_folder, follow, point, pointed, remove_leftovers
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -68,7 +68,7 @@ def test_every_folder_inside_is_synced(tmp_path, monkeypatch):
 
 KILLED_BETWEEN_THE_RENAMES = """
 import os, signal, sys
-from feedface.files import atomic_folder
+from feedface.common.files import atomic_folder
 original, calls = os.replace, []
 def replace(*names):
     calls.append(names)

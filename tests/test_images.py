@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from feedface import reading
-from feedface.errors import UserError
-from feedface.images import read_image
+from feedface.common import reading
+from feedface.common.errors import UserError
+from feedface.common.images import read_image
 
 RED, BLUE, WHITE = (220, 30, 20), (20, 40, 210), (255, 255, 255)
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from toy import make_toy_bundle, toy_face_controlnet
 
 from feedface.checkpoints.bundle import save_component, write_derived_index
-from feedface.errors import UserError
+from feedface.common.errors import UserError
 from feedface.faces.detect import Face
 
 ROOT = Path(__file__).parents[1]
@@ -317,7 +317,7 @@ def test_in_a_batch_the_others_go_on(run, here, capsys):
 
 
 def test_a_full_disk_ends_a_batch(run, here, monkeypatch):
-    from feedface.output import OutputError
+    from feedface.inference.outputs import OutputError
 
     write_job(here / "a.json")
     write_job(here / "b.json")
@@ -358,7 +358,7 @@ def test_an_interrupted_run_leaves_whole_pictures_and_goes_on_later(run, monkeyp
 @pytest.fixture
 def drawn(monkeypatch):
     """The batches of a run, as lists of prompts; a batch with the prompt "fail" cannot be drawn."""
-    from feedface.errors import UserError
+    from feedface.common.errors import UserError
     from feedface.pipeline import FeedFacePipeline
 
     draw, calls = FeedFacePipeline.draw_batch, []
@@ -452,7 +452,7 @@ def test_several_faces_are_said(run, detector, capsys):
 
 def test_a_photo_shown_to_the_miniature(run, here, toy, detector, capsys):
     """The miniature is a model with a face pack called mini. No face, hardly a face, or a detector of photos: said."""
-    from feedface.references import NoFaceError
+    from feedface.faces.references import NoFaceError
 
     shutil.copytree(toy, "model")
     (here / "model/faces/models/mini").mkdir(parents=True)
@@ -533,7 +533,7 @@ def test_config_gives_settings_and_options_come_first(run, here, toy):
 
 
 def test_the_training_config_is_understood():
-    from feedface.config_file import read_config
+    from feedface.inference.config_file import read_config
 
     config = read_config(ROOT / "configs" / "train_config.py")
     assert config.model and {"sites", "num_heads", "control_input"} <= set(config.control)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from feedface.errors import UserError
-from feedface.jobs import read_jobs
+from feedface.common.errors import UserError
+from feedface.inference.jobs import read_jobs
 from feedface.settings import Settings
 
 JSON_EXAMPLES = Path(__file__).parents[1] / "json_examples"

@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from feedface.errors import UserError
-from feedface.json_files import MAX_DEPTH, JsonFile, load_json, parse_json
+from feedface.common.errors import UserError
+from feedface.common.json_files import MAX_DEPTH, JsonFile, load_json, parse_json
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_what_is_no_file(tmp_path, write, monkeypatch):
     ]:
         with pytest.raises(UserError, match=words):
             load_json(path)
-    monkeypatch.setattr("feedface.json_files.MAX_BYTES", 10)
+    monkeypatch.setattr("feedface.common.json_files.MAX_BYTES", 10)
     with pytest.raises(UserError, match="the limit"):
         load_json(write("[1, 2, 3, 4]"))
 

@@ -10,9 +10,10 @@ import feedface
 ROOT = Path(feedface.__file__).parent
 # What a room may import of this package when it is loaded, beside itself.
 ALLOWED = {
-    "diffusion": {"errors"},
-    "backbones": {"diffusion", "errors", "sizes"},
-    "methods": {"diffusion", "backbones", "errors", "sizes", "validation"},
+    "common": set(),
+    "diffusion": {"common"},
+    "backbones": {"diffusion", "common"},
+    "methods": {"diffusion", "backbones", "common"},
 }
 
 

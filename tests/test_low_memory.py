@@ -7,14 +7,14 @@ import pytest
 import torch
 from tests.toy import make_toy_bundle, toy_face_controlnet, toy_uvit
 
-from feedface import low_memory
-from feedface.acceleration import Int8Linear, blocks, quantise_int8
 from feedface.checkpoints.bundle import Bundle, read_index, save_component, write_index
 from feedface.checkpoints.few_step import FewStep, save_few_step
+from feedface.common.errors import UserError
 from feedface.diffusion.sampling import sample
-from feedface.errors import UserError
-from feedface.low_memory import LowMemoryBundle, WideningLinear
-from feedface.model_files import DRAWING_NETWORKS, load_model, model_digest
+from feedface.inference import low_memory
+from feedface.inference.acceleration import Int8Linear, blocks, quantise_int8
+from feedface.inference.low_memory import LowMemoryBundle, WideningLinear
+from feedface.inference.model_files import DRAWING_NETWORKS, load_model, model_digest
 
 CPU = torch.device("cpu")
 SITE = "mid_block.mlp.fc1"

@@ -15,8 +15,8 @@ import psutil
 import pytest
 from preparation_tools import nobody, save, tree, two_people, write_model, write_people
 
+from feedface.common.errors import EXIT_USER_ERROR, run_cli
 from feedface.data.records import read_records
-from feedface.errors import EXIT_USER_ERROR, run_cli
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}

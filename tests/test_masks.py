@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from feedface.common.errors import UserError
 from feedface.data.masks import read_mask
 from feedface.data.transforms import LAPA_VALUES
-from feedface.errors import UserError
 
 CLASSES = np.random.default_rng(0).integers(0, 11, (40, 32)).astype(np.uint8)
 WANTED = np.array(LAPA_VALUES, np.uint8)[CLASSES]

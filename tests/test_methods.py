@@ -16,13 +16,13 @@ from tests.toy import CLIP_CONFIG, toy_unet, toy_uvit
 from torch import Tensor
 
 import feedface.methods
-from feedface.acceleration import Int8Linear, replace_linears
 from feedface.backbones.base import Backbone, backbone_class
 from feedface.checkpoints.storage import empty, fill, read_json, read_safetensors, write_json, write_state
+from feedface.common.errors import UserError
 from feedface.diffusion.guidance import GuidedModel
 from feedface.diffusion.sampling import sample
 from feedface.diffusion.state import expand, take
-from feedface.errors import UserError
+from feedface.inference.acceleration import Int8Linear, replace_linears
 from feedface.methods.base import Identity, Method, method_class
 
 BACKBONES = {"uvit": toy_uvit, "unet": toy_unet}

@@ -11,13 +11,13 @@ from torch import nn
 
 from feedface.backbones.uvit import UViT
 from feedface.checkpoints.bundle import load_bundle, read_index
+from feedface.common.errors import UserError
 from feedface.diffusion.schedule import alphas_cumprod
 from feedface.encoders import ImageEncoder, to_tensor
-from feedface.errors import UserError
-from feedface.mini import bundle, clip, common, decoder, face_encoder, uvit, vae, world
-from feedface.mini.__main__ import STAGES, read_config
-from feedface.mini.common import fit, fit_config
-from feedface.mini.identity_start import identity_start
+from feedface.synthetic.train import bundle, clip, common, decoder, face_encoder, uvit, vae, world
+from feedface.synthetic.train.__main__ import STAGES, read_config
+from feedface.synthetic.train.common import fit, fit_config
+from feedface.synthetic.train.identity_start import identity_start
 
 TOY = [
     *(f"--config.{stage}.image_size=64" for stage in ("world", "vae", "clip", "uvit", "control", "bundle")),
@@ -368,7 +368,7 @@ def test_a_stage_before_its_world_says_so(tmp_path):
 
 @pytest.mark.slow
 def test_control_stage_trains_the_face_controlnet(built, config):
-    from feedface.mini import control
+    from feedface.synthetic.train import control
 
     config = read_config("cpu", [*TOY, "--config.control.steps=2", "--config.control.batch_size=2"])
     control.run(config, built)

@@ -17,8 +17,8 @@ from feedface.checkpoints import official
 from feedface.checkpoints.__main__ import main
 from feedface.checkpoints.bundle import NETWORKS, load_bundle, read_index
 from feedface.checkpoints.release import FILES, Architecture, convert, load_release
-from feedface.errors import UserError, run_cli
-from feedface.low_memory import LowMemoryBundle
+from feedface.common.errors import UserError, run_cli
+from feedface.inference.low_memory import LowMemoryBundle
 from feedface.methods.feedface import FaceControlNet
 
 LOADERS = {

@@ -13,13 +13,13 @@ import torch
 from PIL import Image
 from toy import make_toy_bundle
 
-from feedface import drawing
 from feedface.checkpoints.few_step import FewStep, save_few_step
+from feedface.common.errors import UserError
 from feedface.encoders import TextEncoder
-from feedface.errors import UserError
 from feedface.faces.detect import Face
+from feedface.faces.references import NoFaceError, find_faces
+from feedface.inference import batching as drawing
 from feedface.pipeline import FeedFacePipeline, Request
-from feedface.references import NoFaceError, find_faces
 from feedface.settings import Settings
 
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
+from feedface.common.errors import UserError
 from feedface.data.records import read_records
-from feedface.errors import UserError
-from feedface.portraits import (
+from feedface.synthetic.world import (
     ATTRIBUTES,
     attributes,
     make_portraits,
@@ -19,9 +19,9 @@ from feedface.portraits import (
     sample_scenes,
     write_world,
 )
-from feedface.portraits.canvas import HAIR, LEFT_EYE, NOSE, RIGHT_EYE
-from feedface.portraits.captions import captions
-from feedface.portraits.groups import render_pairs
+from feedface.synthetic.world.canvas import HAIR, LEFT_EYE, NOSE, RIGHT_EYE
+from feedface.synthetic.world.captions import captions
+from feedface.synthetic.world.groups import render_pairs
 
 PEOPLE = torch.arange(24)
 SCENES = torch.arange(24) % 5

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from feedface.errors import UserError
+from feedface.common.errors import UserError
 from feedface.preparation.captions import NoCaption, make_captioner, one_line
 from feedface.preparation.llava import LlavaCaptioner, clean
 

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from feedface.errors import UserError
-from feedface.portraits import make_portraits
+from feedface.common.errors import UserError
 from feedface.preparation.filters import HEAD, Thresholds, blur, head_pose, measure, reject
+from feedface.synthetic.world import make_portraits
 
 MEASURES = {"face_px": 41.0, "blur": 20.5, "yaw": -33.0, "pitch": 4.0, "roll": 12.0}
 

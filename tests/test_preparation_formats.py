@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 from preparation_tools import nobody, save
 
+from feedface.common.errors import UserError
 from feedface.data.records import read_records
 from feedface.data.transforms import LAPA_VALUES
-from feedface.errors import UserError
 from feedface.faces.crop import square_box
 from feedface.preparation.check import check_folder
 from feedface.preparation.formats import (

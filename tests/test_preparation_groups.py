@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from scipy.cluster.hierarchy import fcluster, linkage
 
-from feedface.errors import UserError
+from feedface.common.errors import UserError
 from feedface.faces.detect import InsightFaceDetector
-from feedface.portraits import make_portraits
 from feedface.preparation import groups
 from feedface.preparation.groups import cluster, default_threshold, group
+from feedface.synthetic.world import make_portraits
 
 PICTURES = [("anna/1.jpg", None), ("anna/2.jpg", None), ("bob/x/1.jpg", None), ("top.jpg", None)]
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from preparation_tools import write_model
 
-from feedface.errors import UserError
+from feedface.common.errors import UserError
 from feedface.faces import detect
 from feedface.preparation import models
 from feedface.preparation.models import Choice, check_models, choose, digests, limit_threads, load_models, pick_devices

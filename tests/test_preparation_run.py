@@ -12,11 +12,10 @@ import torch
 from PIL import Image
 from preparation_tools import MINI, nobody, save, tree, two_people, write_model, write_people
 
+from feedface.common.errors import UserError
+from feedface.common.files import folder_lock
 from feedface.data.records import read_records
 from feedface.data.transforms import LAPA_VALUES
-from feedface.errors import UserError
-from feedface.files import folder_lock
-from feedface.portraits import make_portraits
 from feedface.preparation.check import check_folder
 from feedface.preparation.filters import Thresholds
 from feedface.preparation.maker import Maker
@@ -24,6 +23,7 @@ from feedface.preparation.models import choose, load_models
 from feedface.preparation.options import Options
 from feedface.preparation.process import Rules, overlap
 from feedface.preparation.run import run
+from feedface.synthetic.world import make_portraits
 
 ALL_FORMATS = ("feedface", "flashface", "adaface")
 

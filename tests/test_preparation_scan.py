@@ -5,7 +5,7 @@ import os
 import pytest
 from preparation_tools import nobody, save
 
-from feedface.errors import UserError
+from feedface.common.errors import UserError
 from feedface.preparation import scan as module
 from feedface.preparation.scan import check_folders, scan, stamp_of, summary
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from feedface import progress as module
-from feedface.progress import progress, say
+from feedface.common import progress as module
+from feedface.common.progress import progress, say
 
 ROOT = Path(__file__).parents[1]
 
@@ -66,7 +66,7 @@ def test_disabled(clock, capsys):
 
 
 TALKING = """
-from feedface.progress import progress, say
+from feedface.common.progress import progress, say
 with progress(total=2, desc="work") as bar:
     bar.update()
     say("half of it")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from feedface.errors import LONGEST, UserError, one_line
-from feedface.reading import check_file, check_folder, foreign, read_text
+from feedface.common.errors import LONGEST, UserError, one_line
+from feedface.common.reading import check_file, check_folder, foreign, read_text
 
 ROOT = Path(__file__).parents[1]
 
@@ -99,7 +99,7 @@ def test_a_message_is_one_line_of_bounded_length():
 
 def calls():
     """(file, call, its keywords) of all of the project's code."""
-    files = [*(ROOT / "libs").rglob("*.py"), *(ROOT / "benchmarks").glob("*.py"), *ROOT.glob("*.py")]
+    files = [*(ROOT / "libs").rglob("*.py"), *(ROOT / "research").rglob("*.py"), *ROOT.glob("*.py")]
     for file in files:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call):

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from feedface.common.errors import UserError
 from feedface.data.records import Record, Reference, read_records, write_records
-from feedface.errors import UserError
 
 ROW = {
     "path": "images/a.png",

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from feedface import references
-from feedface.errors import UserError
+from feedface.common.errors import UserError
+from feedface.faces import references
 from feedface.faces.choose import check_choice, choose, most_alike, unlike
 from feedface.faces.detect import Face, InsightFaceDetector
 from feedface.faces.identity import same_person
-from feedface.portraits.world import make_portraits
-from feedface.references import find_faces
+from feedface.faces.references import find_faces
+from feedface.synthetic.world.dataset import make_portraits
 
 MINI = "models/mini/faces"
 ASSETS = [f"assets/demo_person_{number}.png" for number in (1, 2, 3, 4)]

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from configs import reproduction
 from ml_collections import ConfigDict
+from research.reproduction import __main__ as command
+from research.reproduction import plan, runs
+from research.reproduction.measure import Measurer, measure_all, result_file
+from research.reproduction.page import write_page
+from research.reproduction.results import NO, OPEN, YES, Check, Results
 
-from feedface.errors import UserError
+from feedface.common.errors import UserError
 from feedface.evaluation.metrics import Figure
-from feedface.reproduction import __main__ as command
-from feedface.reproduction import plan, runs
-from feedface.reproduction.measure import Measurer, measure_all, result_file
-from feedface.reproduction.page import write_page
-from feedface.reproduction.results import NO, OPEN, YES, Check, Results
 
 PEOPLE = 30
 

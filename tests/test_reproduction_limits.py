@@ -5,15 +5,15 @@ import json
 import numpy as np
 import pytest
 import torch
+from research.reproduction import limits, parts
+from research.reproduction.denoise import denoise, times_from
+from research.reproduction.probe import choose_probe, pictures_to_fit, ridge
 from tests.toy import make_toy_bundle, toy_face_controlnet
 
-from feedface.errors import UserError
+from feedface.common.errors import UserError
 from feedface.evaluation.cases import FIRST_IDENTITY, GALLERY, WORLD_SEED, make_cases
 from feedface.evaluation.inspector import Inspector
-from feedface.portraits import ATTRIBUTES, make_portraits
-from feedface.reproduction import limits, parts
-from feedface.reproduction.denoise import denoise, times_from
-from feedface.reproduction.probe import choose_probe, pictures_to_fit, ridge
+from feedface.synthetic.world import ATTRIBUTES, make_portraits
 
 PEOPLE = 2
 

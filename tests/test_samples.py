@@ -11,11 +11,11 @@ from PIL import Image
 from tests.toy import make_toy_bundle
 from tests.toy_records import make_records
 
+from feedface.common.errors import UserError
+from feedface.common.images import read_image
 from feedface.data.features import EncoderSources
 from feedface.data.records import read_records
-from feedface.errors import UserError
 from feedface.faces.crop import crop_square
-from feedface.images import read_image
 from feedface.pipeline import FeedFacePipeline
 from feedface.settings import EVERYWHERE
 from feedface.training import samples as module

@@ -5,7 +5,7 @@ from dataclasses import asdict, fields
 import pytest
 
 from feedface.checkpoints.few_step import FewStep
-from feedface.errors import UserError
+from feedface.common.errors import UserError
 from feedface.presets import PLAIN, PRESETS
 from feedface.settings import COST_KNOBS, EVERYWHERE, PRESET_NAMES, Settings
 

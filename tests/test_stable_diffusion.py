@@ -18,8 +18,8 @@ from feedface.checkpoints.ldm import SD1, SD2, Version
 from feedface.checkpoints.official import VAE_CONFIG, load_vae
 from feedface.checkpoints.stable_diffusion import is_stable_diffusion, merge_lora, open_stable_diffusion
 from feedface.checkpoints.storage import quiet_transformers
+from feedface.common.errors import UserError
 from feedface.encoders import TextEncoder
-from feedface.errors import UserError
 
 UNET, VAE, TEXT = ldm.UNET, ldm.VAE, ldm.TEXT
 SMALL_VAE = {"block_out_channels": [8] * 4, "norm_num_groups": 4, "layers_per_block": 2}

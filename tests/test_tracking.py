@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
 from PIL import Image
 
-from feedface.errors import UserError
+from feedface.common.errors import UserError
 from feedface.training.objective import LossParts
 from feedface.training.tracking import (
     JUDGED_SAMPLES,

@@ -62,7 +62,7 @@ def test_wrong_calls(arguments, words, tmp_path):
     [
         ["distill.py", "train", "--workdir="],
         ["make_data.py", "--data_folder=.", "--out_folder="],
-        ["-m", "feedface.reproduction", "--workdir="],
+        ["-m", "research.reproduction", "--workdir="],
     ],
 )
 def test_other_scripts_take_no_empty_folder_either(script, tmp_path):

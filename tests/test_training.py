@@ -14,7 +14,7 @@ from tests.toy import CLIP_CONFIG, make_toy_bundle
 from tests.toy_records import make_records
 
 from feedface.checkpoints.bundle import load_bundle, read_index, write_index
-from feedface.errors import UserError
+from feedface.common.errors import UserError
 from feedface.training import trainer
 from feedface.training.check import check_config
 from feedface.training.state import locked, newest_checkpoint

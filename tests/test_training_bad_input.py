@@ -9,7 +9,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tests.test_training import fresh_accelerate, make_config, world  # noqa: F401
 
-from feedface.errors import UserError
+from feedface.common.errors import UserError
 from feedface.training.trainer import fill_cache, train
 
 

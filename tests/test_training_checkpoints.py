@@ -12,8 +12,8 @@ import torch
 from tests.test_training import fresh_accelerate, make_config, stop_at, weights, world  # noqa: F401
 
 from feedface.checkpoints.bundle import load_bundle, read_index
-from feedface.errors import UserError
-from feedface.model_files import load_model
+from feedface.common.errors import UserError
+from feedface.inference.model_files import load_model
 from feedface.training import manifest
 from feedface.training import state as module
 from feedface.training.manifest import PROGRESS

@@ -6,8 +6,8 @@ import pytest
 import torch
 from tests.test_training import fresh_accelerate, make_config, world  # noqa: F401
 
+from feedface.common.errors import UserError
 from feedface.data.dataset import PictureDataset
-from feedface.errors import UserError
 from feedface.training import memory, trial
 from feedface.training.dry_run import dry_run
 from feedface.training.memory import out_of_memory_in_words

@@ -4,7 +4,7 @@ import pytest
 import torch
 from tests.test_training import fresh_accelerate, make_config, weights, world  # noqa: F401
 
-from feedface.errors import UserError
+from feedface.common.errors import UserError
 from feedface.training.sharding import full_optimizer_state, load_optimizer_state
 from feedface.training.trainer import Trainer, train
 

@@ -6,8 +6,17 @@ import pytest
 from annotated_types import Len
 from pydantic import BaseModel, Field, TypeAdapter
 
-from feedface.errors import UserError
-from feedface.validation import CLOSED, IN_CODE, STRICT, Text, arguments_of, check_as, parse_line_as, read_json_as
+from feedface.common.errors import UserError
+from feedface.common.validation import (
+    CLOSED,
+    IN_CODE,
+    STRICT,
+    Text,
+    arguments_of,
+    check_as,
+    parse_line_as,
+    read_json_as,
+)
 
 
 class Inner(BaseModel):

@@ -15,9 +15,9 @@ from pydantic import TypeAdapter
 from torch import Tensor, nn
 from typing_extensions import TypedDict
 
-from feedface.errors import UserError
-from feedface.reading import check_folder, foreign
-from feedface.validation import OPEN, read_json_as
+from feedface.common.errors import UserError
+from feedface.common.reading import check_folder, foreign
+from feedface.common.validation import OPEN, read_json_as
 
 if TYPE_CHECKING:  # heavy, and only named here
     from diffusers import AutoencoderKL

@@ -23,15 +23,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from feedface.acceleration import channels_last, compile_blocks, quantise_int8
-from feedface.device import pick_device, pick_dtype
-from feedface.drawing import batches, check_finite, default_batch_size, draw_batch, picture_settings
+from feedface.common.device import pick_device, pick_dtype
+from feedface.common.errors import UserError
+from feedface.common.progress import progress as watch
 from feedface.encoders import preprocess_face
-from feedface.errors import UserError
-from feedface.model_files import load_model, model_digest
-from feedface.progress import progress as watch
-from feedface.prompts import check_prompt
-from feedface.references import Picture, Reference, as_pictures, find_faces
+from feedface.faces.references import Picture, Reference, as_pictures, find_faces
+from feedface.inference.acceleration import channels_last, compile_blocks, quantise_int8
+from feedface.inference.batching import batches, check_finite, default_batch_size, draw_batch, picture_settings
+from feedface.inference.model_files import load_model, model_digest
+from feedface.inference.prompts import check_prompt
 from feedface.settings import MAX_SAMPLES, MAX_SEED, Settings, whole_number
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from feedface.errors import UserError
+from feedface.common.errors import UserError
 
 if TYPE_CHECKING:  # brings in torch: not needed to parse a command line
     from feedface.checkpoints.few_step import FewStep

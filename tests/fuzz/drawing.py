@@ -107,8 +107,8 @@ class Pictures:
         if rng.random() < 0.5 and path.name != "large.png":
             more = rng.choice(([], ["--no_detect"], ["--detector", "opencv"]))
             return main(["--prompt", PROMPT, "--image", str(path), "--output", "out", *SMALL, *more])
+        from feedface.common.images import read_image
         from feedface.data.masks import read_mask
-        from feedface.images import read_image
 
         image = rng.choice((read_image, read_image, read_mask))(path)
         assert image.dtype == np.uint8 and image.shape[0] * image.shape[1] <= 100_000_000

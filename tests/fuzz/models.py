@@ -146,7 +146,7 @@ class Weights:
         file = place / "models" / FILES[kind]
         self._break(rng, file, place.parent / "canary")
         if kind == "face_controlnet" and rng.random() < 0.6:
-            from feedface.model_files import load_model
+            from feedface.inference.model_files import load_model
 
             if rng.random() < 0.2:
                 file = file.rename(file.with_suffix(".safetensors"))

@@ -142,7 +142,7 @@ class Fuzzer:
 
 def _exit_code(main) -> int:
     """As a script ends: see `errors.run_cli`."""
-    from feedface.errors import run_cli
+    from feedface.common.errors import run_cli
 
     try:
         run_cli(main)

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
+from feedface.common.errors import UserError
 from feedface.diffusion.state import State, expand, join, length
-from feedface.errors import UserError
 
 if TYPE_CHECKING:
     from feedface.backbones.control import Control

@@ -20,9 +20,9 @@ from torch.utils.checkpoint import checkpoint
 from feedface.backbones import base
 from feedface.backbones.base import Backbone, Prompt, Site
 from feedface.backbones.control import Control, acts, controlled_attention, controlled_block
+from feedface.common.sizes import Layers, Ratio, SidePx, Width
 from feedface.diffusion.schedule import NUM_TIMESTEPS
 from feedface.diffusion.state import State, length
-from feedface.sizes import Layers, Ratio, SidePx, Width
 
 HEADS = ("img", "clip_img", "text")
 

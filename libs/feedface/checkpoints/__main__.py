@@ -5,8 +5,8 @@
         --text_encoder models/clip-vit-large-patch14 --image_encoder models/clip-vit-base-patch32
 """
 
-from feedface.command_line import Parser
-from feedface.errors import run_cli
+from feedface.common.command_line import Parser
+from feedface.common.errors import run_cli
 
 # Written out here, so that --help need not wait for torch.
 DTYPES = ("fp32", "bf16", "fp16")
@@ -24,8 +24,8 @@ def main() -> None:
     command.add_argument("--dtype", choices=DTYPES, help="number format to store (default: that of the files)")
     args = parser.parse_args()
 
-    from feedface import device
     from feedface.checkpoints import release
+    from feedface.common import device
 
     release.convert(
         args.source,

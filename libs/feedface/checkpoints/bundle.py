@@ -32,12 +32,12 @@ from feedface.checkpoints.storage import (
     write_json,
     write_state,
 )
+from feedface.common.errors import UserError
+from feedface.common.files import atomic_file, atomic_folder, follow
+from feedface.common.reading import foreign
+from feedface.common.validation import check_as
 from feedface.encoders import ImageEncoder, LatentCodec, TextEncoder, latent_factor, load_tokenizer
-from feedface.errors import UserError
-from feedface.files import atomic_file, atomic_folder, follow
 from feedface.methods.feedface import FaceControlNet
-from feedface.reading import foreign
-from feedface.validation import check_as
 
 
 @dataclass

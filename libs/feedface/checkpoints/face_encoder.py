@@ -12,10 +12,10 @@ import torch
 from feedface.checkpoints.bundle import INDEX, read_index
 from feedface.checkpoints.libraries import from_pretrained, read_library_config
 from feedface.checkpoints.storage import empty, fill, read_config, read_json, read_safetensors
-from feedface.errors import UserError
-from feedface.files import follow
+from feedface.common.errors import UserError
+from feedface.common.files import follow
+from feedface.common.reading import foreign
 from feedface.methods.feedface import FaceControlNet
-from feedface.reading import foreign
 
 if TYPE_CHECKING:  # heavy, and only named here
     from transformers import CLIPVisionModel

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from feedface.checkpoints.storage import read_json, read_safetensors, write_json, write_state
+from feedface.common.errors import UserError
+from feedface.common.files import atomic_file, atomic_folder
 from feedface.diffusion.guidance import UNCOND_MODES
 from feedface.diffusion.schedule import NUM_TIMESTEPS
-from feedface.errors import UserError
-from feedface.files import atomic_file, atomic_folder
 
 Network = TypeVar("Network", bound=nn.Module)
 

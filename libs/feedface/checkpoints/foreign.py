@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from feedface.checkpoints.storage import read_safetensors
-from feedface.errors import UserError
-from feedface.reading import check_file, foreign
+from feedface.common.errors import UserError
+from feedface.common.reading import check_file, foreign
 
 
 def read_weights(path: str | os.PathLike) -> dict[str, Tensor]:

@@ -5,9 +5,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, TypeAdapter
 
+from feedface.common.validation import CLOSED, STRICT, Text, read_json_as
 from feedface.diffusion.guidance import UNCOND_MODES
 from feedface.settings import MAX_SIZE_PX, PRESET_NAMES
-from feedface.validation import CLOSED, STRICT, Text, read_json_as
 
 INDEX = "model_index.json"
 FORMAT, VERSION = "feedface", 1

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from feedface.checkpoints.foreign import check_state, read_checkpoint
 from feedface.checkpoints.official import load_vae
 from feedface.checkpoints.storage import empty, fill, read_safetensors
-from feedface.errors import UserError
+from feedface.common.errors import UserError
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel

@@ -15,10 +15,10 @@ from torch import nn
 from typing_extensions import TypedDict  # pydantic takes this one before Python 3.12
 
 from feedface.checkpoints.storage import quiet_transformers, stored_shapes
-from feedface.errors import UserError
-from feedface.reading import check_folder, foreign
-from feedface.sizes import Layers, Ratio, SidePx, Vocabulary, Width
-from feedface.validation import OPEN, Finite, Text, read_json_as
+from feedface.common.errors import UserError
+from feedface.common.reading import check_folder, foreign
+from feedface.common.sizes import Layers, Ratio, SidePx, Vocabulary, Width
+from feedface.common.validation import OPEN, Finite, Text, read_json_as
 
 Token = Annotated[int, Field(ge=0, le=1 << 20)]
 

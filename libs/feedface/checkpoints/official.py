@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from feedface.backbones.uvit import UViT
 from feedface.checkpoints.foreign import read_weights
 from feedface.checkpoints.storage import empty, fill
-from feedface.errors import UserError
+from feedface.common.errors import UserError
+from feedface.common.reading import foreign
 from feedface.methods.feedface import OFFICIAL_SITES, FaceControlNet
-from feedface.reading import foreign
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL

@@ -14,9 +14,9 @@ from feedface.checkpoints.bundle import INDEX, NETWORKS, Bundle, check_parts, sa
 from feedface.checkpoints.index import Defaults
 from feedface.checkpoints.libraries import from_pretrained
 from feedface.checkpoints.storage import quiet_transformers
+from feedface.common.errors import UserError
+from feedface.common.files import atomic_folder
 from feedface.encoders import ImageEncoder, LatentCodec, TextEncoder, load_tokenizer
-from feedface.errors import UserError
-from feedface.files import atomic_folder
 
 UVIT_FILE, VAE_FILE, TEXT_FILE, FACE_FILE = (
     "uvit_v1.pth",

@@ -16,9 +16,9 @@ from feedface.checkpoints.clip_tokenizer import clip_tokenizer
 from feedface.checkpoints.ldm import NEEDED, VERSIONS, LdmFile, Version, what_else
 from feedface.checkpoints.libraries import from_pretrained
 from feedface.checkpoints.storage import read_json, read_safetensors
+from feedface.common.errors import UserError
 from feedface.diffusion.schedule import BETA_END, BETA_START, NUM_TIMESTEPS
 from feedface.encoders import LatentCodec, TextEncoder, load_tokenizer
-from feedface.errors import UserError
 
 FACTOR = 8  # pixels along a latent cell, of Stable Diffusion's VAEs
 SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth")

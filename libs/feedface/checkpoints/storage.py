@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from feedface.errors import UserError
-from feedface.json_files import load_json
-from feedface.reading import check_file, foreign
-from feedface.validation import argument_names, arguments_of, read_json_as
+from feedface.common.errors import UserError
+from feedface.common.json_files import load_json
+from feedface.common.reading import check_file, foreign
+from feedface.common.validation import argument_names, arguments_of, read_json_as
 
 MAPPED_BYTES = 256 << 20
 

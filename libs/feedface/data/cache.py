@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from feedface.common.errors import UserError
 from feedface.data.cache_build import FIXED, KINDS, SHARD_SIZE, Content, Items, Mirrored, agree, fill, plan
 from feedface.data.dataset import Batch, BrokenPicture, PictureStore, draw_usable
 from feedface.data.draws import Draw, Draws, DrawSettings
 from feedface.data.features import EncoderSources, Features
 from feedface.data.records import Record
-from feedface.errors import UserError
 
 
 class Shards:

@@ -34,15 +34,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from feedface.checkpoints.storage import read_json, write_json
+from feedface.common.errors import UserError
+from feedface.common.files import atomic_file
+from feedface.common.progress import progress
+from feedface.common.reading import check_file, foreign
+from feedface.common.validation import parse_line_as
 from feedface.data.dataset import BrokenPicture, PictureStore
 from feedface.data.features import EncoderSources, FrozenEncoders
 from feedface.data.records import Record
 from feedface.encoders import to_tensor
-from feedface.errors import UserError
-from feedface.files import atomic_file
-from feedface.progress import progress
-from feedface.reading import check_file, foreign
-from feedface.validation import parse_line_as
 
 FORMAT = 2
 MANIFEST = "cache.json"

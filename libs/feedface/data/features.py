@@ -13,11 +13,11 @@ from torch import Tensor
 from feedface.checkpoints.bundle import load_bundle, read_index
 from feedface.checkpoints.face_encoder import is_face_controlnet, load_face_encoder
 from feedface.checkpoints.storage import read_safetensors
+from feedface.common.device import DTYPES
+from feedface.common.reading import check_folder
 from feedface.data.dataset import Pixels
-from feedface.device import DTYPES
 from feedface.encoders import TEXT_PROJECTION, ImageEncoder, LatentCodec, TextEncoder
 from feedface.methods.feedface import face_states
-from feedface.reading import check_folder
 
 if TYPE_CHECKING:  # heavy, and only named here
     from transformers import CLIPVisionModel

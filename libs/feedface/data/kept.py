@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import psutil
 
-from feedface.errors import UserError
+from feedface.common.errors import UserError
 
 
 class Kept:

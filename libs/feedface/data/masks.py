@@ -5,9 +5,9 @@ import os
 import numpy as np
 from PIL import Image
 
+from feedface.common.errors import UserError
+from feedface.common.images import read_image, upright
 from feedface.data.transforms import LAPA_VALUES
-from feedface.errors import UserError
-from feedface.images import read_image, upright
 
 KNOWN = f"{', '.join(map(str, LAPA_VALUES))}, or class numbers 0 to {len(LAPA_VALUES) - 1}"
 

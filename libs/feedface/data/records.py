@@ -19,10 +19,10 @@ from typing import Annotated
 
 from pydantic import BaseModel, Field, TypeAdapter
 
-from feedface.errors import UserError
-from feedface.files import atomic_file
-from feedface.reading import check_file
-from feedface.validation import STRICT, Text, parse_line_as
+from feedface.common.errors import UserError
+from feedface.common.files import atomic_file
+from feedface.common.reading import check_file
+from feedface.common.validation import STRICT, Text, parse_line_as
 
 MAX_LINE_BYTES = 16 << 20
 # Sides of a face crop: below the first it is a few equal pixels, above the second more than the face of any picture.

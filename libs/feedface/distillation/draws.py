@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from feedface.checkpoints.bundle import Bundle
+from feedface.common.errors import UserError
+from feedface.common.images import read_image
 from feedface.data.records import Box, Record
 from feedface.encoders import preprocess_face
-from feedface.errors import UserError
 from feedface.faces.crop import crop_square
-from feedface.images import read_image
 
 
 class Draws:

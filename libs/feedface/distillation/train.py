@@ -15,14 +15,14 @@ from torch import Tensor
 
 from feedface.checkpoints.bundle import Bundle, load_bundle, read_index, write_derived_index
 from feedface.checkpoints.few_step import COMPONENT, FewStep, adapted, read_few_step, save_few_step
-from feedface.device import DTYPES, pick_device
+from feedface.common.device import DTYPES, pick_device
+from feedface.common.errors import UserError
 from feedface.distillation.jumps import Joint
 from feedface.distillation.student import LowRank, Student
 from feedface.distillation.trajectories import Piece, Trajectories, draw_trajectories
 from feedface.encoders import to_uint8
-from feedface.errors import UserError
-from feedface.mini.common import fit, save_sheet, write_metrics
-from feedface.model_files import DRAWING_NETWORKS, model_digest
+from feedface.inference.model_files import DRAWING_NETWORKS, model_digest
+from feedface.synthetic.train.common import fit, save_sheet, write_metrics
 
 SHEET = 16  # pictures in samples.png
 PRECISIONS = ("fp32", "bf16")  # half precision would need its losses scaled

@@ -22,14 +22,14 @@ from torch import Tensor
 
 from feedface.checkpoints.bundle import Bundle
 from feedface.checkpoints.storage import read_json, write_json
+from feedface.common.errors import UserError
+from feedface.common.files import atomic_file, make_folder
+from feedface.common.reading import check_file, foreign
 from feedface.data.records import Record, read_records
 from feedface.distillation.draws import Draws, face_tokens
 from feedface.distillation.teacher import Teacher
-from feedface.errors import UserError
-from feedface.files import atomic_file, make_folder
-from feedface.mini.common import say
-from feedface.model_files import model_digest
-from feedface.reading import check_file, foreign
+from feedface.inference.model_files import model_digest
+from feedface.synthetic.train.common import say
 
 SETTINGS = "settings.json"
 FIRST_SEED = 1 << 40  # far from the small numbers that pictures for people to look at are drawn with

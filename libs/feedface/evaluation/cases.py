@@ -11,7 +11,7 @@ import numpy as np
 from feedface.evaluation.people import FIRST_IDENTITY, GALLERY, WORLD_SEED
 from feedface.faces.crop import crop_square, square_box
 from feedface.faces.detect import make_detector
-from feedface.portraits import ATTRIBUTES, make_portraits
+from feedface.synthetic.world import ATTRIBUTES, make_portraits
 
 UNNAMED = ("none", "neutral")  # classes that no caption names: no hat, no glasses, no particular expression
 

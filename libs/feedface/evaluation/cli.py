@@ -6,8 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from feedface.command_line import Parser
-from feedface.errors import UserError, path_flag
+from feedface.common.command_line import Parser
+from feedface.common.errors import UserError, path_flag
 from feedface.evaluation.people import FIRST_IDENTITY, GALLERY, MAX_IDENTITIES
 from feedface.settings import MAX_SEED, Settings, check_range, parse_size
 
@@ -112,16 +112,16 @@ def main(arguments: Sequence[str] | None = None, description: str = "") -> int:
 
 def evaluate(args: argparse.Namespace, systems: Sequence) -> int:
     """Load the judges, open the systems one after the other; returns the exit code."""
-    from feedface.device import pick_device, pick_dtype
+    from feedface.common.device import pick_device, pick_dtype
+    from feedface.common.processes import Team
     from feedface.evaluation.benchmark import Plan, run
     from feedface.evaluation.judging import PackEye, mini_judges, photo_judges
     from feedface.evaluation.mini import RealArtist
     from feedface.evaluation.protocols import MiniCases, PhotoCases
     from feedface.evaluation.systems import Bundles, ModelArtist
-    from feedface.model_files import model_digest
-    from feedface.output import check_writable
+    from feedface.inference.model_files import model_digest
+    from feedface.inference.outputs import check_writable
     from feedface.preparation.models import limit_threads, pick_devices
-    from feedface.preparation.team import Team
 
     team = Team()
     check_writable(args.out)

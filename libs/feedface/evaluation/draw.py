@@ -9,11 +9,11 @@ import numpy as np
 import torch
 
 from feedface.checkpoints.bundle import Bundle
-from feedface.drawing import draw_batch
+from feedface.common.progress import progress
 from feedface.encoders import preprocess_face, to_uint8
-from feedface.mini.common import to_pixels
-from feedface.progress import progress
+from feedface.inference.batching import draw_batch
 from feedface.settings import Settings
+from feedface.synthetic.train.common import to_pixels
 
 
 @torch.inference_mode()

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from feedface.command_line import Parser
-from feedface.errors import UserError, run_cli
+from feedface.common.command_line import Parser
+from feedface.common.errors import UserError, run_cli
 
 FIRST_IDENTITY = 25_000  # half of `people.MAX_IDENTITIES` on from the people of the evaluation
 SCENES = 5  # a person
@@ -36,13 +36,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     import torch
 
+    from feedface.common.files import atomic_file
     from feedface.evaluation.draw import draw
     from feedface.evaluation.judging import load_inspector
     from feedface.evaluation.metrics import frechet_distance
-    from feedface.files import atomic_file
-    from feedface.model_files import load_model
-    from feedface.portraits import make_portraits
+    from feedface.inference.model_files import load_model
     from feedface.settings import Settings
+    from feedface.synthetic.world import make_portraits
 
     device = torch.device("cpu")
     bundle = load_model(args.model, None, device, torch.float32)

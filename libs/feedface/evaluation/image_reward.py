@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from feedface.checkpoints.official import read_state_dict
 from feedface.checkpoints.storage import empty, fill
+from feedface.common.errors import UserError
+from feedface.common.reading import check_folder, foreign
 from feedface.encoders import CLIP_MEAN, CLIP_STD
-from feedface.errors import UserError
 from feedface.evaluation.judges import NotMeasured
-from feedface.reading import check_folder, foreign
 
 FOLDER = Path("~/.cache/ImageReward")  # the package's own
 WEIGHTS, VOCABULARY = "ImageReward.pt", "vocab.txt"

@@ -1,6 +1,6 @@
 """The judge of the mini world: who is in a picture, and what the picture shows.
 
-It is trained apart, on people that nothing else ever sees (`feedface.mini.inspector`), and it is never used in
+It is trained apart, on people that nothing else ever sees (`synthetic.train.inspector`), and it is never used in
 training, so that no model can learn to please it. Letters: B batch, E embedding width.
 """
 
@@ -16,7 +16,7 @@ from annotated_types import Len
 from torch import nn
 
 from feedface.checkpoints.bundle import load_network, save_half
-from feedface.sizes import SidePx, Width
+from feedface.common.sizes import SidePx, Width
 
 Attributes = Annotated[dict[str, Width], Len(1, 1024)]
 

@@ -23,11 +23,11 @@ from torch import Tensor, nn
 from feedface.checkpoints.bundle import Bundle, load_bundle
 from feedface.checkpoints.libraries import from_pretrained
 from feedface.checkpoints.storage import quiet_transformers, read_safetensors
+from feedface.common.errors import UserError
+from feedface.common.reading import foreign
 from feedface.encoders import TEXT_PROJECTION, ImageEncoder, check_vocabulary, load_tokenizer
-from feedface.errors import UserError
 from feedface.faces.crop import crop_square, square_box
 from feedface.faces.detect import INSIGHTFACE_ROOT, Face, InsightFaceDetector
-from feedface.reading import foreign
 
 BATCH_SIZE = 64
 USUAL_CLIP = "https://huggingface.co/openai/clip-vit-base-patch32"

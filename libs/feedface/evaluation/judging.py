@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from feedface.checkpoints.bundle import Bundle
-from feedface.errors import UserError
+from feedface.common.errors import UserError
 from feedface.evaluation.inspector import Inspector
 from feedface.evaluation.judges import ClipJudge, FaceJudge
 from feedface.faces.detect import BUNDLE_PACK, INSIGHTFACE_ROOT, Face, find_pack

@@ -28,7 +28,7 @@ from feedface.evaluation.metrics import (
 )
 from feedface.evaluation.pictures import Kept, Request
 from feedface.evaluation.protocols import Case
-from feedface.output import PictureInfo
+from feedface.inference.outputs import PictureInfo
 
 __all__ = ["Judge", "RealArtist", "draw", "encode_faces", "load_judge", "through_vae"]
 
@@ -98,7 +98,7 @@ class RealArtist:
 
 
 if __name__ == "__main__":
-    from feedface.errors import run_cli
+    from feedface.common.errors import run_cli
     from feedface.evaluation.cli import main
 
     run_cli(lambda: main(["--protocol", "mini", *sys.argv[1:]]))

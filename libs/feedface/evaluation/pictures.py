@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from feedface.errors import UserError
-from feedface.images import open_image
-from feedface.output import PictureInfo, save_png
+from feedface.common.errors import UserError
+from feedface.common.images import open_image
+from feedface.inference.outputs import PictureInfo, save_png
 
 SECONDS, PEAK = "seconds", "peak_memory_mib"
 

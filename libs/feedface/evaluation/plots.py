@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
+from feedface.common.files import atomic_file
 from feedface.evaluation.labels import place_labels
 from feedface.evaluation.metrics import Figure
-from feedface.files import atomic_file
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4D4D4D")
 MARKERS = "os^DvPX"

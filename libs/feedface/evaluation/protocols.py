@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from feedface.errors import UserError
+from feedface.common.errors import UserError
+from feedface.common.images import read_image
 from feedface.evaluation.cases import FIRST_IDENTITY, crop_references, make_cases
 from feedface.evaluation.judging import FaceEye
 from feedface.faces.crop import crop_square, square_box
-from feedface.images import read_image
-from feedface.jobs import Job, find_job_files, read_jobs
-from feedface.references import NoFaceError
+from feedface.faces.references import NoFaceError
+from feedface.inference.jobs import Job, find_job_files, read_jobs
 
 LONGEST_PX = 1024  # of references that are kept in memory: more than any judge looks at
 

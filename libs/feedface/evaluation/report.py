@@ -18,16 +18,16 @@ from pathlib import Path
 
 from PIL import Image
 
-from feedface.command_line import Parser
-from feedface.errors import run_cli
+from feedface.common.command_line import Parser
+from feedface.common.errors import run_cli
+from feedface.common.files import atomic_file
 from feedface.evaluation.columns import Column, column_of
 from feedface.evaluation.page import html_page
 from feedface.evaluation.plots import scatter
 from feedface.evaluation.results import Results, load_results, spread
 from feedface.evaluation.sheets import Row, people_sheet, side_by_side
 from feedface.evaluation.tables import latex_table, markdown_page
-from feedface.files import atomic_file
-from feedface.output import save_png
+from feedface.inference.outputs import save_png
 
 __all__ = ["people_sheet", "write_report"]
 

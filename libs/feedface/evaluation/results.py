@@ -14,12 +14,12 @@ from PIL import Image
 from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
-from feedface.errors import UserError
+from feedface.common.errors import UserError
+from feedface.common.images import open_image
+from feedface.common.reading import read_text
+from feedface.common.validation import OPEN, Finite, parse_line_as, read_json_as
 from feedface.evaluation.metrics import Figure
-from feedface.images import open_image
-from feedface.output import safe_name
-from feedface.reading import read_text
-from feedface.validation import OPEN, Finite, parse_line_as, read_json_as
+from feedface.inference.outputs import safe_name
 
 NORMALISED = "normalised."
 SAME = {"attribute_all": "attributes", "face_found": "detection_rate"}  # two names of one figure

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from feedface.sheet import CELL_PX, FAINT, GAP_PX, INK, LINE_PX, PAPER, fit_text, sheet_font, wrap_text
+from feedface.common.contact_sheet import CELL_PX, FAINT, GAP_PX, INK, LINE_PX, PAPER, fit_text, sheet_font, wrap_text
 
 ZOOM = 3
 GONE = (225, 225, 225)

@@ -16,18 +16,18 @@ import torch
 from pydantic import BaseModel, Field, TypeAdapter
 
 from feedface.checkpoints.bundle import Bundle
-from feedface.drawing import default_batch_size, draw_batch, dtype_name, picture_settings
-from feedface.errors import UserError
+from feedface.common.errors import UserError
+from feedface.common.json_files import JsonFile
+from feedface.common.validation import CLOSED, Text, check_as
 from feedface.evaluation.draw import encode_faces
 from feedface.evaluation.pictures import Kept, Request
 from feedface.evaluation.protocols import Case
-from feedface.json_files import JsonFile
-from feedface.model_files import load_model, model_digest
-from feedface.output import PictureInfo, safe_name
-from feedface.references import Reference
+from feedface.faces.references import Reference
+from feedface.inference.batching import default_batch_size, draw_batch, dtype_name, picture_settings
+from feedface.inference.model_files import load_model, model_digest
+from feedface.inference.outputs import PictureInfo, safe_name
 from feedface.settings import Settings
 from feedface.training.tracking import peak_memory
-from feedface.validation import CLOSED, Text, check_as
 
 POOLS = ("concat", "mean", "first")
 SETTINGS_KEYS = tuple(entry.name for entry in fields(Settings))

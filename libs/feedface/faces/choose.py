@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from feedface.errors import UserError
+from feedface.common.errors import UserError
 
 CHOICES = ("most-like", "largest", "left", "right")
 

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
-from feedface.errors import UserError
+from feedface.common.errors import UserError
 
 INSIGHTFACE_ROOT = Path("~/.insightface")
 PACK_URL = "https://github.com/deepinsight/insightface/releases/tag/model-zoo"

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from feedface.device import pick_device
-from feedface.errors import UserError
+from feedface.common.device import pick_device
+from feedface.common.errors import UserError
 from feedface.faces.detect import Face
 from feedface.faces.parse import Picture
 

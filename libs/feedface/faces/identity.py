@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from feedface.errors import UserError
+from feedface.common.errors import UserError
 from feedface.faces.detect import FaceDetector
 
 # Mean cosine of a face with the person's other faces, from which it is taken for theirs. mini, on 120 unseen people of

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from feedface.errors import UserError
+from feedface.common.errors import UserError
 from feedface.faces.detect import Face, checked_image, find_in_frame, usable
 
 

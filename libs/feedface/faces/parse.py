@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from feedface.common.device import pick_device
+from feedface.common.errors import UserError
 from feedface.data.transforms import LAPA_VALUES
-from feedface.device import pick_device
-from feedface.errors import UserError
 from feedface.faces.crop import crop_square, square_box
 from feedface.faces.detect import Face
 
@@ -159,7 +159,7 @@ def paste(classes: np.ndarray, square: tuple[int, int, int, int], height: int, w
 def _existing(folder: Path) -> Path:
     if not folder.is_dir():
         raise UserError(
-            f"{folder}: no face parser there; it comes with models/mini, or from `python -m feedface.mini --stage "
-            "parser`; for photos use the parser 'facer'"
+            f"{folder}: no face parser there; it comes with models/mini, or from `python -m feedface.synthetic.train "
+            "--stage parser`; for photos use the parser 'facer'"
         )
     return folder

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from feedface.checkpoints.bundle import load_network, save_half
-from feedface.sizes import Ratio, SidePx, Width
+from feedface.common.sizes import Ratio, SidePx, Width
 
 CLASSES = 11
 LEVELS = (1, 2, 4, 6)  # width at half, quarter, ... of the crop's side, in units of `width`

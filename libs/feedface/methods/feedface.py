@@ -19,10 +19,10 @@ from typing_extensions import TypedDict  # pydantic takes this one before Python
 
 from feedface.backbones.base import Backbone, Site
 from feedface.backbones.control import Control
-from feedface.errors import UserError
+from feedface.common.errors import UserError
+from feedface.common.sizes import Layers, Ratio, SidePx, Width
+from feedface.common.validation import CLOSED, IN_CODE, Finite, Text
 from feedface.methods.base import Features, Identity, Method, ReferenceSpec
-from feedface.sizes import Layers, Ratio, SidePx, Width
-from feedface.validation import CLOSED, IN_CODE, Finite, Text
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict

@@ -10,9 +10,9 @@ from typing import Protocol
 
 import numpy as np
 
-from feedface.errors import UserError
+from feedface.common.errors import UserError
+from feedface.common.reading import read_text
 from feedface.preparation.tables import CAPTIONS, Table
-from feedface.reading import read_text
 
 KINDS = ("none", "sidecar", "file", "llava")
 DEFAULT_TEXT = "a photo of a person"

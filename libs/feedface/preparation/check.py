@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from feedface.common.errors import UserError
+from feedface.common.images import open_image, read_image
 from feedface.data.records import Record, read_records
 from feedface.data.transforms import LAPA_VALUES
-from feedface.errors import UserError
 from feedface.faces.crop import square_box
-from feedface.images import open_image, read_image
 from feedface.preparation.formats import RECORDS
 from feedface.preparation.outcome import SINGLE, read_row
 

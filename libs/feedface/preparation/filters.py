@@ -18,7 +18,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from feedface.errors import UserError
+from feedface.common.errors import UserError
 from feedface.faces.crop import crop_square
 
 BLUR_PX = 64

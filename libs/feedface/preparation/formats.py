@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from feedface.common.errors import UserError
+from feedface.common.files import atomic_file
+from feedface.common.images import read_image
 from feedface.data.records import Record, Reference, write_records
-from feedface.errors import UserError
 from feedface.faces.crop import crop_square
-from feedface.files import atomic_file
-from feedface.images import read_image
-from feedface.output import safe_name, save_png
+from feedface.inference.outputs import safe_name, save_png
 from feedface.preparation.outcome import SINGLE, stems
 
 FORMATS = ("feedface", "flashface", "adaface")

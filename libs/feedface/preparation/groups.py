@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from feedface.errors import UserError
+from feedface.common.errors import UserError
 from feedface.preparation.tables import PEOPLE, Table
 
 KINDS = ("none", "folder", "list", "cluster")

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from feedface.device import pick_device, pick_dtype
-from feedface.errors import UserError
+from feedface.common.device import pick_device, pick_dtype
+from feedface.common.errors import UserError
 from feedface.preparation.captions import DEFAULT_LLAVA, NoCaption, Picture, one_line
 
 # Short, because the text encoder takes 77 tokens, and about what a prompt would name, not about the photograph.
@@ -35,7 +35,7 @@ class LlavaCaptioner:
 
     Args:
         model: a folder, or a name on the model hub (taken from its cache only if HF_HUB_OFFLINE is set).
-        device, dtype: see `feedface.device`; by default fp16 on a GPU.
+        device, dtype: see `feedface.common.device`; by default fp16 on a GPU.
         batch_size: pictures in one pass. Every pass has that many, so that a caption does not depend on how many
             pictures were left.
         instruction: what is asked.

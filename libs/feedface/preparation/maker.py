@@ -11,15 +11,15 @@ from threading import Lock
 
 from PIL import Image
 
+from feedface.common.interrupt import Interrupt
+from feedface.common.progress import progress
 from feedface.faces.detect import FaceDetector
 from feedface.faces.parse import FaceParser, mask_values
-from feedface.output import save_png
+from feedface.inference.outputs import save_png
 from feedface.preparation.captions import Captioner
 from feedface.preparation.options import Options
 from feedface.preparation.outcome import FILTERED, SINGLE, Outcome, stems, write_row
 from feedface.preparation.process import Loaded, caption_all, detect, judge, load
-from feedface.progress import progress
-from feedface.training.interrupt import Interrupt
 
 
 class Clock:

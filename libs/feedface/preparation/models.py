@@ -7,8 +7,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from feedface.device import pick_device
-from feedface.errors import UserError
+from feedface.common.device import pick_device
+from feedface.common.errors import UserError
 from feedface.faces import detect
 from feedface.faces.detect import FaceDetector, InsightFaceDetector, find_pack, missing_pack_message
 from feedface.faces.opencv import OpenCVDetector, import_cv2

@@ -26,10 +26,10 @@ from annotated_types import Len
 from pydantic import Field, TypeAdapter
 from typing_extensions import TypedDict
 
-from feedface.errors import UserError
-from feedface.output import save_ascii
-from feedface.reading import read_text
-from feedface.validation import OPEN, parse_line_as
+from feedface.common.errors import UserError
+from feedface.common.reading import read_text
+from feedface.common.validation import OPEN, parse_line_as
+from feedface.inference.outputs import save_ascii
 
 SINGLE, MULTI, ERROR, FILTERED = KINDS = ("single", "multi", "error", "filtered")
 Stamp = list[int]  # size in bytes and mtime in ns of the picture's file

@@ -10,9 +10,10 @@ from pathlib import Path
 from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
-from feedface.errors import UserError
-from feedface.files import folder_lock
-from feedface.output import check_writable
+from feedface.common.errors import UserError
+from feedface.common.files import folder_lock
+from feedface.common.validation import OPEN, read_json_as
+from feedface.inference.outputs import check_writable
 from feedface.preparation import formats
 from feedface.preparation.captions import Captioner
 from feedface.preparation.models import OPENCV, Choice, check_models, choose, digests
@@ -20,7 +21,6 @@ from feedface.preparation.options import Options
 from feedface.preparation.outcome import ERROR, KINDS, MULTI, first_stem, read_row, stems
 from feedface.preparation.process import MEASURES, caption_all, verdict
 from feedface.preparation.scan import Scan, check_folders, scan, stamp_of, summary
-from feedface.validation import OPEN, read_json_as
 
 SETTINGS = "settings.json"
 REPORT = ("report.html", "report.png")

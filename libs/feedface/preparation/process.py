@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from feedface.errors import UserError
+from feedface.common.errors import UserError
+from feedface.common.images import read_image
 from feedface.faces.crop import square_box
 from feedface.faces.detect import Face, FaceDetector
 from feedface.faces.parse import mask_box
-from feedface.images import read_image
 from feedface.preparation.captions import Captioner, NoCaption
 from feedface.preparation.captions import Picture as Uncaptioned
 from feedface.preparation.filters import Thresholds, measure, reject

@@ -18,12 +18,12 @@ from PIL import Image
 from pydantic import Field, TypeAdapter
 from typing_extensions import TypedDict
 
-from feedface.errors import UserError
-from feedface.files import atomic_file
+from feedface.common.errors import UserError
+from feedface.common.files import atomic_file
+from feedface.common.reading import read_text
+from feedface.common.validation import OPEN, parse_line_as, read_json_as
 from feedface.preparation.outcome import ERROR, FILTERED, KINDS, MULTI, SINGLE
 from feedface.preparation.sheet import KIND_COLOURS, Picture, draw_charts, draw_report, draw_tile
-from feedface.reading import read_text
-from feedface.validation import OPEN, parse_line_as, read_json_as
 
 SHOWN = 24  # pictures of each outcome
 LISTED = 1000  # lines of each list

@@ -12,8 +12,9 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
-from feedface.errors import UserError
-from feedface.output import save_json
+from feedface.common.errors import UserError
+from feedface.common.processes import Team
+from feedface.inference.outputs import save_json
 from feedface.preparation import formats
 from feedface.preparation.maker import Clock, Maker, make_all, thread_pool
 from feedface.preparation.models import limit_threads, load_models, pick_devices
@@ -21,7 +22,6 @@ from feedface.preparation.options import Options
 from feedface.preparation.outcome import KINDS, SINGLE, first_stem, read_rows
 from feedface.preparation.plan import OWN_FOLDERS, SETTINGS, Finished, Plan, choice_of, file_names, own_files, prepare
 from feedface.preparation.report import write_report
-from feedface.preparation.team import Team
 
 STAGES = ("read", "detect", "parse", "judge", "caption", "write")
 

@@ -6,10 +6,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from feedface.errors import UserError
+from feedface.common.errors import UserError
 from feedface.preparation.outcome import KINDS, Stamp
 
-# What `feedface.images` reads.
+# What `feedface.common.images` reads.
 SUFFIXES = frozenset(
     (
         ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".ppm",

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from feedface.common.errors import UserError
+from feedface.common.images import open_image, read_image
 from feedface.data.transforms import LAPA_VALUES
-from feedface.errors import UserError
 from feedface.faces.crop import crop_square
-from feedface.images import open_image, read_image
 from feedface.preparation.outcome import ERROR, FILTERED, KINDS, MULTI, SINGLE, stems
 
 TILE_PX, GAP_PX, COLUMNS = 180, 12, 4

@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from feedface.errors import UserError
-from feedface.json_files import JsonFile, parse_json
-from feedface.reading import MOST_BYTES, read_text
+from feedface.common.errors import UserError
+from feedface.common.json_files import JsonFile, parse_json
+from feedface.common.reading import MOST_BYTES, read_text
 
 NAME_KEYS = ("path", "file_name", "name", "file")
 SHOWN = 3

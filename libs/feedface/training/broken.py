@@ -8,8 +8,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+from feedface.common.files import atomic_file
 from feedface.data.dataset import check_broken
-from feedface.files import atomic_file
 
 
 class BrokenFiles:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import ml_collections
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from feedface.errors import UserError
+from feedface.common.errors import UserError
 from feedface.training.objective import LOSSES
 from feedface.training.tracking import check_trackers
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from feedface.command_line import Parser
-from feedface.errors import UserError, run_cli
-from feedface.files import atomic_file
+from feedface.common.command_line import Parser
+from feedface.common.errors import UserError, run_cli
+from feedface.common.files import atomic_file
 
 # Panel title -> what is drawn in it: name in the logs, label.
 PANELS = {

@@ -8,9 +8,9 @@ from pathlib import Path
 import ml_collections
 from accelerate import Accelerator
 
+from feedface.common.progress import progress
 from feedface.data.cache_build import Items, Mirrored, as_kinds
 from feedface.data.dataset import BrokenPicture, PictureStore, check_broken
-from feedface.progress import progress
 from feedface.training.check import check_config
 from feedface.training.memory import check_batch
 from feedface.training.run_record import bytes_text, check_disk, checkpoint_bytes, existing

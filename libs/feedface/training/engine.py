@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 
-from feedface.errors import UserError
+from feedface.common.errors import UserError
 from feedface.training.objective import ControlledUViT
 from feedface.training.sharding import (
     full_optimizer_state,

@@ -19,7 +19,7 @@ from typing import Annotated, Any, BinaryIO
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from feedface.json_files import MAX_BYTES
+from feedface.common.json_files import MAX_BYTES
 
 PROGRESS = "training/progress.json"
 

@@ -7,7 +7,7 @@ import ml_collections
 import psutil
 import torch
 
-from feedface.errors import UserError
+from feedface.common.errors import UserError
 from feedface.training.run_record import bytes_text
 from feedface.training.setup import Models
 

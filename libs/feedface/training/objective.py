@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from feedface.acceleration import compile_blocks
 from feedface.backbones.uvit import Control, UViT
 from feedface.data.draws import Draws
 from feedface.data.features import Features
 from feedface.diffusion.losses import mask_loss, regularization_mask_loss, standard_loss
 from feedface.diffusion.schedule import add_noise, alphas_cumprod
+from feedface.inference.acceleration import compile_blocks
 from feedface.methods.feedface import FaceControlNet
 
 LOSSES = ("regularization", "mask", "standard")

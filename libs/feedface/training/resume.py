@@ -6,7 +6,7 @@ import ml_collections
 from torch import Tensor
 
 from feedface.checkpoints.storage import read_json
-from feedface.errors import UserError
+from feedface.common.errors import UserError
 from feedface.methods.feedface import FaceControlNet
 from feedface.training.manifest import Damaged
 from feedface.training.run_record import flat

@@ -13,8 +13,8 @@ import ml_collections
 from accelerate import Accelerator
 
 from feedface import __version__
-from feedface.errors import UserError
-from feedface.files import atomic_file
+from feedface.common.errors import UserError
+from feedface.common.files import atomic_file
 
 PACKAGES = ("torch", "accelerate", "transformers", "diffusers", "safetensors", "numpy")
 

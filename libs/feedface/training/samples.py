@@ -23,16 +23,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from feedface.checkpoints.bundle import load_bundle, read_index
+from feedface.common.errors import UserError
+from feedface.common.files import atomic_file
+from feedface.common.images import read_image
+from feedface.common.reading import check_file, foreign
 from feedface.data.records import Record
 from feedface.diffusion.sampling import sample
-from feedface.drawing import sample_options
 from feedface.encoders import preprocess_face
-from feedface.errors import UserError
 from feedface.faces.crop import crop_square
-from feedface.files import atomic_file
-from feedface.images import read_image
-from feedface.output import save_png
-from feedface.reading import check_file, foreign
+from feedface.inference.batching import sample_options
+from feedface.inference.outputs import save_png
 from feedface.settings import Settings
 from feedface.training.objective import ControlledUViT
 from feedface.training.setup import Models

@@ -15,14 +15,14 @@ from torch.utils.data import Dataset
 from feedface.checkpoints.bundle import check_fit, load_bundle, read_index
 from feedface.checkpoints.face_encoder import PREFIX, clip_config, find_face_encoder
 from feedface.checkpoints.storage import empty, fill, read_config, read_json, read_safetensors
+from feedface.common.device import DTYPES, fast_bfloat16
+from feedface.common.errors import UserError
 from feedface.data.cache import CachedDataset, FeatureCache
 from feedface.data.dataset import PictureDataset, PictureStore, check_broken
 from feedface.data.draws import DrawSettings
 from feedface.data.features import EncoderSources, FrozenEncoders
 from feedface.data.records import read_records
-from feedface.device import DTYPES, fast_bfloat16
 from feedface.encoders import latent_factor
-from feedface.errors import UserError
 from feedface.methods.feedface import FaceControlNet
 from feedface.training.check import PRECISIONS
 from feedface.training.objective import ControlledUViT

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from feedface.checkpoints.bundle import load_bundle, save_network, write_derived_index
-from feedface.errors import UserError
-from feedface.files import LAST, atomic_folder, folder_lock, point, pointed, remove_folder, remove_leftovers
+from feedface.common.errors import UserError
+from feedface.common.files import LAST, atomic_folder, folder_lock, point, pointed, remove_folder, remove_leftovers
 from feedface.training.manifest import PROGRESS, Damaged, check_contents, hashed, read_manifest, write_manifest
 
 STATE = "training/state.pt"

@@ -15,8 +15,8 @@ from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor
 
-from feedface.errors import UserError
-from feedface.progress import progress
+from feedface.common.errors import UserError
+from feedface.common.progress import progress
 from feedface.training.objective import LossParts
 
 # The loss of a sample varies a thousandfold with its timestep: so many are judged together, however often is logged.

@@ -16,15 +16,15 @@ from accelerate.utils import DistributedType
 from torch.utils.data import DataLoader
 
 from feedface.checkpoints.face_encoder import PREFIX, load_face_encoder
+from feedface.common.errors import UserError
+from feedface.common.interrupt import Interrupt, leave_to_parent
+from feedface.common.progress import say
 from feedface.data.dataset import Batch, PictureDataset, SampleOrder
 from feedface.data.features import Features
-from feedface.errors import UserError
-from feedface.progress import say
 from feedface.training.broken import BrokenFiles
 from feedface.training.check import check_config
 from feedface.training.ema import Ema
 from feedface.training.engine import Engine
-from feedface.training.interrupt import Interrupt, leave_to_parent
 from feedface.training.memory import check_batch, out_of_memory_in_words
 from feedface.training.objective import Objective
 from feedface.training.resume import check_belongs, check_state

@@ -1,0 +1,46 @@
+"""Which device and which number format to use: a GPU when there is one, never assumed."""
+
+import torch
+
+from feedface.common.errors import UserError
+
+KINDS = ("cpu", "cuda", "mps")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def pick_device(name: str | torch.device | None = None) -> torch.device:
+    """`None` or "auto": cuda, else mps, else cpu. A name that this machine does not have is a `UserError`."""
+    if name in (None, "auto"):
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError):
+        device = None
+    # PyTorch knows more kinds (xpu, hip, vulkan, meta, …) than anything here was tried on.
+    if device is None or device.type not in KINDS or (device.type != "cuda" and device.index):
+        raise UserError(f"--device {name}: not a device; use auto, cpu, cuda, cuda:N or mps")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"--device {name}: this PyTorch sees no CUDA GPU; use --device cpu or auto")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA GPU(s)")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError(f"--device {name}: MPS is not available here; use --device cpu or auto")
+    return device
+
+
+def pick_dtype(name: str | torch.dtype | None, device: torch.device) -> torch.dtype:
+    """`None` or "auto": fp16 on a GPU, fp32 on a CPU. Otherwise one of fp32, bf16, fp16, or the dtype itself."""
+    if name in (None, "auto"):
+        return torch.float32 if device.type == "cpu" else torch.float16
+    if name in DTYPES.values():
+        return name
+    if name not in DTYPES:
+        raise UserError(f"--dtype {name}: not a number format; use auto, {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def fast_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 is not slower than float32 there: on a CPU without AVX-512 it is, a hundredfold."""
+    return device.type != "cpu" or torch.backends.cpu.get_cpu_capability() not in ("DEFAULT", "AVX2")

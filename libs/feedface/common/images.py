@@ -1,0 +1,120 @@
+"""Reading any picture a user may hand over: to uint8 RGB [H, W, 3], or one `UserError` that says what is wrong."""
+
+import ctypes
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import cache
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from feedface.common.errors import UserError
+from feedface.common.reading import check_file
+
+MAX_PIXELS = 100_000_000
+MIN_SIDE_PX = 16
+STRIP_ROWS = 64
+# An allow-list: Pillow also knows formats that start other programs (EPS) or are no pictures (PDF, fonts).
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO")
+KNOWN = "PNG, JPEG, WebP, GIF, BMP, TIFF, PPM, JPEG 2000 or AVIF"
+
+
+def read_image(path: str | os.PathLike, convert: Callable[[Image.Image], np.ndarray] | None = None) -> np.ndarray:
+    """Read one picture file as uint8 RGB [H, W, 3], upright; or as what `convert` makes of the Pillow image.
+
+    16-bit, CMYK, grey and palette pictures are converted, transparency is laid over white, the first frame of an
+    animation is taken and the EXIF orientation applied. `UserError`: missing, a directory, not readable, empty, not a
+    picture, damaged, a side below 16 px, or more than 100 megapixels (refused before decoding).
+    """
+    with open_image(path) as image:
+        check_size(image.width, image.height, path)
+        image.load()
+        return (convert or to_rgb)(image)
+
+
+@contextmanager
+def open_image(path: str | os.PathLike, formats: Sequence[str] = FORMATS) -> Iterator[Image.Image]:
+    """Open a picture file, not decoded yet, for the `with` block; `UserError` as `read_image` for all that fails in it.
+
+    The one place where pictures are opened that others may have put there.
+    """
+    if check_file(path, "picture").st_size == 0:
+        raise UserError(f"{path}: an empty file (0 bytes), not a picture")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns of large sizes and odd metadata; the size is checked here.
+        try:
+            _silence_libtiff()
+            Image.init()  # all plugins, so that it is known which of the formats this Pillow was built with
+            image = Image.open(path, formats=[name for name in formats if name in Image.OPEN])
+        except Image.DecompressionBombError:
+            raise UserError(f"{path}: more than {MAX_PIXELS // 10**6} megapixels; make the picture smaller") from None
+        except Image.UnidentifiedImageError:
+            known = KNOWN if formats is FORMATS else " or ".join(formats)
+            raise UserError(f"{path}: not a picture that can be read here; use {known}") from None
+        # Any exception: decoders report damage as OSError, ValueError, SyntaxError, struct.error, zlib.error, …
+        except Exception as error:
+            raise UserError(f"{path}: damaged picture ({error})") from None
+        with image:
+            try:
+                yield image
+            except UserError:
+                raise
+            except Exception as error:
+                raise UserError(f"{path}: damaged or truncated picture ({error})") from None
+
+
+@cache
+def _silence_libtiff() -> None:
+    """libtiff writes what it finds wrong to stderr by itself; what matters of it Pillow raises."""
+    with suppress(OSError, AttributeError):  # a Pillow that has it built in keeps its ways
+        library = ctypes.CDLL(Image.core.__file__)  # names are looked up in what it was linked with, too
+        for name in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):
+            setter = getattr(library, name)
+            setter.argtypes, setter.restype = [ctypes.c_void_p], ctypes.c_void_p
+            setter(None)
+
+
+def to_rgb(image: Image.Image) -> np.ndarray:
+    """Any Pillow image, 8-bit or deeper, to upright uint8 RGB [H, W, 3]; transparency over white."""
+    image = upright(image)
+    if image.mode.startswith(("I", "F")):  # 16-bit (I;16, I), 32-bit and float: Pillow's own conversion would clip.
+        image = Image.fromarray(_to_8_bit(np.asarray(image)))
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, image)
+    return np.array(image.convert("RGB"))
+
+
+def check_size(width: int, height: int, name: str | os.PathLike) -> None:
+    """`UserError` for a picture too small to hold a face, or too large to decode safely."""
+    if width * height > MAX_PIXELS:
+        raise UserError(
+            f"{name}: {width} x {height} is more than {MAX_PIXELS // 10**6} megapixels; make the picture smaller"
+        )
+    if min(width, height) < MIN_SIDE_PX:
+        raise UserError(f"{name}: {width} x {height} px is too small; each side needs at least {MIN_SIDE_PX} px")
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The image as its EXIF orientation wants it shown."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # Damaged EXIF data says nothing about the pixels: the picture is taken as stored.
+        return image
+
+
+def _to_8_bit(values: np.ndarray) -> np.ndarray:
+    """Grey values of unknown depth [H, W] to uint8, by the smallest usual full scale that holds them."""
+    full_scales = (1.0, 255.0, 65535.0) if values.dtype.kind == "f" else (65535.0,)
+    # In strips: as float64, all of it would take eight times its memory.
+    strips = [slice(top, top + STRIP_ROWS) for top in range(0, len(values), STRIP_ROWS)]
+    peak = max(np.nan_to_num(values[rows].astype(np.float64)).max() for rows in strips)
+    full = next((scale for scale in full_scales if peak <= scale), peak)
+    grey = np.empty(values.shape, np.uint8)
+    for rows in strips:
+        strip = np.nan_to_num(values[rows].astype(np.float64))
+        grey[rows] = np.clip(strip * (255.0 / full) + 0.5, 0, 255).astype(np.uint8)
+    return grey

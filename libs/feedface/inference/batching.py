@@ -1,0 +1,215 @@
+"""Draws pictures with a loaded bundle: the one place where prompts, noise and faces become pixels.
+
+Rows of a batch may belong to different prompts and people. Letters: B pictures in a batch, n face tokens of width D.
+"""
+
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from feedface.checkpoints.bundle import Bundle
+from feedface.checkpoints.few_step import FewStep
+from feedface.common.device import DTYPES
+from feedface.common.errors import UserError
+from feedface.diffusion.sampling import sample
+from feedface.encoders import to_uint8
+from feedface.settings import Settings
+
+# Four pictures of 512 px leave room beside the full-size weights on a GPU of 8 GiB; larger ones take more at a time.
+BATCH_PX, MAX_BATCH = 4 * 512 * 512, 64
+BATCH_GPU_BYTES = 8 << 30
+# The decoder, not the U-ViT, fills a GPU's memory at 512 px, and there one picture keeps it busy.
+DECODED_PX = 512 * 512
+
+Item = TypeVar("Item")
+
+
+def default_batch_size(settings: Settings, device: torch.device, low_memory: bool = False) -> int:
+    """How many pictures are drawn at a time where nobody says it: what fits, and keeps the device busy."""
+    if low_memory:
+        return 1
+    room = 1.0
+    if device.type == "cuda":
+        room = max(1.0, torch.cuda.get_device_properties(device).total_memory / BATCH_GPU_BYTES)
+    width, height = settings.size
+    return min(MAX_BATCH, max(1, int(room * BATCH_PX / (width * height))))
+
+
+def batches(
+    items: Iterable[Item], size: int | Callable[[Item], int], key: Callable[[Item], Hashable]
+) -> Iterator[list[Item]]:
+    """Lists of at most `size` items with the same `key`, each as soon as it is full; at the end those that are not.
+
+    A `size` that depends on the item is the same for the same `key`. `items` is read as far as the next full list
+    needs, in its order.
+    """
+    waiting: dict[Hashable, list[Item]] = {}
+    for item in items:
+        group = waiting.setdefault(key(item), [])
+        group.append(item)
+        if len(group) == (size(item) if callable(size) else size):
+            yield waiting.pop(key(item))
+    yield from waiting.values()
+
+
+def picture_settings(settings: Settings, dtype: torch.dtype, adapter: FewStep | None) -> dict[str, Any]:
+    """What changes the picture, of complete settings and the model's number format, for `output.PictureInfo`."""
+    found = settings.drawn() | {"dtype": dtype_name(dtype)}
+    if settings.few_step:
+        found["few_step"] = adapter.digest
+    return found
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """As the command line calls it: "fp32", …"""
+    return next(name for name, known in DTYPES.items() if known == dtype)
+
+
+def sample_options(settings: Settings, adapter: FewStep | None) -> dict[str, Any]:
+    """Complete settings, but for the size, as arguments of `sample`. `adapter`: the model's."""
+    if settings.few_step:  # it has the guidance in it
+        return {"timesteps": adapter.timesteps, "guidance": 1.0, "face_scale": settings.face_scale}
+    return {
+        "steps": settings.steps,
+        "scheduler": settings.scheduler,
+        "guidance": settings.guidance,
+        "uncond_mode": settings.uncond,
+        "face_scale": settings.face_scale,
+        "guidance_interval": settings.guidance_interval,
+        "face_interval": settings.face_interval,
+        "reuse": settings.reuse,
+    }
+
+
+def draw_batch(
+    bundle: Bundle,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    faces: Tensor | None,
+    settings: Settings,
+    device: torch.device,
+    *,
+    texts: dict[str, Tensor] | None = None,
+    on_step: Callable[[int], object] | None = None,
+) -> np.ndarray:
+    """One picture per prompt and seed: uint8 [B, H, W, 3]. Threads that share the bundle take turns.
+
+    Where a batch does not fit into the GPU's memory, its halves are drawn one after the other. `UserError` where one
+    picture does not fit, and where a part of the model gives NaN or infinity.
+
+    Args:
+        faces: tokens [B, n, D], or None to leave the face-controlnet out.
+        settings: complete (`Settings.for_model`).
+        texts: encoded prompts [T, Dt], taken from here and added, where calls share prompts.
+        on_step: called after each evaluation of the model with the number of pictures in it.
+    """
+    texts = {} if texts is None else texts
+    try:
+        with bundle.lock:
+            return decode(bundle, _latents(bundle, prompts, seeds, faces, settings, device, texts, on_step))
+    except torch.OutOfMemoryError:
+        if len(seeds) == 1:
+            width, height = settings.size
+            raise UserError(
+                f"out of memory on {device} with one picture of {width} x {height}; half precision (--dtype fp16), "
+                "a smaller --size, --low_memory (of inference.py) or --device cpu need less"
+            ) from None
+    # Not inside `except`, which keeps alive what did not fit.
+    half = len(seeds) // 2
+    parts = [
+        draw_batch(
+            bundle,
+            prompts[rows],
+            seeds[rows],
+            None if faces is None else faces[rows],
+            settings,
+            device,
+            texts=texts,
+            on_step=on_step,
+        )
+        for rows in (slice(half), slice(half, None))
+    ]
+    return np.concatenate(parts)
+
+
+@torch.inference_mode()
+def decode(bundle: Bundle, latents: Tensor) -> np.ndarray:
+    """Latents [B, C, h, w] -> pictures uint8 [B, H, W, 3], in pieces of at most `DECODED_PX` (or one picture)."""
+    vae = bundle.vae
+    picture_px = latents[0, 0].numel() * vae.factor**2
+    pictures = []
+    for part in latents.split(max(1, DECODED_PX // picture_px)):
+        pixels = vae.decode(part)
+        if not pixels.isfinite().all():
+            raise _not_finite(bundle, {"vae": vae})
+        pictures.append(to_uint8(pixels))
+    return np.concatenate(pictures)
+
+
+def check_finite(bundle: Bundle, kind: str, values: Tensor) -> None:
+    """`UserError` naming the part `kind` that gave these values, unless they are all finite."""
+    if not values.isfinite().all():
+        raise _not_finite(bundle, {kind: getattr(bundle, kind)})
+
+
+def _not_finite(bundle: Bundle, networks: dict[str, nn.Module]) -> UserError:
+    """For numbers that are NaN or infinite: names the first of `networks` that holds such weights."""
+    for kind, network in networks.items():
+        # What a low-memory bundle keeps elsewhere cannot be looked into.
+        weights = [value for value in (*network.parameters(), *network.buffers()) if not value.is_meta]
+        if not all(value.isfinite().all() for value in weights):
+            broken = bundle.components.get(kind, kind)
+            return UserError(f"{broken}: its weights hold NaN or infinity; fetch or make this part of the model anew")
+    return UserError(
+        f"the model's {' or '.join(networks)} gives NaN or infinity, from weights that are finite: numbers that are "
+        "too large for half precision; use --dtype fp32 or bf16"
+    )
+
+
+@torch.inference_mode()
+def _latents(
+    bundle: Bundle,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    faces: Tensor | None,
+    settings: Settings,
+    device: torch.device,
+    texts: dict[str, Tensor],
+    on_step: Callable[[int], object] | None,
+) -> Tensor:
+    # Texts before U-ViT: a low-memory bundle holds one of them at a time.
+    needs_empty = settings.uncond != "true_uncond" and not settings.few_step
+    text = _encode(bundle, [*prompts, ""] if needs_empty else prompts, texts).to(device)
+    text, empty_text = text[: len(prompts)], text[len(prompts) :] if needs_empty else None
+    uvit, face_controlnet = bundle.networks(settings.few_step)
+    width, height = (side * uvit.patch_size // bundle.size_multiple for side in settings.size)
+    latents, _ = sample(
+        uvit,
+        text=text,
+        empty_text=empty_text,
+        seeds=list(seeds),
+        face_controlnet=face_controlnet,
+        face_tokens=None if faces is None or not settings.face_scale else faces.to(device),
+        latent_size=(height, width),
+        progress=None if on_step is None else lambda done, total: on_step(len(seeds)),
+        **sample_options(settings, bundle.few_step),
+    )
+    if not latents.isfinite().all():
+        if faces is not None and not faces.isfinite().all():
+            raise UserError("the face tokens hold NaN or infinity; make them with FeedFacePipeline.face_tokens")
+        parts = {"uvit": uvit, "face_controlnet": face_controlnet}
+        raise _not_finite(bundle, parts)
+    return latents
+
+
+def _encode(bundle: Bundle, prompts: Sequence[str], texts: dict[str, Tensor]) -> Tensor:
+    """[len(prompts), T, Dt] on the CPU; each prompt is encoded once."""
+    new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in texts]
+    if new:
+        encoded = bundle.text_encoder.encode(new).cpu()
+        check_finite(bundle, "text_encoder", encoded)
+        texts.update(zip(new, encoded, strict=True))
+    return torch.stack([texts[prompt] for prompt in prompts])

@@ -1,0 +1,294 @@
+"""Run jobs with a pipeline: faces in, then every picture that is not there yet, a contact sheet and results.
+
+The pictures of all jobs wait in one line and are drawn in batches, whichever prompts and people they show.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from feedface.common.contact_sheet import MAX_SAMPLES, Tile, contact_sheet
+from feedface.common.errors import UserError, one_line
+from feedface.common.images import read_image
+from feedface.common.progress import progress, say
+from feedface.faces.references import find_faces
+from feedface.faces.similarity import FaceSimilarity
+from feedface.inference.batching import batches, dtype_name
+from feedface.inference.outputs import OutputError, PictureFolder, PictureInfo, safe_name
+from feedface.inference.photo_notice import photo_notice
+from feedface.pipeline import Request
+from feedface.settings import MAX_SEED, check_range
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from feedface.faces.detect import FaceDetector
+    from feedface.faces.references import Reference
+    from feedface.inference.jobs import Job
+    from feedface.pipeline import FeedFacePipeline
+    from feedface.settings import Settings
+
+MAX_TEXTS = 1024  # encoded prompts that are kept; a batch needs far fewer
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is the same for all jobs of a run, but for what they say themselves.
+
+    Attributes:
+        settings: what is asked for; the model and the preset say the rest.
+        seed: of the first picture of each prompt; the others follow.
+        n_samples, n_iter: each prompt gets n_samples x n_iter pictures.
+        detect: find and crop faces; else the pictures are face crops.
+        batch_size: pictures drawn at a time, at most; None: what should fit into memory.
+        face: which one of several faces in a picture, see `references.find_faces`.
+    """
+
+    settings: Settings
+    seed: int = 0
+    n_samples: int = 1
+    n_iter: int = 1
+    detect: bool = True
+    batch_size: int | None = None
+    face: str | int | None = None
+
+    def of(self, job: Job) -> Plan:
+        """This plan with what the job says itself. `UserError` for seeds beyond the largest there is."""
+        seed = self.seed if job.seed is None else job.seed
+        n_samples = job.n_samples or self.n_samples
+        check_range("seed", seed, 0, MAX_SEED - n_samples * self.n_iter)
+        return replace(self, settings=job.settings.over(self.settings), seed=seed, n_samples=n_samples)
+
+    @property
+    def seeds(self) -> range:
+        return range(self.seed, self.seed + self.n_samples * self.n_iter)
+
+
+class JobRun:
+    """A job under way: its faces, the pictures it wants and those that are there. Making one finds the faces."""
+
+    def __init__(self, pipe: FeedFacePipeline, job: Job, plan: Plan, detector: FaceDetector, folder: Path):
+        self.pipe, self.job, self.plan, self.detector = pipe, job, plan.of(job), detector
+        self.begin = time.monotonic()
+        self.failed = False
+        self.settings = pipe.settings(self.plan.settings)  # complete
+        self.references, notices = self._find_faces()
+        self.notices = [*job.notices, *notices, *self._setting_notices()]
+        said = pipe.settings_notice(plan.settings)  # once for all jobs
+        for notice in self.notices:
+            if notice != said:
+                say(f"note: {notice}")
+        self.pictures = PictureFolder(folder)
+        self.crops = [
+            self.pictures.save_reference(Image.fromarray(reference.crop), reference.digest)
+            for reference in self.references
+        ]
+        settings = pipe.picture_settings(self.settings)
+        faces = tuple(reference.digest for reference in self.references)
+        self.wanted = [
+            PictureInfo(prompt, seed, pipe.bundle.name, pipe.digest, settings, faces)
+            for prompt in dict.fromkeys(job.prompts)
+            for seed in self.plan.seeds
+        ]
+        self.missing = [info for info in self.wanted if self.pictures.find(info) is None]
+        self.made: set[str] = set()  # fingerprints
+        self.results: dict | None = None
+
+    def _find_faces(self) -> tuple[list[Reference], list[str]]:
+        detector = self.detector if self.plan.detect else None
+        references, notices = find_faces(self.job.images, detector, self.plan.face)
+        notice = photo_notice(self.pipe.bundle, detector, references)
+        return references, [*notices, notice] if notice else notices
+
+    def _setting_notices(self) -> Iterator[str]:
+        notice = self.pipe.settings_notice(self.plan.settings)
+        if notice:
+            yield notice
+        for prompt in self.job.prompts:
+            notice = self.pipe.prompt_notice(prompt)
+            if notice:
+                yield f"{prompt[:40]!r}: {notice}"
+
+    @cached_property
+    def faces(self) -> Tensor:
+        """Tokens [1, n, D], encoded when the first picture is drawn."""
+        return self.pipe.face_tokens(self.references)
+
+    def save(self, image: Image.Image, info: PictureInfo) -> None:
+        """Keep a picture; the last one finishes the job."""
+        self.pictures.save(image, info)
+        self.made.add(info.fingerprint)
+        if len(self.made) == len(self.missing):
+            self.finish()
+
+    def finish(self) -> None:
+        """Measure similarities, write contact sheet and results, and report."""
+        similarity = FaceSimilarity(self.detector, self.references)
+        rows = []
+        for info in self.wanted:
+            path = self.pictures.find(info)
+            alike = similarity.of(read_image(path))
+            row = {"file": path.name, "prompt": info.prompt, "seed": info.seed, "similarity": alike}
+            rows.append(row | {"made_now": info.fingerprint in self.made})
+        pipe, job = self.pipe, self.job
+        settings = self.settings.as_json() | {"dtype": dtype_name(pipe.dtype)} | ({"int8": True} if pipe.int8 else {})
+        self.results = {
+            "id": job.id,
+            "class_word": job.class_word,
+            "model": {"name": pipe.bundle.name, "path": str(pipe.bundle.path), "digest": pipe.digest},
+            "settings": settings,
+            "detector": self.detector.name if self.plan.detect else None,
+            "references": [
+                {
+                    "path": ref.name,
+                    "crop": crop.name,
+                    "box": ref.box,
+                    "score": ref.score,
+                    "faces_found": ref.faces_found,
+                }
+                for ref, crop in zip(self.references, self.crops, strict=True)
+            ],
+            "notices": self.notices,
+            "similarity": similarity.summary([row["similarity"] for row in rows]),
+            "pictures": rows,
+            "seconds": round(time.monotonic() - self.begin, 2),
+        }
+        sheet = _sheet(self.references, rows, self.pictures.folder)
+        _report(self.results, self.pictures.folder, self.pictures.save_run(self.results, sheet, keep=bool(self.made)))
+
+
+def run_job(pipe: FeedFacePipeline, job: Job, plan: Plan, detector: FaceDetector, folder: Path) -> dict:
+    """Draw what a job asks for into `folder`; returns what results.json holds. Pictures already there are kept."""
+
+    def fail(run: JobRun, error: UserError) -> None:
+        raise error
+
+    _say_of_settings(pipe, plan)
+    run = JobRun(pipe, job, plan, detector, folder)
+    _draw_all(pipe, plan, [run], fail)
+    return run.results
+
+
+def run_jobs(pipe: FeedFacePipeline, jobs: Sequence[Job], plan: Plan, detector: FaceDetector, output: Path) -> int:
+    """Run a batch, each job in its own folder under `output`; returns how many jobs failed, each said on stderr.
+
+    A job is reported when its last picture is there. One that fails does not stop the others. A full disk or an
+    unwritable folder does (`OutputError`).
+    """
+    failed: list[Job] = []
+
+    def fail(job: Job, error: UserError) -> None:
+        if isinstance(error, OutputError):
+            raise error
+        failed.append(job)
+        say(one_line(f"error: job {job.id} ({job.source}): {error}"), sys.stderr)
+
+    def runs() -> Iterator[JobRun]:
+        for number, job in enumerate(jobs, 1):
+            say(f"job {job.id} ({number} of {len(jobs)})")
+            try:
+                run = JobRun(pipe, job, plan, detector, output / safe_name(job.id))
+            except UserError as error:
+                fail(job, error)
+            else:
+                yield run
+
+    _say_of_settings(pipe, plan)
+    _draw_all(pipe, plan, runs(), lambda run, error: fail(run.job, error))
+    return len(failed)
+
+
+def _say_of_settings(pipe: FeedFacePipeline, plan: Plan) -> None:
+    notice = pipe.settings_notice(plan.settings)
+    if notice:
+        say(f"note: {notice}")
+
+
+def _draw_all(
+    pipe: FeedFacePipeline, plan: Plan, runs: Iterable[JobRun], fail: Callable[[JobRun, UserError], None]
+) -> None:
+    """Draw and save, a batch at a time, what is missing; `runs` are started when their turn comes."""
+    texts: dict[str, Tensor] = {}  # prompts are encoded once
+
+    def end(run: JobRun, error: UserError) -> None:
+        run.failed = True
+        fail(run, error)
+
+    def line() -> Iterator[tuple[JobRun, PictureInfo]]:
+        nonlocal total
+        for run in runs:
+            if not run.missing:
+                try:
+                    run.finish()
+                except UserError as error:
+                    end(run, error)
+            total += run.settings.steps * len(run.missing)
+            yield from ((run, info) for info in run.missing)
+
+    total, bar = 0, None
+    with ExitStack() as stack:
+        # What is drawn together has the same settings and equally many faces.
+        items = batches(
+            line(),
+            size=lambda item: plan.batch_size or pipe.batch_size(item[0].settings),
+            key=lambda item: (item[0].settings, len(item[0].references)),
+        )
+        for batch in items:
+            batch = [(run, info) for run, info in batch if not run.failed]
+            if not batch:
+                continue
+            if bar is None:  # no bar where nothing is missing
+                bar = stack.enter_context(progress(total=total, desc="drawing"))
+            bar.total = total
+            try:
+                requests = [Request(info.prompt, info.seed, run.faces) for run, info in batch]
+                images = pipe.draw_batch(requests, batch[0][0].settings, texts=texts, on_step=bar.update)
+            except UserError as error:
+                for run in dict.fromkeys(run for run, _ in batch):
+                    end(run, error)
+                continue
+            for (run, info), image in zip(batch, images, strict=True):
+                try:
+                    if not run.failed:
+                        run.save(image, info)
+                except UserError as error:
+                    end(run, error)
+            while len(texts) > MAX_TEXTS:
+                texts.pop(next(iter(texts)))
+
+
+def _sheet(references: Sequence[Reference], rows: Sequence[dict], folder: Path) -> Image.Image:
+    by_prompt: dict[str, list[Tile]] = {}
+    for row in rows[:MAX_SAMPLES]:
+        label = f"{Path(row['file']).stem}, seed {row['seed']}"
+        if row["similarity"] is not None:
+            label += f", sim. {row['similarity']:.2f}"
+        by_prompt.setdefault(row["prompt"], []).append(Tile(Image.fromarray(read_image(folder / row["file"])), label))
+    faces = [Tile(Image.fromarray(reference.crop), Path(reference.name).name) for reference in references]
+    return contact_sheet(faces, list(by_prompt.items()), total=len(rows))
+
+
+def _report(results: dict, folder: Path, kept: tuple[Path, Path]) -> None:
+    rows = results["pictures"]
+    made = sum(row["made_now"] for row in rows)
+    say(f"{len(rows)} picture(s) in {folder}: {made} made now, {len(rows) - made} were finished before")
+    say(f"contact sheet: {kept[1]}; settings and figures: {kept[0]}")
+    summary = results["similarity"]
+    if summary["mean"] is None:
+        say(f"face similarity: not measured ({summary['reason']})")
+    else:
+        each = ", ".join("no face" if row["similarity"] is None else f"{row['similarity']:.2f}" for row in rows[:20])
+        more = ", …" if len(rows) > 20 else ""
+        say(
+            f"face similarity to the references (cosine, recogniser of {summary['measured_with']!r}; 1 is the same "
+            f"face): mean {summary['mean']:.2f} ({each}{more})"
+        )

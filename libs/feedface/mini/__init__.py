@@ -1,4 +1,0 @@
-"""The miniature: every component of FeedFace trained from nothing on the synthetic portraits.
-
-Run `python -m feedface.mini --help` for the stages.
-"""

@@ -1,0 +1,272 @@
+"""DreamBooth with LoRA: a copy of the U-ViT learns one person from a few pictures (Ruiz et al. 2023; Hu et al. 2022).
+
+The captions of the person's pictures name them by an identifier before the class noun, "a photo of sks man on a
+beach". Prior preservation: half of every batch are pictures that the model drew itself before, of anybody of that
+class, so that it forgets neither how people differ nor how to follow a prompt.
+
+The noise schedule and the loss are those the face-controlnet is trained with (`training.objective`): the joint
+[image latent, CLIP-image embedding] is noised with one t, the text is clean, the error of the noise is a mean square.
+Here the CLIP-image embedding's noise is supervised too, as in the base model's own training: the blocks that predict
+it are no longer frozen, and sampling integrates both. Shapes: B batch, N pictures, C h w latent, T text tokens.
+"""
+
+import copy
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from feedface.backbones.uvit import UViT
+from feedface.checkpoints.bundle import Bundle
+from feedface.common.errors import UserError
+from feedface.common.progress import progress as watch
+from feedface.diffusion.losses import standard_loss
+from feedface.diffusion.sampling import sample
+from feedface.diffusion.schedule import NUM_TIMESTEPS, add_noise
+from feedface.encoders import resize_and_crop, to_tensor
+from feedface.settings import MAX_SEED, Settings, check_range
+
+if TYPE_CHECKING:  # heavy, and only named here
+    from transformers import CLIPTokenizer
+
+NOUNS = ("woman", "man", "girl", "boy", "lady", "person")
+# "sks" is DreamBooth's rare token of CLIP's vocabulary; a small vocabulary spells it out, but hardly any caption has a
+# lonely letter of these.
+IDENTIFIERS = ("sks", "q", "x", "z", "j", "k")
+DATA_TYPE = 1  # the one that sampling declares
+# All linear layers of a block: what the person looks like is stored in the MLPs as much as in the attention.
+TARGETS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2", "skip_linear")
+
+
+@dataclass(frozen=True)
+class DreamBoothSettings:
+    """How a person is learned.
+
+    Steps, rate and prior are the miniature's: the highest mean similarity to another picture of three people that
+    neither model nor evaluation has (4 prompts each), of 40 to 240 steps at 1e-3 and 3e-3 with a prior of weight 1
+    (best: 0.19, 120 steps at 3e-3) and 60 and 120 steps at 3e-3 without one (0.28 and 0.24). The prior hinders more
+    than it helps there: the frozen text encoder hardly tells "q man" from "man". Nothing else was tried.
+
+    Attributes:
+        train_steps: optimizer steps.
+        lr: AdamW's, constant after `warmup_steps`.
+        rank: of the LoRA matrices; their product counts `alpha / rank` times.
+        batch_size: pictures of the person in a step, and as many of the prior if `prior_weight` is not 0.
+        prior_weight: of the prior's loss beside the person's (DreamBooth, eq. 2: lambda).
+        clip_weight: of the CLIP-image embedding's loss beside the image's; the mini base model's own.
+        flip: probability of mirroring a picture.
+        seed: of all draws of the training.
+    """
+
+    train_steps: int = 60
+    lr: float = 3e-3
+    rank: int = 16
+    alpha: float = 16.0
+    batch_size: int = 4
+    prior_weight: float = 0.0
+    clip_weight: float = 0.1
+    flip: float = 0.5
+    warmup_steps: int = 20
+    weight_decay: float = 0.01
+    grad_clip: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self):
+        ranges = {
+            "train_steps": (1, 1_000_000), "lr": (1e-8, 1), "rank": (1, 4096), "alpha": (1e-6, 1e6),
+            "batch_size": (1, 4096), "prior_weight": (0, 1000), "clip_weight": (0, 1000), "flip": (0, 1),
+            "warmup_steps": (0, 1_000_000), "weight_decay": (0, 10), "grad_clip": (1e-6, 1e6), "seed": (0, MAX_SEED),
+        }  # fmt: skip
+        for name, (low, high) in ranges.items():
+            check_range(f"--{name}", getattr(self, name), low, high)
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Encoded pictures. V views: as they are and mirrored, or only the former. A latent is mean + std * noise."""
+
+    mean: Tensor  # [N,V,C,h,w]
+    std: Tensor  # [N,V,C,h,w]
+    clip_img: Tensor  # [N,V,1,Dc]
+    text: Tensor  # [N,T,Dt]
+
+    def __len__(self) -> int:
+        return len(self.mean)
+
+
+@dataclass(frozen=True)
+class Personalised:
+    """A U-ViT that knows a person under the name `identifier`, LoRA merged into its weights; and what it cost."""
+
+    uvit: UViT
+    identifier: str
+    steps: int
+    seconds: float  # by the clock
+    cpu_seconds: float  # of all threads: what it costs whoever else is using the machine
+    losses: tuple[float, ...]  # of the person's pictures, image part, by step
+    prior_losses: tuple[float, ...]  # empty without a prior
+
+
+def pick_identifier(tokenizer: "CLIPTokenizer") -> str:
+    """The first of `IDENTIFIERS` that is a single token; a name spelled in several takes tokens from the caption."""
+    for word in IDENTIFIERS:
+        if len(tokenizer(word, add_special_tokens=False).input_ids) == 1:
+            return word
+    raise UserError(f"the tokenizer has no single token for any of {', '.join(IDENTIFIERS)}")
+
+
+def with_identifier(caption: str, identifier: str) -> str:
+    """ "a smiling man on a beach" -> "a smiling sks man on a beach": before the first noun for a person.
+
+    `UserError` if there is none of `NOUNS` in it.
+    """
+    words = caption.split()
+    for place, word in enumerate(words):
+        if word.lower().strip(".,;:!?") in NOUNS:
+            return " ".join([*words[:place], identifier, *words[place:]])
+    raise UserError(f"caption {caption!r}: says nobody whom the identifier could name; use one of {', '.join(NOUNS)}")
+
+
+@torch.no_grad()
+def encode_pictures(bundle: Bundle, pictures: Sequence[np.ndarray], captions: Sequence[str], device) -> Examples:
+    """Pictures uint8 RGB [H,W,3] of any size (short side resized, centre cropped) and their captions, both views."""
+    pixels = torch.cat([resize_and_crop(to_tensor(picture)[None], bundle.image_size) for picture in pictures])
+    pixels = pixels.to(device)
+    views = [(*bundle.vae.moments(view), bundle.image_encoder.encode(view)) for view in (pixels, pixels.flip(-1))]
+    mean, std, clip_img = (torch.stack(pair, dim=1).float() for pair in zip(*views, strict=True))
+    return Examples(mean, std, clip_img, bundle.text_encoder.encode(list(captions)))
+
+
+@torch.no_grad()
+def draw_prior(bundle: Bundle, prompts: Sequence[str], settings: Settings, seed: int, batch_size: int = 64) -> Examples:
+    """What the base model draws for prompts about anybody, row i with noise from seed + i. `settings`: complete.
+
+    The samples are kept as they come, latent and CLIP-image embedding, without the way through pixels.
+    """
+    encode = bundle.text_encoder.encode
+    empty = None if settings.uncond == "true_uncond" else encode([""])
+    parts = []
+    for start in range(0, len(prompts), batch_size):
+        text = encode(list(prompts[start : start + batch_size]))
+        latents, clip_img = sample(
+            bundle.uvit,
+            text=text,
+            seeds=range(seed + start, seed + start + len(text)),
+            steps=settings.steps,
+            guidance=settings.guidance,
+            uncond_mode=settings.uncond,
+            empty_text=empty,
+        )
+        parts.append((latents, clip_img, text))
+    latents, clip_img, text = (torch.cat(values) for values in zip(*parts, strict=True))
+    return Examples(latents[:, None], torch.zeros_like(latents)[:, None], clip_img[:, None], text)
+
+
+def personalise(
+    bundle: Bundle,
+    pictures: Sequence[np.ndarray],
+    captions: Sequence[str],
+    settings: DreamBoothSettings,
+    device: torch.device,
+    prior: Examples | None = None,
+    progress: bool = False,
+) -> Personalised:
+    """Teach a copy of `bundle.uvit` one person; the bundle's own stays as it is.
+
+    Args:
+        bundle: with U-ViT, VAE, text and image encoder, on `device`, in float32.
+        pictures: uint8 RGB [H,W,3], usually 3 to 5.
+        captions: one each, without the identifier: it is put in before the noun ("man", "woman", ...).
+        prior: what `draw_prior` returned for prompts of the same class; needed unless `settings.prior_weight` is 0.
+
+    Raises:
+        UserError: a caption without such a noun, or not one a picture.
+    """
+    if not len(pictures) or len(pictures) != len(captions):
+        raise UserError(f"{len(pictures)} pictures with {len(captions)} captions: give one caption a picture")
+    if settings.prior_weight and not prior:
+        raise UserError(f"prior_weight {settings.prior_weight:g} needs prior pictures (draw_prior); 0 is without")
+    clock, cpu = time.perf_counter(), time.process_time()
+    identifier = pick_identifier(bundle.text_encoder.tokenizer)
+    named = [with_identifier(caption, identifier) for caption in captions]
+    person = encode_pictures(bundle, pictures, named, device)
+    with torch.random.fork_rng(devices=[]):  # peft draws from the global generator
+        torch.manual_seed(settings.seed)
+        model = _with_lora(copy.deepcopy(bundle.uvit), settings)
+    generator = torch.Generator().manual_seed(settings.seed)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=settings.lr, weight_decay=settings.weight_decay)
+    losses, prior_losses = [], []
+    for step in watch(range(settings.train_steps), desc="dreambooth", unit="step", disable=not progress):
+        for group in optimizer.param_groups:
+            group["lr"] = settings.lr * min(1.0, (step + 1) / max(settings.warmup_steps, 1))
+        sets = [person, prior] if settings.prior_weight else [person]
+        img_loss, clip_loss = _errors(model, sets, settings, generator)
+        weights = torch.tensor([1.0, settings.prior_weight][: len(sets)], device=img_loss.device)
+        (weights * (img_loss + settings.clip_weight * clip_loss)).sum().backward()
+        nn.utils.clip_grad_norm_(trained, settings.grad_clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        shown = img_loss.tolist()
+        losses.append(shown[0])
+        prior_losses += shown[1:]
+    uvit = model.merge_and_unload().eval().requires_grad_(False)
+    return Personalised(
+        uvit=uvit,
+        identifier=identifier,
+        steps=settings.train_steps,
+        seconds=time.perf_counter() - clock,
+        cpu_seconds=time.process_time() - cpu,
+        losses=tuple(losses),
+        prior_losses=tuple(prior_losses),
+    )
+
+
+def _with_lora(uvit: UViT, settings: DreamBoothSettings) -> nn.Module:
+    """The network wrapped by peft: what it was is frozen, only the LoRA matrices have gradients."""
+    try:
+        from peft import LoraConfig, get_peft_model  # heavy: it imports all of transformers
+    except ImportError as error:
+        raise UserError(f"DreamBooth needs peft ({error}): pip install -r requirements.txt") from None
+
+    config = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=list(TARGETS), bias="none")
+    return get_peft_model(uvit, config)
+
+
+def _errors(
+    model: nn.Module, sets: Sequence[Examples], settings: DreamBoothSettings, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Mean squares of both noises' errors on a random batch of each set, in one pass -> two tensors [sets]."""
+    n, device = settings.batch_size, sets[0].mean.device
+    rows = []
+    for examples in sets:
+        row = torch.randint(len(examples), (n,), generator=generator)
+        flipped = torch.rand(n, generator=generator) < settings.flip
+        view = flipped.long() if examples.mean.shape[1] == 2 else torch.zeros(n, dtype=torch.long)
+        rows.append((examples, row.to(device), view.to(device)))
+    mean, std, clip_img = (
+        torch.cat([getattr(examples, name)[row, view] for examples, row, view in rows])
+        for name in ("mean", "std", "clip_img")
+    )
+    text = torch.cat([examples.text[row] for examples, row, _ in rows])
+
+    def normal(shape) -> Tensor:
+        return torch.randn(shape, generator=generator).to(device)
+
+    t = torch.randint(1, NUM_TIMESTEPS + 1, (len(mean),), generator=generator).to(device)
+    noise, clip_noise = normal(mean.shape), normal(clip_img.shape)
+    latents = mean + std * normal(mean.shape)
+    out = model(
+        add_noise(latents, noise, t),
+        add_noise(clip_img, clip_noise, t),
+        text,
+        t,
+        torch.zeros_like(t),
+        torch.full_like(t, DATA_TYPE),
+    )
+    errors = (standard_loss(noise, out.img), standard_loss(clip_noise, out.clip_img))
+    return tuple(error.reshape(len(sets), n).mean(dim=1) for error in errors)
