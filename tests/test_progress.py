@@ -120,4 +120,4 @@ def test_say_goes_out_at_once(capsys):
 
 def test_nobody_draws_a_bar_by_himself():
     users = [path for path in (ROOT / "libs").rglob("*.py") if "import tqdm" in path.read_text()]
-    assert users == [ROOT / "libs" / "feedface" / "progress.py"]
+    assert users == [ROOT / "libs" / "feedface" / "common" / "progress.py"]
