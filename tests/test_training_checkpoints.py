@@ -282,7 +282,7 @@ def test_a_disk_without_symbolic_links(world, tmp_path, monkeypatch, capsys):  #
     assert load_bundle(last).name == "base, step 2"
     assert load_model(last, None, CPU, torch.float32).name == "base, step 2"
     for ckpt in (last, last / "face_controlnet"):
-        assert load_model(world.full, ckpt, CPU, torch.float32).face_controlnet is not None
+        assert load_model(world.full, ckpt, CPU, torch.float32).method is not None
     # Training goes on from it as a model, and in the same workdir.
     further = make_config(world, **{"model": str(last), "face_encoder": str(last), "train.steps": 1})
     assert train(further, tmp_path / "further") == 0
@@ -302,7 +302,7 @@ def test_a_workdir_behind_a_symbolic_link(world, tmp_path):  # noqa: F811
 def test_a_checkpoint_that_is_no_model_is_noticed_at_the_first_save(world, tmp_path, monkeypatch):  # noqa: F811
     def wrong(path, base, own, name):
         original(path, base, own, name)
-        rewrite(path / "model_index.json", lambda index: index["components"].update(vae="../nowhere"))
+        rewrite(path / "model_index.json", lambda index: index["parts"].update(vae="../nowhere"))
 
     original = module.write_derived_index
     monkeypatch.setattr(module, "write_derived_index", wrong)

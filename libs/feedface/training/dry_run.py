@@ -59,7 +59,7 @@ def _check_and_measure(config: ml_collections.ConfigDict, workdir: Path, acceler
     cache = cache_folder(config, workdir)
     trial = try_batch(config, models, store, accelerator, cached=cache is not None)
     items = Items(store.records)
-    net = models.trained.face_controlnet
+    net = models.trained.method
     trained = sum(p.numel() for p in net.parameters())
     print(f"trained parameters: {trained / 1e6:.1f} M at sites {', '.join(net.sites)}")
     print(memory_line(config, models, trial, accelerator, trained))

@@ -48,14 +48,14 @@ class Engine:
                 gradient_clipping=float(config.train.grad_clip),
             )
         self.model, self.optimizer = accelerator.prepare(trained, optimizer)
-        self.parameters = list(trained.face_controlnet.parameters())
+        self.parameters = list(trained.method.parameters())
 
     def _plan_fsdp(self, trained: ControlledUViT) -> None:
         accelerator = self.accelerator
         if not accelerator.is_fsdp2:
             raise UserError("only version 2 of FSDP is supported; launch with configs/accelerate/fsdp.yaml")
         plugin = accelerator.state.fsdp_plugin
-        plugin.ignored_modules = [trained.uvit]
+        plugin.ignored_modules = [trained.backbone]
         # The backbone calls the control blocks one by one, in parts: smaller units would not be gathered in time.
         plugin.auto_wrap_policy = None
         plugin.activation_checkpointing = False  # the backbone does its own

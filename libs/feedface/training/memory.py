@@ -21,7 +21,7 @@ def check_batch(config: ml_collections.ConfigDict, models: Models, device: torch
     """`UserError` when the batch cannot fit: noise and masks, pictures where they are read in each step, and what each
     block of the backbone keeps for the gradients. All of it is only a part of what is needed, so nothing that could run
     is refused."""
-    uvit, net = models.trained.uvit, models.trained.face_controlnet
+    uvit, net = models.trained.backbone, models.trained.method
     channels, height, width = models.latent_shape
     values = 3 * models.image_size**2 + 3 * net.face_size**2 * config.data.max_faces
     if config.cache.enabled or config.cache.dir:

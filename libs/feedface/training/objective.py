@@ -25,7 +25,7 @@ class ControlledUViT(nn.Module):
 
     def __init__(self, uvit: UViT, face_controlnet: FaceControlNet, data_type: int):
         super().__init__()
-        self.uvit, self.face_controlnet, self.data_type = uvit, face_controlnet, data_type
+        self.backbone, self.method, self.data_type = uvit, face_controlnet, data_type
 
     def compile_blocks(self) -> None:
         compile_blocks(self)
@@ -37,11 +37,11 @@ class ControlledUViT(nn.Module):
         # What is frozen is in low precision as a whole, and needs no autocast, which would make its tokens float32.
         with self._autocast(False):
             control = None if faces is None else self._control(faces)
-            return self.uvit(latents, clip_img, text, t, clean, data_type, control=control).img
+            return self.backbone(latents, clip_img, text, t, clean, data_type, control=control).img
 
     def _control(self, faces: Tensor) -> Control:
         """The face-controlnet's control: weights are float32, products in the precision of the frozen backbone."""
-        net = self.face_controlnet
+        net = self.method
         with self._autocast(True):
             control = net.bind(net.join(net.projector(faces.to(net.projector.weight.dtype))))
 
@@ -52,7 +52,7 @@ class ControlledUViT(nn.Module):
         return in_low_precision
 
     def _autocast(self, on: bool) -> AbstractContextManager:
-        weight = self.uvit.pos_embed
+        weight = self.backbone.pos_embed
         if weight.dtype == torch.float32:
             return nullcontext()
         return torch.autocast(weight.device.type, weight.dtype, enabled=on)

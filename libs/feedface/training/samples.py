@@ -86,7 +86,7 @@ class SampleGrid:
 
     def _latents(self) -> Tensor:
         """[P*K,C,h,w], person after person. A column has one seed, so that its pictures differ by the face only."""
-        uvit, net = self.models.trained.uvit, self.models.trained.face_controlnet
+        uvit, net = self.models.trained.backbone, self.models.trained.method
         settings, dtype = self.settings, uvit.pos_embed.dtype
         cells = [(person, prompt) for person in range(len(self.faces)) for prompt in range(len(self.prompts))]
         latents = []
@@ -184,15 +184,15 @@ def _first_crops(records: Iterable[Record], people: int) -> list[np.ndarray]:
 def _inference(model: ControlledUViT) -> Iterator[None]:
     """Inside the `with`, `model` infers; after it, every module is as it was."""
     training = {module: module.training for module in model.modules()}
-    checkpointing = model.uvit.gradient_checkpointing
+    checkpointing = model.backbone.gradient_checkpointing
     model.eval()
-    model.uvit.gradient_checkpointing = False
+    model.backbone.gradient_checkpointing = False
     try:
         # Where blocks are compiled, compiling them again for these shapes takes longer than drawing does.
         with torch.compiler.set_stance("force_eager"):
             yield
     finally:
-        model.uvit.gradient_checkpointing = checkpointing
+        model.backbone.gradient_checkpointing = checkpointing
         for module, flag in training.items():
             module.training = flag
 

@@ -12,7 +12,7 @@ from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from feedface.checkpoints.bundle import check_fit, load_bundle, read_index
+from feedface.checkpoints.bundle import load_bundle, read_index
 from feedface.checkpoints.face_encoder import PREFIX, clip_config, find_face_encoder
 from feedface.checkpoints.storage import empty, fill, read_config, read_json, read_safetensors
 from feedface.common.device import DTYPES, fast_bfloat16
@@ -72,7 +72,7 @@ def _with_deepspeed() -> bool:
 class Models:
     """What is trained, and where the encoders are. `latent_shape` is (C, h, w) of the bundle's image size.
 
-    `trained.face_controlnet` has no face encoder: it works on that encoder's features.
+    `trained.method` has no face encoder: it works on that encoder's features.
     """
 
     trained: ControlledUViT
@@ -89,8 +89,8 @@ def build_models(config: ml_collections.ConfigDict, device: torch.device, precis
     meant) the face-controlnet is a fresh one, made as `config.control` says; without, training goes on from the
     bundle's own. No encoder is loaded here.
     """
-    bundle = load_bundle(config.model, device, DTYPES[PRECISIONS[precision]], ["uvit"])
-    uvit = bundle.uvit
+    bundle = load_bundle(config.model, device, DTYPES[PRECISIONS[precision]], ["backbone"])
+    uvit = bundle.backbone
     if config.face_encoder:
         try:
             encoder = find_face_encoder(config.face_encoder)
@@ -99,14 +99,14 @@ def build_models(config: ml_collections.ConfigDict, device: torch.device, precis
             raise UserError(f"config.face_encoder: {error}") from None
         source = f"config.control with {config.model}"
     else:
-        if "face_controlnet" not in read_index(config.model).components:
+        if "method" not in read_index(config.model).components:
             raise UserError(
                 f"{config.model}: has no face_controlnet to go on from; name a folder with a CLIP vision model as "
                 f"config.face_encoder to train a fresh one"
             )
-        source = encoder = bundle.components["face_controlnet"]
+        source = encoder = bundle.components["method"]
         net = _own_control(source)
-    check_fit(uvit, net, source)
+    net.check(uvit, source)
     net.to(device).eval().requires_grad_(True)
     uvit.gradient_checkpointing = config.train.gradient_checkpointing
     vae = bundle.components.get("vae")
@@ -226,7 +226,7 @@ def build_store(config: ml_collections.ConfigDict, models: Models, in_memory: bo
         read_records(list(config.data.records)),
         image_size=models.image_size,
         latent_size=models.latent_shape[1],
-        face_size=models.trained.face_controlnet.face_size,
+        face_size=models.trained.method.face_size,
         in_memory=in_memory,
     )
 
@@ -236,7 +236,7 @@ def draw_settings(config: ml_collections.ConfigDict, models: Models) -> DrawSett
     return DrawSettings(
         seed=config.seed,
         latent_shape=models.latent_shape,
-        clip_img_dim=models.trained.uvit.clip_img_dim,
+        clip_img_dim=models.trained.backbone.clip_img_dim,
         flip=config.data.flip,
         flip_reference=config.data.flip_reference,
         hair_in_mask=config.data.hair_in_mask,

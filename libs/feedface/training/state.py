@@ -64,7 +64,9 @@ def save_checkpoint(
     folder = workdir / "checkpoints" / f"{progress.step:08d}"
     with atomic_folder(folder) as temporary:
         save_network(temporary / "face_controlnet", net_config, net_state, torch.float16)
-        write_derived_index(temporary, base, own=["face_controlnet"], name=f"{base.name}, step {progress.step}")
+        write_derived_index(
+            temporary, base, own={"method": "face_controlnet"}, name=f"{base.name}, step {progress.step}"
+        )
         (temporary / STATE).parent.mkdir()
         with hashed(temporary / STATE) as file:
             torch.save(state, file)

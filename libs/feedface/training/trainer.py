@@ -101,7 +101,7 @@ class Trainer:
         self.accelerator = make_accelerator(config, workdir)
         device = self.accelerator.device
         self.models = build_models(config, device, precision_of(config, self.accelerator))
-        net = self.models.trained.face_controlnet
+        net = self.models.trained.method
         check_batch(config, self.models, device)
         check_disk(workdir, checkpoint_bytes(sum(p.numel() for p in net.parameters()), config.train.ema > 0))
 
