@@ -4,7 +4,6 @@ import json
 import sys
 from itertools import pairwise
 
-import distill
 import pytest
 import torch
 from toy import make_toy_bundle
@@ -12,6 +11,7 @@ from toy_records import make_records
 
 from feedface.checkpoints.bundle import load_bundle
 from feedface.checkpoints.few_step import FewStep, read_few_step
+from feedface.commands import distill
 from feedface.common.errors import UserError
 from feedface.data.records import read_records
 from feedface.diffusion.sampling import jumps_at, sample

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import inference
 import numpy as np
 import pytest
 import torch
@@ -16,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from toy import make_toy_bundle, toy_face_controlnet
 
 from feedface.checkpoints.bundle import save_component, write_derived_index
+from feedface.commands import inference
 from feedface.common.errors import UserError
 from feedface.faces.detect import Face
 

@@ -127,6 +127,6 @@ def test_threads_are_shared(monkeypatch):
 
 
 def test_the_default_model_is_where_mini_comes_from():
-    import make_data
+    from feedface.common.places import default_model
 
-    assert Path(make_data.MINI_MODEL, "model_index.json").is_file()
+    assert Path(default_model(), "model_index.json").is_file()
