@@ -317,7 +317,7 @@ def test_in_a_batch_the_others_go_on(run, here, capsys):
 
 
 def test_a_full_disk_ends_a_batch(run, here, monkeypatch):
-    from feedface.inference.outputs import OutputError
+    from feedface.common.saving import OutputError
 
     write_job(here / "a.json")
     write_job(here / "b.json")

@@ -32,10 +32,10 @@ from pathlib import Path
 from feedface.common.command_line import Parser
 from feedface.common.errors import EXIT_USER_ERROR, UserError, one_line, run_cli
 from feedface.common.places import default_model, find_config
+from feedface.common.saving import check_writable
 from feedface.faces.choose import check_choice
 from feedface.inference.config_file import ConfigFile, read_config
 from feedface.inference.jobs import Job, read_jobs
-from feedface.inference.outputs import check_writable
 from feedface.inference.prompts import check_prompt
 from feedface.settings import MAX_SAMPLES, MAX_SEED, PRESET_NAMES, Settings, check_range, parse_size
 

@@ -114,13 +114,13 @@ def evaluate(args: argparse.Namespace, systems: Sequence) -> int:
     """Load the judges, open the systems one after the other; returns the exit code."""
     from feedface.common.device import pick_device, pick_dtype
     from feedface.common.processes import Team
+    from feedface.common.saving import check_writable
     from feedface.evaluation.benchmark import Plan, run
     from feedface.evaluation.judging import PackEye, mini_judges, photo_judges
     from feedface.evaluation.mini import RealArtist
     from feedface.evaluation.protocols import MiniCases, PhotoCases
     from feedface.evaluation.systems import Bundles, ModelArtist
     from feedface.inference.model_files import model_digest
-    from feedface.inference.outputs import check_writable
     from feedface.preparation.models import limit_threads, pick_devices
 
     team = Team()

@@ -21,9 +21,9 @@ from PIL import Image
 from feedface.common.errors import UserError
 from feedface.common.files import atomic_file
 from feedface.common.images import read_image
+from feedface.common.saving import safe_name, save_png
 from feedface.data.records import Record, Reference, write_records
 from feedface.faces.crop import crop_square
-from feedface.inference.outputs import safe_name, save_png
 from feedface.preparation.outcome import SINGLE, stems
 
 FORMATS = ("feedface", "flashface", "adaface")

@@ -13,9 +13,9 @@ from PIL import Image
 
 from feedface.common.interrupt import Interrupt
 from feedface.common.progress import progress
+from feedface.common.saving import save_png
 from feedface.faces.detect import FaceDetector
 from feedface.faces.parse import FaceParser, mask_values
-from feedface.inference.outputs import save_png
 from feedface.preparation.captions import Captioner
 from feedface.preparation.options import Options
 from feedface.preparation.outcome import FILTERED, SINGLE, Outcome, stems, write_row

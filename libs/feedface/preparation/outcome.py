@@ -28,8 +28,8 @@ from typing_extensions import TypedDict
 
 from feedface.common.errors import UserError
 from feedface.common.reading import read_text
+from feedface.common.saving import save_ascii
 from feedface.common.validation import OPEN, parse_line_as
-from feedface.inference.outputs import save_ascii
 
 SINGLE, MULTI, ERROR, FILTERED = KINDS = ("single", "multi", "error", "filtered")
 Stamp = list[int]  # size in bytes and mtime in ns of the picture's file

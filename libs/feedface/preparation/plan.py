@@ -12,8 +12,8 @@ from typing_extensions import TypedDict
 
 from feedface.common.errors import UserError
 from feedface.common.files import folder_lock
+from feedface.common.saving import check_writable
 from feedface.common.validation import OPEN, read_json_as
-from feedface.inference.outputs import check_writable
 from feedface.preparation import formats
 from feedface.preparation.captions import Captioner
 from feedface.preparation.models import OPENCV, Choice, check_models, choose, digests

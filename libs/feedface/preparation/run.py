@@ -14,7 +14,7 @@ from pathlib import Path
 
 from feedface.common.errors import UserError
 from feedface.common.processes import Team
-from feedface.inference.outputs import save_json
+from feedface.common.saving import save_json
 from feedface.preparation import formats
 from feedface.preparation.maker import Clock, Maker, make_all, thread_pool
 from feedface.preparation.models import limit_threads, load_models, pick_devices
