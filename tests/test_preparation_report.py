@@ -11,10 +11,10 @@ from PIL import Image
 from feedface.faces.detect import Face
 from feedface.faces.parse import mask_values
 from feedface.preparation.filters import Thresholds
-from feedface.preparation.outcome import stems
 from feedface.preparation.process import Rules, judge, load
 from feedface.preparation.report import SHOWN, short_reason, write_report
-from feedface.preparation.sheet import BOX, POINT, SQUARE, Picture, draw_tile
+from feedface.preparation.result import stems
+from feedface.preparation.tiles import BOX, POINT, SQUARE, Picture, draw_tile
 from feedface.synthetic.world import make_portraits
 
 ODD = '<b>"ü" & co'

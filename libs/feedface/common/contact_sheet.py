@@ -19,10 +19,30 @@ INK, FAINT, PAPER = (20, 20, 20), (110, 110, 110), (255, 255, 255)
 
 @dataclass(frozen=True)
 class Tile:
-    """A picture with a one-line label under it."""
+    """A picture with a one-line label under it, and a note of two lines under that."""
 
     image: Image.Image
     label: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Lines of text, and below them tiles, `across` in a row; each is scaled to fit `cell_px` (width, height)."""
+
+    lines: Sequence[str]
+    ink: tuple[int, int, int] | str
+    tiles: Sequence[Tile] = ()
+    across: int = 1
+    cell_px: tuple[int, int] = (CELL_PX, CELL_PX)
+
+    @property
+    def tile_height(self) -> int:
+        return self.cell_px[1] + (3 if any(tile.note for tile in self.tiles) else 1) * LINE_PX + GAP_PX
+
+    @property
+    def height(self) -> int:
+        return len(self.lines) * LINE_PX + -(-len(self.tiles) // self.across) * self.tile_height
 
 
 def contact_sheet(
@@ -41,26 +61,28 @@ def contact_sheet(
     columns = max(1, min(COLUMNS, max((len(tiles) for _, tiles in rows), default=1)))
     in_a_row = max(1, min(REFERENCE_COLUMNS, len(references)))
     width = max(columns, in_a_row, 2) * (CELL_PX + GAP_PX)  # room for a prompt above a single sample
-    # Each: lines of text, their ink, the tiles below them, and how many of those stand in a row.
-    blocks = [([f"references ({len(references)})"], FAINT, references, in_a_row)]
-    blocks.append(([f"samples ({total})"], FAINT, [], 1))
-    blocks += [(wrap_text(prompt, width - GAP_PX, 3), INK, tiles, columns) for prompt, tiles in rows]
+    blocks = [Block([f"references ({len(references)})"], FAINT, references, in_a_row)]
+    blocks.append(Block([f"samples ({total})"], FAINT))
+    blocks += [Block(wrap_text(prompt, width - GAP_PX, 3), INK, tiles, columns) for prompt, tiles in rows]
     if shown < total:
-        blocks.append(([f"the first {shown} of {total} samples"], FAINT, [], 1))
+        blocks.append(Block([f"the first {shown} of {total} samples"], FAINT))
+    return draw_blocks(blocks, width)
 
-    tile_height = CELL_PX + LINE_PX + GAP_PX
-    heights = [len(lines) * LINE_PX + -(-len(tiles) // across) * tile_height for lines, _, tiles, across in blocks]
-    sheet = Image.new("RGB", (GAP_PX + width, GAP_PX + sum(heights) + GAP_PX * len(heights)), PAPER)
+
+def draw_blocks(blocks: Sequence[Block], width: int) -> Image.Image:
+    """Blocks below each other, `width` pixels without the margin on the left."""
+    sheet = Image.new("RGB", (GAP_PX + width, GAP_PX + sum(block.height + GAP_PX for block in blocks)), PAPER)
     draw = ImageDraw.Draw(sheet)
     top = GAP_PX
-    for (lines, ink, tiles, across), height in zip(blocks, heights, strict=True):
-        for index, line in enumerate(lines):
-            draw.text((GAP_PX, top + index * LINE_PX), line, ink, sheet_font())
-        begin = top + len(lines) * LINE_PX
-        for index, tile in enumerate(tiles):
-            row, column = divmod(index, across)
-            _paste(sheet, tile, GAP_PX + column * (CELL_PX + GAP_PX), begin + row * tile_height)
-        top += height + GAP_PX
+    for block in blocks:
+        for index, line in enumerate(block.lines):
+            draw.text((GAP_PX, top + index * LINE_PX), line, block.ink, sheet_font())
+        begin = top + len(block.lines) * LINE_PX
+        for index, tile in enumerate(block.tiles):
+            row, column = divmod(index, block.across)
+            left = GAP_PX + column * (block.cell_px[0] + GAP_PX)
+            _paste(sheet, tile, left, begin + row * block.tile_height, block.cell_px)
+        top += block.height + GAP_PX
     return sheet
 
 
@@ -74,12 +96,15 @@ def _first(rows, limit: int) -> tuple[list, int]:
     return kept, sum(len(tiles) for _, tiles in kept)
 
 
-def _paste(sheet: Image.Image, tile: Tile, left: int, top: int) -> None:
-    """Scale the picture to fit its cell and set the label under it."""
-    factor = CELL_PX / max(tile.image.size)
+def _paste(sheet: Image.Image, tile: Tile, left: int, top: int, cell_px: tuple[int, int]) -> None:
+    """Scale the picture to fit its cell and set label and note under it."""
+    factor = min(cell / side for cell, side in zip(cell_px, tile.image.size, strict=True))
     size = [max(1, round(side * factor)) for side in tile.image.size]
     sheet.paste(tile.image.convert("RGB").resize(size, Image.Resampling.LANCZOS), (left, top))
-    ImageDraw.Draw(sheet).text((left, top + size[1] + 2), fit_text(tile.label, CELL_PX), FAINT, sheet_font())
+    lines = [fit_text(tile.label, cell_px[0]), *wrap_text(tile.note, cell_px[0], 2)]
+    for index, line in enumerate(lines):
+        place = (left, top + size[1] + 2 + index * LINE_PX)
+        ImageDraw.Draw(sheet).text(place, line, FAINT, sheet_font())
 
 
 def wrap_text(text: str, width: int, max_lines: int) -> list[str]:

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from feedface.common.errors import UserError
-from feedface.faces.detect import Face, checked_image, find_in_frame, usable
+from feedface.faces.candidates import checked_image, find_in_frame, usable
+from feedface.faces.types import Face
 
 
 def import_cv2():
@@ -42,7 +43,7 @@ class OpenCVDetector:
     box it raises 25 found to 44, each box right; in 80 parts of photos without a face it finds none.
     """
 
-    name = "opencv"
+    name, has_recogniser = "opencv", False
     LOOKS = (
         _Look(long_side_px=512, smallest=0.1, scale_step=1.1, neighbours=5, even_light=False),
         _Look(long_side_px=768, smallest=0.06, scale_step=1.05, neighbours=15, even_light=True),
