@@ -9,19 +9,13 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 from PIL import Image
-from pydantic import Field, TypeAdapter
-from typing_extensions import TypedDict
 
 from feedface.common.contact_sheet import GAP_PX, INK, Block, Tile, draw_blocks
-from feedface.common.errors import UserError
 from feedface.common.files import atomic_file
 from feedface.common.pages import data_uri, render
-from feedface.common.reading import read_text
-from feedface.common.validation import OPEN, parse_line_as, read_json_as
 from feedface.preparation.charts import draw_charts
 from feedface.preparation.result import FILTERED, KINDS, SINGLE
 from feedface.preparation.tiles import KIND_COLOURS, TILE_PX, Picture, draw_tile
@@ -47,27 +41,6 @@ SHORTER = {
 }
 
 
-class _Thresholds(TypedDict, total=False):
-    __pydantic_config__ = OPEN
-    thresholds: dict[str, Annotated[float, Field(ge=0, le=1e6)] | None] | None
-
-
-class _Settings(_Thresholds, total=False):
-    """settings.json, as far as it is looked at by name."""
-
-    data_folder: str
-    last_run: _Thresholds | None
-
-
-class _Record(TypedDict, total=False):
-    """A line of records.jsonl, as far as it is looked at."""
-
-    identity: str | None
-
-
-_SETTINGS, _RECORD = TypeAdapter(_Settings), TypeAdapter(_Record)
-
-
 @dataclass(frozen=True)
 class Group:
     """The pictures of one outcome: how many, those that are shown (with tile and its address), lines of the list."""
@@ -83,20 +56,20 @@ class Group:
         return f"{self.kind}: {self.count}{note}"
 
 
-def write_report(out_folder: Path, rows: Iterable[dict], data_folder: Path | None = None) -> None:
+def write_report(
+    out_folder: Path, rows: Iterable[dict], data_folder: Path, settings: dict, identities: Sequence[str | None]
+) -> None:
     """Write report.html and report.png.
 
     Args:
-        out_folder: of the run; its masks, settings.json and records.jsonl are read, where they are there.
+        out_folder: of the run; its masks are read, where they are there.
         rows: the content of the pictures' JSON files, see `result`; the faces of a picture one after the other.
-        data_folder: where the pictures are; None takes settings.json's. Pictures that are gone become grey tiles.
+        data_folder: where the pictures are. Those that are gone become grey tiles.
+        settings: as in settings.json; the thresholds of `last_run` are drawn into the charts.
+        identities: who is shown in each record.
     """
-    out_folder = Path(out_folder)
-    settings = _settings(out_folder)
-    if data_folder is None and "data_folder" in settings:
-        data_folder = Path(settings["data_folder"])
     pictures = _pictures(rows)
-    charts = draw_charts(pictures, (settings.get("last_run") or settings).get("thresholds") or {})
+    charts = draw_charts(pictures, settings.get("last_run", {}).get("thresholds", {}))
     groups = [_group(kind, pictures, data_folder, out_folder) for kind in KINDS]
     with atomic_file(out_folder / "report.png") as temporary:
         _sheet(charts, groups).save(temporary, "PNG", compress_level=6)
@@ -106,7 +79,7 @@ def write_report(out_folder: Path, rows: Iterable[dict], data_folder: Path | Non
         TEMPLATE,
         total=total,
         colours=KIND_COLOURS,
-        people=_people(out_folder),
+        people=_people(identities),
         outcomes=[(group.kind, group.count, f"{group.count / total:.1%}" if total else "–") for group in groups],
         charts=data_uri(charts, "PNG"),
         reasons=sorted(
@@ -127,7 +100,7 @@ def _pictures(rows: Iterable[dict]) -> list[Picture]:
     return [Picture(by_path[path]) for path in sorted(by_path)]
 
 
-def _group(kind: str, pictures: Sequence[Picture], data_folder: Path | None, out_folder: Path) -> Group:
+def _group(kind: str, pictures: Sequence[Picture], data_folder: Path, out_folder: Path) -> Group:
     pictures = [picture for picture in pictures if picture.kind == kind]
     # Evenly from all: neighbours are often of one person or one event.
     places = np.unique(np.linspace(0, len(pictures) - 1, SHOWN).astype(int)) if pictures else []
@@ -168,13 +141,6 @@ def _measured(faces: Sequence[dict]) -> list[list]:
     return rows
 
 
-def _settings(out_folder: Path) -> dict:
-    try:
-        return read_json_as(out_folder / "settings.json", _SETTINGS)
-    except UserError:
-        return {}
-
-
 def _settings_rows(settings: dict, prefix: str = "") -> list[tuple[str, str]]:
     """Nested settings as lines; no digests, and no folder: that says nothing about the pictures."""
     rows = []
@@ -188,18 +154,11 @@ def _settings_rows(settings: dict, prefix: str = "") -> list[tuple[str, str]]:
     return rows
 
 
-def _people(out_folder: Path) -> str:
-    """One line about records.jsonl: how many records of how many people."""
-    try:
-        file = out_folder / "records.jsonl"
-        lines = enumerate(read_text(file).split("\n"), start=1)
-        records = [parse_line_as(line, _RECORD, f"{file}:{number}") for number, line in lines if line.strip()]
-    except UserError:
-        return ""
-    people = Counter(record["identity"] for record in records if record.get("identity") is not None)
-    line = f"{len(records)} records in records.jsonl"
-    if people:
-        sizes = sorted(people.values())
+def _people(identities: Sequence[str | None]) -> str:
+    """One line: how many records of how many people."""
+    sizes = sorted(Counter(name for name in identities if name is not None).values())
+    line = f"{len(identities)} records in records.jsonl"
+    if sizes:
         line += (
             f", {sum(sizes)} of them of {len(sizes)} people with {sizes[0]} to {sizes[-1]} pictures each "
             f"(median {np.median(sizes):g}); {sum(size > 1 for size in sizes)} people have several"

@@ -109,9 +109,11 @@ class Ending:
         """Write what is about all pictures, delete what belongs to none, say how it went."""
         options = self.options
         formats.write_all(self.records, options.formats, options.data, options.out)
-        save_json(self.plan.settings | {"last_run": self._last_run()}, options.out / SETTINGS)
+        settings = self.plan.settings | {"last_run": self._last_run()}
+        save_json(settings, options.out / SETTINGS)
         self._clean()
-        write_report(options.out, [face for row in self.rows for face in read_rows(options.out, row)])
+        faces = (face for row in self.rows for face in read_rows(options.out, row))
+        write_report(options.out, faces, options.data, settings, [record.identity for record in self.records])
         self._say(timings)
         if options.timings:
             save_json({"pictures": len(self.plan.todo), "processes": timings}, options.timings)

@@ -49,16 +49,14 @@ class Picture:
         return [row for row in self.rows if row.get("bbox")]
 
 
-def draw_tile(picture: Picture, data_folder: Path | None, out_folder: Path) -> Image.Image:
+def draw_tile(picture: Picture, data_folder: Path, out_folder: Path) -> Image.Image:
     """The picture with boxes, landmarks and masks over it; beside it the square of its largest face.
 
     A grey tile where the picture cannot be read; 180 pixels high at most.
     """
     try:
-        image = read_image(data_folder / picture.rel) if data_folder else None
+        image = read_image(data_folder / picture.rel)
     except UserError:
-        image = None
-    if image is None:
         return Image.new("RGB", (TILE_PX, TILE_PX // 2), EMPTY)
     classes = np.zeros(image.shape[:2], np.uint8)
     for stem in stems(picture.rel, picture.kind, len(picture.faces)) if picture.faces else []:
