@@ -112,7 +112,7 @@ def main(arguments: Sequence[str] | None = None, description: str = "") -> int:
 
 def evaluate(args: argparse.Namespace, systems: Sequence) -> int:
     """Load the judges, open the systems one after the other; returns the exit code."""
-    from feedface.common.device import pick_device, pick_dtype
+    from feedface.common.device import limit_threads, pick_device, pick_devices, pick_dtype
     from feedface.common.processes import Team
     from feedface.common.saving import check_writable
     from feedface.evaluation.benchmark import Plan, run
@@ -121,7 +121,6 @@ def evaluate(args: argparse.Namespace, systems: Sequence) -> int:
     from feedface.evaluation.protocols import MiniCases, PhotoCases
     from feedface.evaluation.systems import Bundles, ModelArtist
     from feedface.inference.model_files import model_digest
-    from feedface.preparation.models import limit_threads, pick_devices
 
     team = Team()
     check_writable(args.out)

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from feedface.common.errors import UserError
+from feedface.common.opencv import import_cv2
 from feedface.common.registry import imported
 from feedface.faces.candidates import checked_image, find_in_frame, usable
 from feedface.faces.types import Face, FaceDetector
@@ -190,8 +191,6 @@ def missing_pack_message(pack: str, root: str | Path) -> str:
 
 def _import_insightface() -> type:
     """`FaceAnalysis`. Importing it costs a second, and only one detector needs it."""
-    from feedface.faces.opencv import import_cv2
-
     import_cv2()
     try:
         from insightface.app import FaceAnalysis

@@ -6,20 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from feedface.common.errors import UserError
+from feedface.common.opencv import import_cv2
 from feedface.faces.candidates import checked_image, find_in_frame, usable
 from feedface.faces.types import Face
-
-
-def import_cv2():
-    """OpenCV, or a `UserError` where its build with windows finds no libGL, as on most servers, or there is none."""
-    try:
-        import cv2
-    except ImportError as error:
-        raise UserError(
-            f"OpenCV cannot be loaded ({error}); the build without windows needs less: pip uninstall -y opencv-python, "
-            "then pip install --force-reinstall --no-deps opencv-python-headless in the version of requirements.txt"
-        ) from None
-    return cv2
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,8 @@ from PIL import Image
 from feedface.common.device import pick_device
 from feedface.common.errors import UserError
 from feedface.common.registry import imported
-from feedface.data.transforms import LAPA_VALUES
 from feedface.faces.crop import crop_square, square_box
-from feedface.faces.types import Face, FaceParser, Picture
+from feedface.faces.types import LAPA_VALUES, Face, FaceParser, Picture
 
 CLASS_NAMES = (
     "background", "skin", "right_brow", "left_brow", "right_eye", "left_eye", "nose", "upper_lip", "inner_mouth",

@@ -9,6 +9,10 @@ from typing import Protocol
 
 import numpy as np
 
+# Grey value of each LaPa class in a mask file: class * 255 // 11 for background, skin, brows, eyes, nose, lips, hair;
+# see `data.masks.read_mask`.
+LAPA_VALUES = tuple(c * 255 // 11 for c in range(11))
+
 
 @dataclass(frozen=True)
 class Face:

@@ -10,8 +10,8 @@ import numpy as np
 from feedface.common.errors import UserError
 from feedface.common.images import open_image, read_image
 from feedface.data.records import Record, read_records
-from feedface.data.transforms import LAPA_VALUES
 from feedface.faces.crop import square_box
+from feedface.faces.types import LAPA_VALUES
 from feedface.preparation.formats import RECORDS
 from feedface.preparation.result import SINGLE, read_row
 

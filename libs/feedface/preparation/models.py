@@ -1,15 +1,13 @@
 """Which detector and parser a run uses, told apart from any others, and loading them on its device."""
 
 import hashlib
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from feedface.common.device import pick_device
+from feedface.common.device import pick_device, pick_devices
 from feedface.common.errors import UserError
 from feedface.faces.detect import OPENCV, find_pack, make_detector, missing_pack_message, resolve_detector
-from feedface.faces.opencv import import_cv2
 from feedface.faces.types import FaceDetector, FaceParser
 
 
@@ -89,23 +87,6 @@ def digests(choice: Choice) -> dict[str, str]:
     return found
 
 
-def pick_devices(name: str, local_index: int) -> tuple[str, str]:
-    """Devices of detector and parser. "auto" and "cuda" spread processes over the GPUs.
-
-    Asked for by name, a GPU has to be used by both; "auto" detects on the CPU where onnxruntime has no GPU.
-    """
-    device = str(pick_device(name))
-    if device == "cuda":
-        import torch
-
-        device = f"cuda:{local_index % torch.cuda.device_count()}"
-    if name != "auto" or not device.startswith("cuda"):
-        return device, device
-    import onnxruntime
-
-    return device if "CUDAExecutionProvider" in onnxruntime.get_available_providers() else "cpu", device
-
-
 def load_models(choice: Choice, device: str, local_index: int, threads: int) -> tuple[FaceDetector, FaceParser]:
     """Detector and parser, ready to use. `UserError`: files are missing, or the device is not there or not used."""
     from feedface.faces.parse import make_parser
@@ -123,15 +104,3 @@ def load_models(choice: Choice, device: str, local_index: int, threads: int) -> 
             raise
         print(f"note: faces are detected on the CPU: {error}", file=sys.stderr)
         return detector("cpu"), parser
-
-
-def limit_threads(processes: int) -> int:
-    """Keep this process to its share of the cores (or to OMP_NUM_THREADS); returns how many threads that is."""
-    import torch
-
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    wanted = os.environ.get("OMP_NUM_THREADS", "")
-    threads = int(wanted) if wanted.isdigit() and int(wanted) else max(1, cores // processes)
-    torch.set_num_threads(threads)
-    import_cv2().setNumThreads(threads)
-    return threads

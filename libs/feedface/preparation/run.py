@@ -11,11 +11,12 @@ from collections import Counter
 from contextlib import ExitStack
 from dataclasses import asdict
 
+from feedface.common.device import limit_threads, pick_devices
 from feedface.common.errors import UserError
 from feedface.common.processes import Team
 from feedface.common.saving import save_json
 from feedface.preparation import formats
-from feedface.preparation.models import limit_threads, load_models, pick_devices
+from feedface.preparation.models import load_models
 from feedface.preparation.options import Options
 from feedface.preparation.plan import (
     OWN_FOLDERS,

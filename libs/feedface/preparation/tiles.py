@@ -9,8 +9,8 @@ from PIL import Image, ImageDraw
 
 from feedface.common.errors import UserError
 from feedface.common.images import open_image, read_image
-from feedface.data.transforms import LAPA_VALUES
 from feedface.faces.crop import crop_square
+from feedface.faces.types import LAPA_VALUES
 from feedface.preparation.result import ERROR, FILTERED, MULTI, SINGLE, stems
 
 TILE_PX = 180
