@@ -66,12 +66,12 @@ def test_what_is_in_it(wheel):
         names = archive.namelist()
         texts = {name: archive.read(name) for name in names if not name.endswith(".gz")}
     assert {name.partition("/")[0] for name in names} == {"feedface", f"feedface-{__version__}.dist-info"}
-    sources = {path.relative_to(ROOT / "libs").as_posix() for path in (ROOT / "libs").rglob("*.py")}
-    data = {path.relative_to(ROOT / "libs").as_posix() for path in (ROOT / "libs").rglob("*.jinja")}
+    data = {path for path in (ROOT / "libs").rglob("*") if path.is_file() and path.suffix != ".pyc"}
+    ours = {path.relative_to(ROOT / "libs").as_posix() for path in data if ".egg-info" not in str(path)}
     configs = {
         f"feedface/{path.relative_to(ROOT)}" for path in (ROOT / "configs").rglob("*.*") if path.suffix != ".pyc"
     }
-    assert {*sources, *data, *configs} <= set(names)
+    assert {*ours, *configs} <= set(names)
     machine = re.compile(rb"/(work|home|root|tmp|Users)/\w|" + re.escape(str(ROOT).encode()))
     assert {name: machine.search(text) for name, text in texts.items() if machine.search(text)} == {}
 
