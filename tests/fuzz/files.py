@@ -113,7 +113,8 @@ class Prepared:
             "embedding": [0.1, 0.2], "caption": "a photo", "caption_by": "none", **measured,
         }  # fmt: skip
         self.settings = {
-            "data_folder": "photos", "detector": "mini", "weights": {"parser": "ab"},
+            "data_folder": "photos", "detector": "mini", "det_threshold": 0.5, "parser": "mini", "duplicate_iou": 0.7,
+            "square": "pad", "weights": {"parser": "ab"},
             "last_run": {"thresholds": {"min_blur": 3.0}},
         }  # fmt: skip
 
@@ -142,7 +143,7 @@ class Prepared:
                 write_records(place / "new.jsonl", records_of([row], {}, place, place))
         if rng.random() < 0.2:
             write_report(place, [row] if row else [], place, self.settings, ["a", None])
-        _merged(settings_file, {key: self.settings[key] for key in ("data_folder", "detector", "weights")})
+        _merged(settings_file, {key: value for key, value in self.settings.items() if key != "last_run"})
 
 
 class Evaluations:
