@@ -1,19 +1,6 @@
-"""Measure how well models keep the person and follow the prompt (FeedFace, Appendix C).
+"""Measure how well models keep the person and follow the prompt.
 
-The paper's protocol, on cases in the authors' JSON schema (see json_examples/; pictures relative to file or --data):
-    python evaluate.py --protocol ppr10k --data PPR10K/360p --cases cases --model models/feedface-v1 --out outputs/p
-    accelerate launch --num_processes 8 evaluate.py --protocol ppr10k --data PPR10K/360p --cases cases --model …
-The same in the mini world, on people nobody trained on, in minutes on a CPU:
-    python evaluate.py --protocol mini --model models/mini --out outputs/evaluation
-Systems compared, on the same people, prompts and seeds; a list of {"name", "model", "ckpt_path"?, "pool"?,
-"references"?, "settings"?: {"steps", "guidance", "face_scale", "uncond", "size"}}, or several models:
-    python evaluate.py --protocol mini --systems systems.json --out outputs/comparison
-    python evaluate.py --protocol mini --model models/mini workdir/mini/checkpoints/last --references 1
-
-Left in --out: report.html, table.md and table.tex (the paper's Table 1), scores.json (figures with intervals),
-scores.jsonl (a line a picture), sheet.png, every picture, and base pictures, drawn without a face. The same command
-goes on where it was stopped and makes again what was deleted.
-Exit codes: 0, 2 for bad input (also where single cases could not be taken; the others are done), 130 for Ctrl-C.
+python evaluate.py --help      commands to copy, and all options (from libs/feedface/commands/evaluate.py)
 """
 
 import sys
@@ -22,10 +9,7 @@ from pathlib import Path
 # The package is used as it lies here, also where it is not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parent / "libs"))
 
-from feedface.common.errors import run_cli
-from feedface.evaluation.cli import main
+from feedface.commands.evaluate import cli
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="backslashreplace")  # a case's name may hold what the terminal cannot show
-    sys.stderr.reconfigure(errors="backslashreplace")
-    run_cli(lambda: main(description=__doc__))
+    cli()

@@ -1,20 +1,6 @@
 """Train the face-controlnet beside a frozen backbone.
 
-The paper's training, on 8 GPUs (another number works too; resuming on another number as well):
-    accelerate launch --num_processes 8 --mixed_precision fp16 --multi_gpu train.py \\
-        --config=configs/train_config.py --workdir=workdir/feedface
-The miniature, on a CPU:
-    accelerate launch train.py --config=configs/mini_face.py --workdir=workdir/mini
-Check config, weights, records and disk first, and measure what a step takes:
-    python train.py --config=configs/train_config.py --workdir=workdir/feedface --dry_run
-Encode all pictures once, ahead of training (launched like training, so on as many processes):
-    python train.py --config=configs/train_config.py --workdir=workdir/feedface --config.cache.dir=features --cache_only
-
-Any config value can be given by flag, such as --config.train.batch_size=8; --help lists them. The same command goes on
-from the last checkpoint; `inference.py --model WORKDIR/checkpoints/last` uses it at once. SIGTERM and Ctrl-C save and
-leave.
-Exit codes: 0 done, 2 wrong input (one line says what), 130 after Ctrl-C, 143 after SIGTERM. `accelerate launch` turns
-every code but 0 into 1.
+python train.py --help      commands to copy, and all options (from libs/feedface/commands/train.py)
 """
 
 import sys
@@ -23,80 +9,7 @@ from pathlib import Path
 # The package is used as it lies here, also where it is not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parent / "libs"))
 
-from absl import flags
-from ml_collections import config_flags
-
-from feedface.common.command_line import VERSION
-from feedface.common.config_flags import config_keys, explain
-from feedface.common.errors import UserError, run_cli
-from feedface.inference.config_file import load_config
-
-FLAGS = flags.FLAGS
-config_flags.DEFINE_config_file("config", None, "Config file, such as configs/train_config.py.", lock_config=True)
-flags.DEFINE_string("workdir", None, "Folder of this run: checkpoints, logs, the resolved config.")
-flags.DEFINE_bool("dry_run", False, "Check config, weights, records and disk, measure, stop before the first step.")
-flags.DEFINE_bool("cache_only", False, "Fill the feature cache and stop.")
-
-
-def main() -> int:
-    parse(sys.argv)
-    from feedface.training.dry_run import dry_run
-    from feedface.training.trainer import fill_cache, train
-
-    run = dry_run if FLAGS.dry_run else fill_cache if FLAGS.cache_only else train
-    return run(FLAGS.config, Path(FLAGS.workdir))
-
-
-def parse(arguments: list[str]) -> None:
-    """Fill `FLAGS`; `UserError` for an unknown or ill-typed flag or config key."""
-    if "--version" in arguments:
-        print(VERSION)
-        raise SystemExit(0)
-    if {"-h", "--help", "-help", "--helpfull"} & set(arguments[1:]):
-        print_help(arguments)
-        raise SystemExit(0)
-    file = _config_file(arguments)
-    if file:
-        load_config(*file.split(":", 1))  # what is wrong in the file itself, with its line
-    try:
-        extra = FLAGS(arguments)[1:]
-        missing = [name for name in ("config", "workdir") if FLAGS[name].value is None]
-        if not missing:
-            FLAGS.config.keys()  # a config file that cannot be loaded is reported at its first use
-    # ml_collections reports a wrong key or type of the config in all of these.
-    except (flags.Error, KeyError, AttributeError, TypeError, ValueError, OSError) as error:
-        raise UserError(f"{explain(error, arguments)}; --help lists flags and config keys") from None
-    if extra:
-        raise UserError(f"{extra[0]}: unknown argument; see --help")
-    if missing:
-        raise UserError(f"--{missing[0]} is missing; see --help")
-    if not FLAGS.workdir.strip():
-        raise UserError("--workdir is empty; name a folder (. is the current one)")
-
-
-def _config_file(arguments: list[str]) -> str:
-    """What --config names, before absl has a look at it; "" where it is not given."""
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
-        name, equals, value = argument.lstrip("-").partition("=")
-        if argument.startswith("-") and name == "config":
-            return value if equals else following
-    return ""
-
-
-def print_help(arguments: list[str]) -> None:
-    """What the script does, its flags, and the config's keys: of --config where it is named, else of the paper's."""
-    print(__doc__)
-    for name in ("config", "workdir", "dry_run", "cache_only"):
-        print(f"  --{name:12} {FLAGS[name].help}")
-    print("  --version      Print the version.")
-    paper = Path(__file__).with_name("configs") / "train_config.py"
-    named = [argument.partition("=")[2] for argument in arguments if argument.startswith("--config=")]
-    file, _, variant = (named or [str(paper)])[-1].partition(":")
-    config = load_config(file, *[variant] if variant else [])
-    print(f"\nConfig keys, with the values of {Path(file).name}; configs/{paper.name} says what they mean:")
-    for line in config_keys(config):
-        print(f"  {line}")
-
+from feedface.commands.train import cli
 
 if __name__ == "__main__":
-    run_cli(main)
+    cli()

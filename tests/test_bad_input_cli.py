@@ -7,13 +7,13 @@ import struct
 import zlib
 from pathlib import Path
 
-import inference
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from toy import make_toy_bundle
 
+from feedface.commands import inference
 from feedface.common.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, run_cli
 
 

@@ -1,6 +1,7 @@
 """What all command lines have: quick --help, --version, one line for a wrong argument."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,10 @@ import pytest
 from feedface import __version__
 from feedface.checkpoints import __main__ as convert
 from feedface.checkpoints import release
+from feedface.commands import COMMANDS
 from feedface.common import device
 from feedface.common.config_flags import config_keys, explain
+from feedface.common.places import find_config
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ["inference.py", "train.py", "make_data.py", "evaluate.py", "distill.py"]
@@ -46,6 +49,37 @@ def test_a_wrong_argument_is_one_line(name):
     code, out, errors = run_as_program(name, "--nonsense=1", heavy=())
     assert code == 2 and not out
     assert errors.startswith("error: ") and errors.count("\n") == 1
+
+
+def test_feedface_says_what_there_is():
+    for arguments in ([], ["--help"], ["-h"]):
+        code, out, errors = run_as_program("feedface", *arguments)
+        assert code == 0 and not errors and all(f"  {name} " in out for name in COMMANDS)
+    assert run_as_program("feedface", "--version") == (0, f"FeedFace {__version__}\n", "")
+    code, out, errors = run_as_program("feedface", "draw")
+    known = "inference, train, make-data, evaluate, distill"
+    assert (code, out) == (2, "")
+    assert errors == f"error: 'draw': no command of feedface; use {known} (feedface --help)\n"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_are_the_scripts_by_another_name(command):
+    script = f"{command.replace('-', '_')}.py"
+    assert run_as_program("feedface", command, "--version") == (0, f"FeedFace {__version__}\n", "")
+    code, out, errors = run_as_program("feedface", command, "--help")
+    assert code == 0 and not errors and f"feedface {command} " in out and script not in out
+    assert set(re.findall(r"--\w+", out)) == set(re.findall(r"--\w+", run_as_program(script, "--help")[1]))
+    code, out, errors = run_as_program("feedface", command, "--nonsense=1", heavy=())
+    assert code == 2 and not out and errors.startswith("error: ") and errors.count("\n") == 1
+
+
+def test_configs_by_name_and_from_anywhere(tmp_path, monkeypatch):
+    paper = str(ROOT / "configs" / "train_config.py")
+    monkeypatch.chdir(tmp_path)
+    assert [find_config(name) for name in ("train_config", "train_config.py", "configs/train_config.py")] == [paper] * 3
+    assert find_config("other/train_config.py") == "other/train_config.py" and find_config("none.py") == "none.py"
+    Path("train_config.py").touch()
+    assert find_config("train_config.py") == "train_config.py"  # what lies here comes first
 
 
 def test_what_is_written_out_for_quick_help_is_true():

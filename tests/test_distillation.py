@@ -5,7 +5,6 @@ import math
 import sys
 from itertools import pairwise
 
-import distill
 import pytest
 import torch
 from toy import make_toy_bundle
@@ -13,6 +12,7 @@ from toy_records import make_records
 
 from feedface.checkpoints.bundle import load_bundle
 from feedface.checkpoints.few_step import FewStep, read_few_step
+from feedface.commands import distill
 from feedface.common.errors import UserError
 from feedface.data.records import read_records
 from feedface.diffusion.sampling import jumps_at, sample

@@ -16,7 +16,7 @@ from torch import nn
 from feedface.common.errors import UserError
 from feedface.faces import detect
 from feedface.faces.detect import Face, InsightFaceDetector, make_detector
-from feedface.faces.identity import FaceRecogniser, cosine_similarity
+from feedface.faces.identity import PackRecogniser, cosine_similarity
 from feedface.faces.opencv import OpenCVDetector
 from feedface.synthetic.train.detector import STRIDES, DetectorFile, anchors
 from feedface.synthetic.train.export import export_onnx
@@ -323,14 +323,14 @@ def test_opencv_finds_nothing_where_nothing_is():
 
 
 def test_recogniser_embeds_the_largest_face(packs):
-    recogniser = FaceRecogniser(InsightFaceDetector("red", packs))
+    recogniser = PackRecogniser(InsightFaceDetector("red", packs))
     embedding = recogniser.embed(picture(64, 64, (255, 0, 0)))
     assert cosine_similarity(embedding, embedding) == pytest.approx(1)
     assert recogniser.embed(picture(64, 64, (0, 0, 255))) is None
     with pytest.raises(UserError, match="has no face recogniser"):
-        FaceRecogniser(InsightFaceDetector("framed", packs))
+        PackRecogniser(InsightFaceDetector("framed", packs))
     with pytest.raises(UserError, match="has no face recogniser"):
-        FaceRecogniser(OpenCVDetector())
+        PackRecogniser(OpenCVDetector())
 
 
 def test_cosine_similarity():

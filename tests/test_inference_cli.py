@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import inference
 import numpy as np
 import pytest
 import torch
@@ -16,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from toy import make_toy_bundle, toy_face_controlnet
 
 from feedface.checkpoints.bundle import save_component, write_derived_index
+from feedface.commands import inference
 from feedface.common.errors import UserError
 from feedface.faces.detect import Face
 
@@ -317,7 +317,7 @@ def test_in_a_batch_the_others_go_on(run, here, capsys):
 
 
 def test_a_full_disk_ends_a_batch(run, here, monkeypatch):
-    from feedface.inference.outputs import OutputError
+    from feedface.common.saving import OutputError
 
     write_job(here / "a.json")
     write_job(here / "b.json")

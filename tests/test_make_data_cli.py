@@ -10,11 +10,11 @@ import sys
 import time
 from pathlib import Path
 
-import make_data
 import psutil
 import pytest
 from preparation_tools import nobody, save, tree, two_people, write_model, write_people
 
+from feedface.commands import make_data
 from feedface.common.errors import EXIT_USER_ERROR, run_cli
 from feedface.data.records import read_records
 

@@ -12,15 +12,8 @@ from PIL import Image
 
 from feedface.common.contact_sheet import Tile, contact_sheet
 from feedface.common.errors import UserError
-from feedface.inference.outputs import (
-    OutputError,
-    PictureFolder,
-    PictureInfo,
-    check_writable,
-    safe_name,
-    save_json,
-    save_png,
-)
+from feedface.common.saving import OutputError, check_writable, safe_name, save_json, save_png
+from feedface.inference.outputs import PictureFolder, PictureInfo
 
 INFO = PictureInfo("a man 😀 / ..\nhat", 3, "toy", "abc", {"steps": 2, "size": [64, 64]}, ("face",))
 IMAGE = Image.new("RGB", (16, 16), (9, 8, 7))

@@ -149,7 +149,7 @@ def test_missing_files_and_kinds(tmp_path):
     with pytest.raises(UserError, match="no such file"):
         make_captioner("file", file=tmp_path / "c.csv", pictures=PICTURES)
     with pytest.raises(UserError, match="--caption_file"):
-        make_captioner("file", pictures=PICTURES)
+        make_captioner("file", file=None, pictures=PICTURES)
     with pytest.raises(UserError, match="none, sidecar, file, llava"):
         make_captioner("blip")
 
@@ -280,7 +280,7 @@ def test_llava_is_what_transformers_generates(llava, llava_folder, pictures):
 
 
 def test_llava_by_kind(llava_folder, pictures):
-    captioner = make_captioner("llava", llava_model=llava_folder, device="cpu", batch_size=2)
+    captioner = make_captioner("llava", model=llava_folder, device="cpu", batch_size=2)
     assert captioner.kind == "llava" and isinstance(captioner.caption(*pictures[0]), str)
 
 

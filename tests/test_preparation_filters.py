@@ -9,7 +9,7 @@ from feedface.common.errors import UserError
 from feedface.preparation.filters import HEAD, Thresholds, blur, head_pose, measure, reject
 from feedface.synthetic.world import make_portraits
 
-MEASURES = {"face_px": 41.0, "blur": 20.5, "yaw": -33.0, "pitch": 4.0, "roll": 12.0}
+MEASURES = {"scores": 0.8, "face_px": 41.0, "blur": 20.5, "yaw": -33.0, "pitch": 4.0, "roll": 12.0}
 
 
 @pytest.fixture(scope="module")
@@ -91,19 +91,19 @@ def test_without_landmarks_there_is_no_pose(portraits):
         ({"max_yaw": 30}, "yaw -33 degrees, more than --max_yaw 30"),
         ({"max_roll": 10}, "roll 12 degrees, more than --max_roll 10"),
         ({"min_score": 0.9}, "score 0.8, lower than --min_score 0.9"),
-        ({"max_pitch": 10, "min_face_px": 41, "min_blur": 20.5, "max_yaw": 33, "min_score": 0.8}, None),
-        ({"min_face_px": 0, "max_yaw": 0, "min_score": None}, None),
-        ({}, None),
+        ({"max_pitch": 10, "min_face_px": 41, "min_blur": 20.5, "max_yaw": 33, "min_score": 0.8}, ""),
+        ({"min_face_px": 0, "max_yaw": 0, "min_score": None}, ""),
+        ({}, ""),
     ],
 )
 def test_reasons(thresholds, reason):
-    assert reject(MEASURES, 0.8, Thresholds(**thresholds)) == reason
+    assert reject(MEASURES, Thresholds(**thresholds)) == reason
 
 
 def test_unknown_pose_does_not_pass_a_limit_on_it():
     unknown = MEASURES | {"yaw": None, "pitch": None, "roll": None}
-    assert "yaw not known" in reject(unknown, 1.0, Thresholds(max_yaw=30))
-    assert reject(unknown, 1.0, Thresholds(min_face_px=10)) is None
+    assert "yaw not known" in reject(unknown, Thresholds(max_yaw=30))
+    assert reject(unknown, Thresholds(min_face_px=10)) == ""
 
 
 @pytest.mark.parametrize("name", ["max_yaw", "max_pitch", "max_roll", "min_score"])

@@ -25,7 +25,7 @@ from feedface.preparation.formats import (
     square_around,
     write_all,
 )
-from feedface.preparation.outcome import write_row
+from feedface.preparation.result import write_row
 
 BOX = [20.0, 16.0, 50.0, 60.0]
 

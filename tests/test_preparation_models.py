@@ -7,10 +7,12 @@ import pytest
 import torch
 from preparation_tools import write_model
 
+from feedface.common import device
+from feedface.common.device import limit_threads, pick_devices
 from feedface.common.errors import UserError
 from feedface.faces import detect
 from feedface.preparation import models
-from feedface.preparation.models import Choice, check_models, choose, digests, limit_threads, load_models, pick_devices
+from feedface.preparation.models import Choice, check_models, choose, digests, load_models
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +119,7 @@ def test_auto_goes_back_to_the_cpu_with_a_note(monkeypatch, model, home, capsys)
 def test_threads_are_shared(monkeypatch):
     before = torch.get_num_threads()
     try:
-        monkeypatch.setattr(models.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+        monkeypatch.setattr(device.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
         monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
         assert [limit_threads(count) for count in (1, 2, 3, 20)] == [8, 4, 2, 1]
         monkeypatch.setenv("OMP_NUM_THREADS", "3")
@@ -127,6 +129,6 @@ def test_threads_are_shared(monkeypatch):
 
 
 def test_the_default_model_is_where_mini_comes_from():
-    import make_data
+    from feedface.common.places import default_model
 
-    assert Path(make_data.MINI_MODEL, "model_index.json").is_file()
+    assert Path(default_model(), "model_index.json").is_file()

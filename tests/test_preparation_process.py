@@ -6,9 +6,9 @@ from preparation_tools import nobody, save
 
 from feedface.faces.crop import square_box
 from feedface.faces.detect import Face
-from feedface.preparation.filters import Thresholds
-from feedface.preparation.outcome import FoundFace, plain, read_row, rounded, stems, write_row
-from feedface.preparation.process import Loaded, Rules, detect, drop_duplicates, judge, load, overlap, squared, verdict
+from feedface.preparation.filters import Thresholds, reject
+from feedface.preparation.process import Loaded, Rules, detect, drop_duplicates, judge, load, overlap, squared
+from feedface.preparation.result import plain, read_row, rounded, stems, write_row
 
 LANDMARKS = np.array([[30, 36], [50, 36], [40, 46], [32, 56], [48, 56]], np.float32)
 
@@ -98,22 +98,20 @@ def test_a_face_found_twice_counts_once(picture):
 
 
 def test_duplicates_keep_their_order_and_the_first_of_equals():
-    def found(score, *box):
-        return FoundFace((0, 0, 1, 1), score, classes=classes(*box))
-
-    a, b, c = found(0.5, 0, 0, 40, 40), found(0.9, 50, 50, 90, 90), found(0.5, 1, 0, 40, 40)
-    assert drop_duplicates([a, b, c], 0.7) == [a, b]
-    assert drop_duplicates([c, b, a], 0.7) == [c, b]
-    empty = FoundFace((0, 0, 1, 1), 0.1, classes=np.zeros((96, 96), np.uint8))
-    assert drop_duplicates([empty, empty], 0.7) == [empty, empty]
+    a, b, c = (0.5, (0, 0, 40, 40)), (0.9, (50, 50, 90, 90)), (0.5, (1, 0, 40, 40))
+    empty = (0.1, None)
+    for faces, kept in (([a, b, c], [0, 1]), ([c, b, a], [0, 1]), ([b, a, c], [0, 1]), ([empty, empty], [0, 1])):
+        assert drop_duplicates(*zip(*faces, strict=True), 0.7) == kept
+    better = (0.6, (1, 0, 40, 40))
+    assert drop_duplicates(*zip(a, b, better, strict=True), iou=0.7) == [1, 2]
 
 
 def test_filters(picture):
     rules = Rules(thresholds=Thresholds(min_face_px=50))
     outcome = judge(picture, [face()], [classes(10, 5, 70, 80)], rules)
     assert outcome.kind == "filtered" and "40 px" in outcome.reason and len(outcome.masks) == 1
-    assert verdict(outcome.rows()[0], rules.thresholds) == outcome.reason
-    assert verdict(outcome.rows()[0], Thresholds(min_face_px=40)) == ""
+    assert reject(outcome.rows()[0], rules.thresholds) == outcome.reason
+    assert reject(outcome.rows()[0], Thresholds(min_face_px=40)) == ""
 
 
 def test_overlap():

@@ -1,6 +1,5 @@
 """report.html and report.png, from what a run leaves."""
 
-import json
 import re
 
 import numpy as np
@@ -11,19 +10,20 @@ from PIL import Image
 from feedface.faces.detect import Face
 from feedface.faces.parse import mask_values
 from feedface.preparation.filters import Thresholds
-from feedface.preparation.outcome import stems
 from feedface.preparation.process import Rules, judge, load
 from feedface.preparation.report import SHOWN, short_reason, write_report
-from feedface.preparation.sheet import BOX, POINT, SQUARE, Picture, draw_tile
+from feedface.preparation.result import stems
+from feedface.preparation.tiles import BOX, POINT, SQUARE, Picture, draw_tile
 from feedface.synthetic.world import make_portraits
 
 ODD = '<b>"ü" & co'
 FILES = ("report.html", "report.png")
+PEOPLE = ["p", "p", "q", None]  # of the records
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A data folder and an output folder as a run leaves them, by the renderer's truth: data, out, rows."""
+    """A data folder and an output folder as a run leaves them, by the renderer's truth: data, out, rows, settings."""
     root = tmp_path_factory.mktemp("report")
     data, out = root / "data", root / "out"
     count = SHOWN + 6
@@ -50,10 +50,7 @@ def made(tmp_path_factory):
         rows += leave(out, judge(load(data, rel), found, masks, rules))
     settings = {"data_folder": str(data), "detector": "mini", "weights": {"a": {"b": "digest"}}}
     settings["last_run"] = {"thresholds": {"min_face_px": rules.thresholds.min_face_px, "min_blur": None}}
-    (out / "settings.json").write_text(json.dumps(settings))
-    records = [{"path": "a", "identity": name} for name in ("p", "p", "q")] + [{"path": "a"}]
-    (out / "records.jsonl").write_text("\n".join(map(json.dumps, records)))
-    return data, out, rows
+    return data, out, rows, settings
 
 
 def leave(out, outcome) -> list[dict]:
@@ -67,8 +64,8 @@ def leave(out, outcome) -> list[dict]:
 
 
 def test_page_says_everything_and_loads_nothing(made):
-    _, out, rows = made
-    write_report(out, rows)
+    data, out, rows, settings = made
+    write_report(out, rows, data, settings, PEOPLE)
     page = Reader((out / "report.html").read_text(encoding="utf-8"))
     assert all(source.startswith("data:image/") for source in page.sources)
     kinds = {row["path"]: row["outcome"] for row in rows}
@@ -84,16 +81,16 @@ def test_page_says_everything_and_loads_nothing(made):
 
 
 def test_same_files_same_bytes(made):
-    data, out, rows = made
-    write_report(out, rows)
+    data, out, rows, settings = made
+    write_report(out, rows, data, settings, PEOPLE)
     first = [(out / name).read_bytes() for name in FILES]
-    write_report(out, iter(rows), data)
+    write_report(out, iter(rows), data, settings, PEOPLE)
     assert [(out / name).read_bytes() for name in FILES] == first
     assert not list(out.glob(".tmp-*"))
 
 
 def test_a_long_run_shows_some_and_lists_all_others(made, tmp_path):
-    data, _, rows = made
+    data, _, rows, _ = made
     single = next(row for row in rows if row["outcome"] == "single")
     many = [single | {"path": f"{ODD}/{index:05d}.png"} for index in range(3 * SHOWN)]
     errors = [
@@ -107,7 +104,7 @@ def test_a_long_run_shows_some_and_lists_all_others(made, tmp_path):
         }
         for index in range(1100)
     ]
-    write_report(tmp_path, many + errors, data)
+    write_report(tmp_path, many + errors, data, {}, [None])
     page = Reader((tmp_path / "report.html").read_text(encoding="utf-8"))
     assert f"single: {3 * SHOWN}, {SHOWN} of them" in page.text and "… and 100 more" in page.text
     assert len(page.sources) == 1 + 2 * SHOWN
@@ -115,21 +112,20 @@ def test_a_long_run_shows_some_and_lists_all_others(made, tmp_path):
 
 
 def test_nothing_at_all(tmp_path):
-    write_report(tmp_path, [])
+    write_report(tmp_path, [], tmp_path, {}, [])
     assert "0 pictures" in Reader((tmp_path / "report.html").read_text()).text
     assert (tmp_path / "report.png").exists()
 
 
 def test_pictures_and_masks_that_are_gone(made, tmp_path):
-    _, _, rows = made
-    write_report(tmp_path, rows)  # no settings, no pictures, no masks
-    (tmp_path / "settings.json").write_text("[broken")
-    write_report(tmp_path, rows, tmp_path / "nowhere")
+    _, _, rows, _ = made
+    write_report(tmp_path, rows, tmp_path / "nowhere", {}, [])
     assert (tmp_path / "report.png").exists()
+    assert "0 records in records.jsonl." in Reader((tmp_path / "report.html").read_text(encoding="utf-8")).text
 
 
 def test_tiles_show_what_was_found(made):
-    data, out, rows = made
+    data, out, rows, _ = made
     row = next(row for row in rows if row["outcome"] == "single")
     tile = np.asarray(draw_tile(Picture([row]), data, out))
     bare = np.asarray(draw_tile(Picture([row | {"point": None}]), data, out / "no masks"))

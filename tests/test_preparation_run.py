@@ -18,9 +18,9 @@ from feedface.data.records import read_records
 from feedface.data.transforms import LAPA_VALUES
 from feedface.preparation.check import check_folder
 from feedface.preparation.filters import Thresholds
-from feedface.preparation.maker import Maker
 from feedface.preparation.models import choose, load_models
 from feedface.preparation.options import Options
+from feedface.preparation.preparer import Preparer
 from feedface.preparation.process import Rules, overlap
 from feedface.preparation.run import run
 from feedface.synthetic.world import make_portraits
@@ -63,13 +63,13 @@ def options(data, model, tmp_path):
 def made(monkeypatch):
     """The pictures that go through the models."""
     rels = []
-    make = Maker.make
+    make = Preparer.make
 
     def watched(self, batch):
         rels.extend(loaded.rel for loaded in batch)
         return make(self, batch)
 
-    monkeypatch.setattr(Maker, "make", watched)
+    monkeypatch.setattr(Preparer, "make", watched)
     return rels
 
 
@@ -140,7 +140,7 @@ def test_after_a_stop_only_what_is_missing_is_made(options, made, monkeypatch, t
     run(options)
     whole = tree(options.out)
     options = replace(options, out=tmp_path / "stopped", batch_size=2, workers=1)
-    make = Maker.make
+    make = Preparer.make
 
     def stop(self, batch):
         if len(made) >= 4:
@@ -149,7 +149,7 @@ def test_after_a_stop_only_what_is_missing_is_made(options, made, monkeypatch, t
 
     made.clear()
     with monkeypatch.context() as patch:
-        patch.setattr(Maker, "make", stop)
+        patch.setattr(Preparer, "make", stop)
         with pytest.raises(KeyboardInterrupt):
             run(options)
     first = list(made)

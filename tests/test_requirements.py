@@ -1,6 +1,8 @@
 """What is installed: one OpenCV, the one without windows, and all that insightface needs beside it."""
 
+import tomllib
 from importlib.metadata import requires
+from itertools import chain
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -33,3 +35,17 @@ def test_everything_is_pinned_and_make_installs_it_all():
         assert all(str(one.specifier).startswith("==") for one in listed(name).values())
     for text in (make, (ROOT / "README.md").read_text()):
         assert "--no-deps -r requirements-insightface.txt" in text
+
+
+def test_a_wheel_asks_for_ranges_that_hold_what_is_tested():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = {name: list(map(Requirement, texts)) for name, texts in project["optional-dependencies"].items()}
+    assert set(extras) == {"web", "eval", "gpu", "dev", "comfyui"}
+    core, pinned = list(map(Requirement, project["dependencies"])), listed("requirements.txt")
+    assert {need.name.lower() for need in core} == set(pinned)
+    pinned |= listed("requirements-dev.txt")
+    for need in [*core, *chain.from_iterable(extras.values())]:
+        assert any(part.operator == ">=" for part in need.specifier), need
+        assert not any(part.operator in ("==", "===", "~=") for part in need.specifier), need
+        if need.name.lower() in pinned:
+            assert need.specifier.contains(next(iter(pinned[need.name.lower()].specifier)).version), need

@@ -24,13 +24,13 @@ from feedface.checkpoints.bundle import load_bundle
 from feedface.common.command_line import Parser
 from feedface.common.device import pick_device
 from feedface.common.errors import run_cli
+from feedface.common.saving import check_writable, save_json, save_png
 from feedface.diffusion.names import UNCOND_MODES
 from feedface.evaluation.cases import Cases, crop_references, make_cases
 from feedface.evaluation.metrics import Figure
 from feedface.evaluation.mini import Judge, draw, encode_faces, load_judge
 from feedface.evaluation.people import MAX_IDENTITIES
 from feedface.evaluation.sheets import people_sheet
-from feedface.inference.outputs import check_writable, save_json, save_png
 from feedface.settings import MAX_SEED, Settings, check_range
 from research.baselines.compare import (
     BASE,

@@ -15,10 +15,11 @@ from PIL import Image
 from feedface.checkpoints.bundle import Bundle
 from feedface.common.images import open_image
 from feedface.common.json_files import load_json
+from feedface.common.saving import save_json
 from feedface.evaluation.cases import FIRST_IDENTITY, WORLD_SEED, Cases
 from feedface.evaluation.draw import draw
 from feedface.inference.model_files import model_digest
-from feedface.inference.outputs import PictureFolder, PictureInfo, save_json
+from feedface.inference.outputs import PictureFolder, PictureInfo
 from feedface.settings import Settings
 from feedface.synthetic.world.captions import captions as world_captions
 from feedface.synthetic.world.identity import sample_identities

@@ -23,11 +23,11 @@ from feedface.common.command_line import Parser
 from feedface.common.device import pick_device, pick_dtype
 from feedface.common.errors import UserError, run_cli
 from feedface.common.json_files import load_json
+from feedface.common.saving import check_writable, save_json
 from feedface.evaluation.cases import FIRST_IDENTITY, GALLERY, crop_references, make_cases
 from feedface.evaluation.inspector import Inspector
 from feedface.evaluation.mini import Judge, load_judge
 from feedface.inference.model_files import load_model, model_digest
-from feedface.inference.outputs import check_writable, save_json
 from feedface.settings import MAX_SEED, Settings, check_range
 from research.reproduction.parts import FIGURES, Parts, by_count, portrait_cases
 from research.reproduction.probe import choose_probe, pictures_to_fit

@@ -36,8 +36,7 @@ def _detector(*arguments) -> object:
 
 def main(argv: list[str]) -> int:
     """inference.py; what it loads of models/mini is kept for the next input, of all other models not."""
-    import inference
-
+    from feedface.commands import inference
     from feedface.faces import detect
     from feedface.pipeline import FeedFacePipeline
 
@@ -199,7 +198,7 @@ class Flags:
     share = 9
 
     def __init__(self, folder: Path, large: bool):
-        import inference
+        from feedface.commands import inference
 
         self.actions = [action for action in inference.make_parser()._actions if action.dest not in SKIPPED]
 

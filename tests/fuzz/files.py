@@ -113,18 +113,18 @@ class Prepared:
             "embedding": [0.1, 0.2], "caption": "a photo", "caption_by": "none", **measured,
         }  # fmt: skip
         self.settings = {
-            "data_folder": "photos", "detector": "mini", "weights": {"parser": "ab"},
+            "data_folder": "photos", "detector": "mini", "det_threshold": 0.5, "parser": "mini", "duplicate_iou": 0.7,
+            "square": "pad", "weights": {"parser": "ab"},
             "last_run": {"thresholds": {"min_blur": 3.0}},
         }  # fmt: skip
 
     def case(self, rng: random.Random, place: Path) -> None:
         from feedface.data.records import write_records
-        from feedface.preparation.filters import Thresholds
+        from feedface.preparation.filters import MEASURES, Thresholds, reject
         from feedface.preparation.formats import make_records as records_of
-        from feedface.preparation.outcome import read_row
-        from feedface.preparation.plan import _merged, file_names
-        from feedface.preparation.process import MEASURES, verdict
+        from feedface.preparation.plan import _merged
         from feedface.preparation.report import write_report
+        from feedface.preparation.result import file_names, read_row
 
         row_file, settings_file = place / "a.png.json", place / "settings.json"
         outcome = rng.choice(("single", "single", "multi", "filtered", "error"))
@@ -134,17 +134,16 @@ class Prepared:
         )
         if rng.random() < 0.1:
             no_file(rng, rng.choice((row_file, settings_file)))
-        (place / "records.jsonl").write_bytes(bad_json(rng, {"identity": "a"}))
         row = read_row(row_file)
         if row is not None:
             file_names(row)
             if row["outcome"] in ("single", "filtered") and {*MEASURES, "scores"} <= row.keys():
-                verdict(row, Thresholds(min_blur=3, max_yaw=9, max_pitch=50, min_score=0.1))
+                reject(row, Thresholds(min_blur=3, max_yaw=9, max_pitch=50, min_score=0.1))
             if "caption" in row:
                 write_records(place / "new.jsonl", records_of([row], {}, place, place))
         if rng.random() < 0.2:
-            write_report(place, [row] if row else [], place)
-        _merged(settings_file, {key: self.settings[key] for key in ("data_folder", "detector", "weights")})
+            write_report(place, [row] if row else [], place, self.settings, ["a", None])
+        _merged(settings_file, {key: value for key, value in self.settings.items() if key != "last_run"})
 
 
 class Evaluations:

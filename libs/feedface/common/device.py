@@ -1,8 +1,11 @@
 """Which device and which number format to use: a GPU when there is one, never assumed."""
 
+import os
+
 import torch
 
 from feedface.common.errors import UserError
+from feedface.common.opencv import import_cv2
 
 KINDS = ("cpu", "cuda", "mps")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -30,6 +33,21 @@ def pick_device(name: str | torch.device | None = None) -> torch.device:
     return device
 
 
+def pick_devices(name: str, local_index: int) -> tuple[str, str]:
+    """Devices of onnxruntime (a face detector) and of PyTorch. "auto" and "cuda" spread processes over the GPUs.
+
+    Asked for by name, a GPU has to be used by both; "auto" detects on the CPU where onnxruntime has no GPU.
+    """
+    device = str(pick_device(name))
+    if device == "cuda":
+        device = f"cuda:{local_index % torch.cuda.device_count()}"
+    if name != "auto" or not device.startswith("cuda"):
+        return device, device
+    import onnxruntime
+
+    return device if "CUDAExecutionProvider" in onnxruntime.get_available_providers() else "cpu", device
+
+
 def pick_dtype(name: str | torch.dtype | None, device: torch.device) -> torch.dtype:
     """`None` or "auto": fp16 on a GPU, fp32 on a CPU. Otherwise one of fp32, bf16, fp16, or the dtype itself."""
     if name in (None, "auto"):
@@ -44,3 +62,13 @@ def pick_dtype(name: str | torch.dtype | None, device: torch.device) -> torch.dt
 def fast_bfloat16(device: torch.device) -> bool:
     """Whether bfloat16 is not slower than float32 there: on a CPU without AVX-512 it is, a hundredfold."""
     return device.type != "cpu" or torch.backends.cpu.get_cpu_capability() not in ("DEFAULT", "AVX2")
+
+
+def limit_threads(processes: int) -> int:
+    """Keep this process to its share of the cores (or to OMP_NUM_THREADS); returns how many threads that is."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    threads = int(wanted) if wanted.isdigit() and int(wanted) else max(1, cores // processes)
+    torch.set_num_threads(threads)
+    import_cv2().setNumThreads(threads)
+    return threads

@@ -38,6 +38,9 @@ def run_cli(main: Callable[[], int | None]) -> None:
     exit code 130. Anything else is a defect of ours and keeps its traceback. Warnings, which libraries have for
     developers, are shown by `python -W default`.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # names and prompts may hold what a terminal cannot show
     try:
         with warnings.catch_warnings():
             if not sys.warnoptions:

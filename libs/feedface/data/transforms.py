@@ -3,9 +3,8 @@
 import numpy as np
 from PIL import Image
 
-# Grey value of each LaPa class in a mask file: class * 255 // 11 for background, skin, brows, eyes, nose, lips, hair;
-# see `masks.read_mask`.
-LAPA_VALUES = tuple(c * 255 // 11 for c in range(11))
+from feedface.faces.types import LAPA_VALUES
+
 HAIR_VALUE = LAPA_VALUES[10]
 
 

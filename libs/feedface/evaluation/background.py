@@ -13,8 +13,8 @@ from typing import Protocol
 
 import numpy as np
 
+from feedface.common.opencv import import_cv2
 from feedface.faces.detect import Face, FaceDetector
-from feedface.faces.opencv import import_cv2
 from feedface.faces.parse import FaceParser
 
 MARGIN_PX = 1  # a parser is a pixel off along its edges, and there a changed face would count as background

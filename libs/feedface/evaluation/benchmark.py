@@ -24,6 +24,7 @@ from feedface.common.errors import EXIT_USER_ERROR, UserError, one_line
 from feedface.common.files import folder_lock, remove_leftovers
 from feedface.common.processes import Team
 from feedface.common.progress import progress
+from feedface.common.saving import check_writable, safe_name, save_ascii, save_json, save_png
 from feedface.common.validation import OPEN, read_json_as
 from feedface.evaluation.judging import FaceEye, Judges
 from feedface.evaluation.normalised import Bounds
@@ -32,7 +33,6 @@ from feedface.evaluation.protocols import Case
 from feedface.evaluation.scoring import Gallery, bounds, score
 from feedface.evaluation.summary import SystemRun, summarise
 from feedface.evaluation.systems import Artist
-from feedface.inference.outputs import check_writable, safe_name, save_ascii, save_json, save_png
 
 VERSION = 1  # of the scores: raise it where the same pictures get other ones
 SCORES = "scores.json"

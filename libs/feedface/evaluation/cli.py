@@ -8,10 +8,10 @@ from pathlib import Path
 
 from feedface.common.command_line import Parser
 from feedface.common.errors import UserError, path_flag
+from feedface.common.places import default_model
 from feedface.evaluation.people import FIRST_IDENTITY, GALLERY, MAX_IDENTITIES
 from feedface.settings import MAX_SEED, Settings, check_range, parse_size
 
-ROOT = Path(__file__).resolve().parents[3]
 PROTOCOLS = ("ppr10k", "mini")
 UNCOND = ("true_uncond", "empty_token", "paper")
 # What a protocol takes where nothing is said: the paper's numbers; a few minutes on two cores.
@@ -105,23 +105,22 @@ def main(arguments: Sequence[str] | None = None, description: str = "") -> int:
     if args.systems is not None:
         systems = read_systems(args.systems, args.references, args.settings)
     else:
-        models = args.model or [ROOT / "models" / "mini"]
+        models = args.model or [default_model()]
         systems = name_systems(models, args.references, args.settings, args.ckpt_path)
     return evaluate(args, systems)
 
 
 def evaluate(args: argparse.Namespace, systems: Sequence) -> int:
     """Load the judges, open the systems one after the other; returns the exit code."""
-    from feedface.common.device import pick_device, pick_dtype
+    from feedface.common.device import limit_threads, pick_device, pick_devices, pick_dtype
     from feedface.common.processes import Team
+    from feedface.common.saving import check_writable
     from feedface.evaluation.benchmark import Plan, run
     from feedface.evaluation.judging import PackEye, mini_judges, photo_judges
     from feedface.evaluation.mini import RealArtist
     from feedface.evaluation.protocols import MiniCases, PhotoCases
     from feedface.evaluation.systems import Bundles, ModelArtist
     from feedface.inference.model_files import model_digest
-    from feedface.inference.outputs import check_writable
-    from feedface.preparation.models import limit_threads, pick_devices
 
     team = Team()
     check_writable(args.out)

@@ -13,7 +13,8 @@ from PIL import Image
 
 from feedface.common.errors import UserError
 from feedface.common.images import open_image
-from feedface.inference.outputs import PictureInfo, save_png
+from feedface.common.saving import save_png
+from feedface.inference.outputs import PictureInfo
 
 SECONDS, PEAK = "seconds", "peak_memory_mib"
 

@@ -21,13 +21,13 @@ from PIL import Image
 from feedface.common.command_line import Parser
 from feedface.common.errors import run_cli
 from feedface.common.files import atomic_file
+from feedface.common.saving import save_png
 from feedface.evaluation.columns import Column, column_of
 from feedface.evaluation.page import html_page
 from feedface.evaluation.plots import scatter
 from feedface.evaluation.results import Results, load_results, spread
 from feedface.evaluation.sheets import Row, people_sheet, side_by_side
 from feedface.evaluation.tables import latex_table, markdown_page
-from feedface.inference.outputs import save_png
 
 __all__ = ["people_sheet", "write_report"]
 

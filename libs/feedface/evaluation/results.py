@@ -17,9 +17,9 @@ from typing_extensions import TypedDict
 from feedface.common.errors import UserError
 from feedface.common.images import open_image
 from feedface.common.reading import read_text
+from feedface.common.saving import safe_name
 from feedface.common.validation import OPEN, Finite, parse_line_as, read_json_as
 from feedface.evaluation.metrics import Figure
-from feedface.inference.outputs import safe_name
 
 NORMALISED = "normalised."
 SAME = {"attribute_all": "attributes", "face_found": "detection_rate"}  # two names of one figure

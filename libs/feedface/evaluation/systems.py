@@ -18,6 +18,7 @@ from pydantic import BaseModel, Field, TypeAdapter
 from feedface.checkpoints.bundle import Bundle
 from feedface.common.errors import UserError
 from feedface.common.json_files import JsonFile
+from feedface.common.saving import safe_name
 from feedface.common.validation import CLOSED, Text, check_as
 from feedface.evaluation.draw import encode_faces
 from feedface.evaluation.pictures import Kept, Request
@@ -25,7 +26,7 @@ from feedface.evaluation.protocols import Case
 from feedface.faces.references import Reference
 from feedface.inference.batching import default_batch_size, draw_batch, dtype_name, picture_settings
 from feedface.inference.model_files import load_model, model_digest
-from feedface.inference.outputs import PictureInfo, safe_name
+from feedface.inference.outputs import PictureInfo
 from feedface.settings import Settings
 from feedface.training.tracking import peak_memory
 

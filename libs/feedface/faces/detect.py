@@ -6,56 +6,25 @@ faces = detector.detect(image)      # uint8 [H, W, 3] RGB -> list[Face], the lar
 
 import re
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Protocol
 
 import numpy as np
 
 from feedface.common.errors import UserError
+from feedface.common.opencv import import_cv2
+from feedface.common.registry import imported
+from feedface.faces.candidates import checked_image, find_in_frame, usable
+from feedface.faces.types import Face, FaceDetector
 
 INSIGHTFACE_ROOT = Path("~/.insightface")
 PACK_URL = "https://github.com/deepinsight/insightface/releases/tag/model-zoo"
 PHOTO_PACK = "buffalo_l"
 BUNDLE_PACK = "mini"
-
-
-@dataclass(frozen=True)
-class Face:
-    """One face of a picture.
-
-    Attributes:
-        box: float32 [4], x0, y0, x1, y1 in pixels: forehead to chin, before any expansion.
-        score: confidence in [0, 1]; OpenCV's cascade has none and says 1.
-        landmarks: float32 [5, 2], x and y in pixels of the eye on the viewer's left, the eye on the right, the nose
-            tip, the left and the right mouth corner (insightface's order); None if the detector finds none.
-        embedding: float32 [D] of unit length, who it is; None without a recogniser.
-    """
-
-    box: np.ndarray
-    score: float
-    landmarks: np.ndarray | None = None
-    embedding: np.ndarray | None = None
-
-    @property
-    def area(self) -> float:
-        return float((self.box[2] - self.box[0]) * (self.box[3] - self.box[1]))
-
-    def moved(self, right: float, down: float) -> "Face":
-        """The same face so many pixels further right and down."""
-        by = np.array([right, down], np.float32)
-        landmarks = None if self.landmarks is None else self.landmarks + by
-        return replace(self, box=self.box + np.tile(by, 2), landmarks=landmarks)
-
-
-class FaceDetector(Protocol):
-    name: str
-
-    def detect(self, image: np.ndarray) -> list[Face]:
-        """Find the faces in a uint8 [H, W, 3] RGB picture, the largest first; an empty list if there are none."""
-        ...
+OPENCV = "opencv"
+# Any other name is that of an insightface pack.
+DETECTORS = {OPENCV: "feedface.faces.opencv:OpenCVDetector"}
 
 
 class InsightFaceDetector:
@@ -148,42 +117,6 @@ class InsightFaceDetector:
                 )
 
 
-def checked_image(image: np.ndarray) -> np.ndarray:
-    """The same, or `ValueError` for what is no picture."""
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise ValueError(f"a picture is uint8 [H, W, 3] RGB, not {image.dtype} {list(image.shape)}")
-    return image
-
-
-def find_in_frame(find: Callable[[np.ndarray], list[Face]], image: np.ndarray, part: float) -> list[Face]:
-    """What `find` sees of a uint8 [H, W] or [H, W, 3] picture in a grey frame, `part` of its sides wide.
-
-    Detectors fit every picture into their input: a frame alone makes a face that fills the picture smaller there.
-    """
-    height, width = image.shape[:2]
-    top, left = round(height * part), round(width * part)
-    framed = np.full((height + 2 * top, width + 2 * left, *image.shape[2:]), 127, np.uint8)
-    framed[top : top + height, left : left + width] = image
-    return usable([face.moved(-left, -top) for face in find(framed)], image)
-
-
-def usable(faces: Sequence[Face], image: np.ndarray) -> list[Face]:
-    """Those with a box in the picture that can be cropped, the largest first.
-
-    Networks also answer with NaN, boxes without an area, far off or of any size. Landmarks that are no numbers go.
-    """
-    height, width = image.shape[:2]
-    good = []
-    for face in faces:
-        x0, y0, x1, y1 = map(float, face.box)  # NaN fails every comparison
-        inside = x0 < min(x1, width) and y0 < min(y1, height) and x1 > 0 and y1 > 0
-        # Its crop is a square, which must fit into memory also where the picture is a long strip.
-        if inside and max(x1 - x0, y1 - y0) <= min(2 * max(width, height), 4 * min(width, height)):
-            finite = face.landmarks is None or np.isfinite(face.landmarks).all()
-            good.append(face if finite else replace(face, landmarks=None))
-    return sorted(good, key=lambda face: face.area, reverse=True)
-
-
 def _embed(recogniser, bgr: np.ndarray, face: Face) -> np.ndarray | None:
     """Unit vector [D] by an insightface recogniser; None without landmarks to align the face by."""
     if face.landmarks is None:
@@ -195,7 +128,13 @@ def _embed(recogniser, bgr: np.ndarray, face: Face) -> np.ndarray | None:
     return (embedding / length).astype(np.float32) if np.isfinite(length) and length else None
 
 
-def make_detector(name: str = "auto", faces_root: str | Path | None = None, device: str = "cpu") -> FaceDetector:
+def make_detector(
+    name: str = "auto",
+    faces_root: str | Path | None = None,
+    device: str = "cpu",
+    threshold: float = 0.5,
+    threads: int | None = None,
+) -> FaceDetector:
     """Build a detector by name.
 
     Args:
@@ -203,27 +142,30 @@ def make_detector(name: str = "auto", faces_root: str | Path | None = None, devi
             that comes with the model; else buffalo_l where it is installed; else OpenCV.
         faces_root: the model's own insightface root, `<model>/faces`; packs are looked for here first, then under
             ~/.insightface.
-        device: see `InsightFaceDetector`.
+        device, threshold, threads: see `InsightFaceDetector`; OpenCV has none of them.
 
     Raises:
         UserError: the pack is missing, unreadable or cannot run on that device.
     """
-    from feedface.faces.opencv import OpenCVDetector  # which is made of these
+    name, root = resolve_detector(name, faces_root)
+    if name in DETECTORS:
+        return imported(DETECTORS[name])()
+    return InsightFaceDetector(name, root, device, threshold=threshold, threads=threads)
 
-    roots = [Path(faces_root)] if faces_root is not None else []
-    roots.append(INSIGHTFACE_ROOT)
-    if name == "opencv":
-        return OpenCVDetector()
+
+def resolve_detector(name: str, faces_root: str | Path | None = None) -> tuple[str, Path]:
+    """What "auto" means here, and the insightface root that the pack is in, or would be looked for in first.
+
+    `UserError` for what cannot be a name; whether the pack is there is not looked at.
+    """
+    roots = [Path(root) for root in (faces_root, INSIGHTFACE_ROOT) if root is not None]
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise UserError(f"--detector {name!r}: not the name of a detector; use auto, opencv, mini or buffalo_l")
-    if name == "auto":
-        for pack in (BUNDLE_PACK, PHOTO_PACK):
-            for root in roots:
-                if find_pack(pack, root) is not None:
-                    return InsightFaceDetector(pack, root, device)
-        return OpenCVDetector()
-    root = next((root for root in roots if find_pack(name, root) is not None), roots[0])
-    return InsightFaceDetector(name, root, device)
+    for pack in (BUNDLE_PACK, PHOTO_PACK) if name == "auto" else (name,):
+        for root in roots:
+            if find_pack(pack, root) is not None:
+                return pack, root
+    return OPENCV if name == "auto" else name, roots[0]
 
 
 def find_pack(pack: str, root: str | Path) -> Path | None:
@@ -249,8 +191,6 @@ def missing_pack_message(pack: str, root: str | Path) -> str:
 
 def _import_insightface() -> type:
     """`FaceAnalysis`. Importing it costs a second, and only one detector needs it."""
-    from feedface.faces.opencv import import_cv2
-
     import_cv2()
     try:
         from insightface.app import FaceAnalysis

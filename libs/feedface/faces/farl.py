@@ -9,8 +9,7 @@ from PIL import Image
 
 from feedface.common.device import pick_device
 from feedface.common.errors import UserError
-from feedface.faces.detect import Face
-from feedface.faces.parse import Picture
+from feedface.faces.types import Face, Picture
 
 PACKAGE = "pyfacer==0.0.5"
 PARSER_URL = (

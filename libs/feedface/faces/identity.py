@@ -3,7 +3,7 @@
 import numpy as np
 
 from feedface.common.errors import UserError
-from feedface.faces.detect import FaceDetector
+from feedface.faces.types import FaceDetector
 
 # Mean cosine of a face with the person's other faces, from which it is taken for theirs. mini, on 120 unseen people of
 # the portraits with 2 to 5 pictures each: 0.45 finds 93 to 95 % of strangers among them, and calls 1 to 4 % of the
@@ -17,7 +17,7 @@ def same_person(pack: str) -> float:
     return SAME_PERSON.get(pack, SAME_PERSON_PHOTO)
 
 
-class FaceRecogniser:
+class PackRecogniser:
     """The recogniser of an insightface pack, on faces that the same pack's detector finds and aligns."""
 
     def __init__(self, detector: FaceDetector):

@@ -6,19 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from feedface.common.errors import UserError
-from feedface.faces.detect import Face, checked_image, find_in_frame, usable
-
-
-def import_cv2():
-    """OpenCV, or a `UserError` where its build with windows finds no libGL, as on most servers, or there is none."""
-    try:
-        import cv2
-    except ImportError as error:
-        raise UserError(
-            f"OpenCV cannot be loaded ({error}); the build without windows needs less: pip uninstall -y opencv-python, "
-            "then pip install --force-reinstall --no-deps opencv-python-headless in the version of requirements.txt"
-        ) from None
-    return cv2
+from feedface.common.opencv import import_cv2
+from feedface.faces.candidates import checked_image, find_in_frame, usable
+from feedface.faces.types import Face
 
 
 @dataclass(frozen=True)
@@ -42,7 +32,7 @@ class OpenCVDetector:
     box it raises 25 found to 44, each box right; in 80 parts of photos without a face it finds none.
     """
 
-    name = "opencv"
+    name, has_recogniser = "opencv", False
     LOOKS = (
         _Look(long_side_px=512, smallest=0.1, scale_step=1.1, neighbours=5, even_light=False),
         _Look(long_side_px=768, smallest=0.06, scale_step=1.05, neighbours=15, even_light=True),

@@ -9,7 +9,6 @@ right and left eye, 6 nose, 7 upper lip, 8 inner mouth, 9 lower lip, 10 hair; "r
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,28 +17,16 @@ from PIL import Image
 
 from feedface.common.device import pick_device
 from feedface.common.errors import UserError
-from feedface.data.transforms import LAPA_VALUES
+from feedface.common.registry import imported
 from feedface.faces.crop import crop_square, square_box
-from feedface.faces.detect import Face
+from feedface.faces.types import LAPA_VALUES, Face, FaceParser, Picture
 
 CLASS_NAMES = (
     "background", "skin", "right_brow", "left_brow", "right_eye", "left_eye", "nose", "upper_lip", "inner_mouth",
     "lower_lip", "hair",
 )  # fmt: skip
 FOLDER = "parser"  # of a model, where it has its own
-Picture = tuple[np.ndarray, Sequence[Face]]  # uint8 [H, W, 3] RGB, and the faces to parse in it
-
-
-class FaceParser(Protocol):
-    name: str
-
-    def parse(self, image: np.ndarray, faces: Sequence[Face]) -> list[np.ndarray]:
-        """For each face of a uint8 [H, W, 3] RGB picture: uint8 [H, W] LaPa classes, 0 wherever it is not."""
-        ...
-
-    def parse_many(self, pictures: Sequence[Picture]) -> list[list[np.ndarray]]:
-        """The same for several pictures at once, in their order; their sizes may differ."""
-        ...
+PARSERS = {"mini": "feedface.faces.parse:MiniParser", "facer": "feedface.faces.farl:FacerParser"}
 
 
 class MiniParser:
@@ -111,15 +98,11 @@ def make_parser(
     own = Path(model_root) / FOLDER if model_root is not None else None
     if name == "auto":
         name = "mini" if weights is None and own is not None and own.is_dir() else "facer"
-    if name == "mini":
-        if own is None:
-            raise UserError("the face parser 'mini' comes with a model: name its folder, for example models/mini")
-        return MiniParser(own, device)
-    if name == "facer":
-        from feedface.faces.farl import FacerParser
-
-        return FacerParser(weights, device)
-    raise UserError(f"--parser {name!r}: not the name of a face parser; use auto, facer or mini")
+    if name not in PARSERS:
+        raise UserError(f"--parser {name!r}: not the name of a face parser; use auto, facer or mini")
+    if name == "mini" and own is None:
+        raise UserError("the face parser 'mini' comes with a model: name its folder, for example models/mini")
+    return imported(PARSERS[name])(own if name == "mini" else weights, device)
 
 
 def mask_values(classes: np.ndarray) -> np.ndarray:

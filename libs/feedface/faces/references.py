@@ -19,7 +19,7 @@ from feedface.faces.detect import BUNDLE_PACK
 from feedface.faces.identity import same_person
 
 if TYPE_CHECKING:
-    from feedface.faces.detect import FaceDetector
+    from feedface.faces.types import FaceDetector
 
 # Nine times the side that the face encoder sees: more only costs time and memory.
 MAX_CROP_PX = 2048

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from feedface.faces.identity import FaceRecogniser, cosine_similarity
+from feedface.faces.identity import PackRecogniser, cosine_similarity
 
 if TYPE_CHECKING:
-    from feedface.faces.detect import FaceDetector
     from feedface.faces.references import Reference
+    from feedface.faces.types import FaceDetector, FaceRecogniser
 
 
 class FaceSimilarity:
@@ -25,7 +25,7 @@ class FaceSimilarity:
         if not getattr(detector, "has_recogniser", False):
             self.reason = f"the detector {detector.name!r} has no face recogniser"
             return
-        self._recogniser = FaceRecogniser(detector)
+        self._recogniser = PackRecogniser(detector)
         for reference in references:
             embedding = reference.embedding
             if embedding is None:  # taken as a crop, without detection

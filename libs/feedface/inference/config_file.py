@@ -13,6 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from feedface.common.errors import UserError
+from feedface.common.places import make_configs_importable
 from feedface.settings import Settings, parse_size
 
 
@@ -32,6 +33,7 @@ def load_config(path: str | os.PathLike, argument: str | None = None) -> ConfigD
     """
     if not Path(path).is_file():
         raise UserError(f"--config {path}: no such file")
+    make_configs_importable()
     try:
         get_config = runpy.run_path(os.fspath(path)).get("get_config")
         config = get_config and get_config(*([argument] if argument else []))

@@ -20,10 +20,11 @@ from feedface.common.contact_sheet import MAX_SAMPLES, Tile, contact_sheet
 from feedface.common.errors import UserError, one_line
 from feedface.common.images import read_image
 from feedface.common.progress import progress, say
+from feedface.common.saving import OutputError, safe_name
 from feedface.faces.references import find_faces
 from feedface.faces.similarity import FaceSimilarity
 from feedface.inference.batching import batches, dtype_name
-from feedface.inference.outputs import OutputError, PictureFolder, PictureInfo, safe_name
+from feedface.inference.outputs import PictureFolder, PictureInfo
 from feedface.inference.photo_notice import photo_notice
 from feedface.pipeline import Request
 from feedface.settings import MAX_SEED, check_range

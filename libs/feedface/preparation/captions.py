@@ -6,17 +6,22 @@ captioner.caption("anna/1.jpg", Path("photos/anna/1.jpg"))      # -> "a woman in
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
 from feedface.common.errors import UserError
 from feedface.common.reading import read_text
+from feedface.common.registry import imported
 from feedface.preparation.tables import CAPTIONS, Table
 
-KINDS = ("none", "sidecar", "file", "llava")
 DEFAULT_TEXT = "a photo of a person"
 DEFAULT_LLAVA = "llava-hf/llava-1.5-13b-hf"  # the one that the paper used
+CAPTIONERS = {
+    "none": "feedface.preparation.captions:FixedCaptioner",
+    "sidecar": "feedface.preparation.captions:SidecarCaptioner",
+    "file": "feedface.preparation.captions:FileCaptioner",
+    "llava": "feedface.preparation.llava:LlavaCaptioner",  # brings in torch and transformers
+}
 # Path below the data folder, path, and uint8 RGB [H, W, 3], which only LLaVA looks at.
 Picture = tuple[str, Path, np.ndarray | None]
 
@@ -25,36 +30,33 @@ class NoCaption(UserError):
     """One picture has no caption; the message says why, and names no folder that could change."""
 
 
-class Captioner(Protocol):
+class Captioner:
+    """What says what a picture shows.
+
+    Attributes:
+        kind: its name in `CAPTIONERS`.
+        unused: names that captions were given for and that no picture has.
+    """
+
     kind: str
+    unused: Sequence[str] = ()
 
     def caption(self, rel: str, path: Path, image: np.ndarray | None = None) -> str:
-        """The caption of one picture, one line; raises `NoCaption`.
-
-        `rel`: its path below the data folder; `path`: where it is; `image`: uint8 RGB [H, W, 3], needed by "llava".
-        """
-        ...
+        """The caption of one picture, one line; raises `NoCaption`. For the arguments see `Picture`."""
+        raise NotImplementedError
 
     def caption_many(self, pictures: Sequence[Picture]) -> list[str | NoCaption]:
         """The captions of several pictures; those that have none have the reason in its place."""
-        ...
-
-
-class _OneByOne:
-    """Captioners that gain nothing from seeing several pictures at once."""
-
-    def caption_many(self, pictures: Sequence[Picture]) -> list[str | NoCaption]:
-        """See `Captioner`."""
         results: list[str | NoCaption] = []
-        for rel, path, image in pictures:
+        for picture in pictures:
             try:
-                results.append(self.caption(rel, path, image))
+                results.append(self.caption(*picture))
             except NoCaption as reason:
                 results.append(reason)
         return results
 
 
-class FixedCaptioner(_OneByOne):
+class FixedCaptioner(Captioner):
     """The same text for every picture; `UserError` if it is empty."""
 
     kind = "none"
@@ -65,17 +67,15 @@ class FixedCaptioner(_OneByOne):
             raise UserError("--caption_text: is empty; every record needs a caption")
 
     def caption(self, rel: str, path: Path, image: np.ndarray | None = None) -> str:
-        """See `Captioner`."""
         return self.text
 
 
-class SidecarCaptioner(_OneByOne):
+class SidecarCaptioner(Captioner):
     """A text file beside the picture: for anna/1.jpg it is anna/1.jpg.txt, or else anna/1.txt."""
 
     kind = "sidecar"
 
     def caption(self, rel: str, path: Path, image: np.ndarray | None = None) -> str:
-        """See `Captioner`."""
         names = [f"{path.name}.txt", f"{path.stem}.txt"]
         file = next((path.with_name(name) for name in names if path.with_name(name).exists()), None)
         if file is None:
@@ -89,71 +89,34 @@ class SidecarCaptioner(_OneByOne):
         return text
 
 
-class FileCaptioner(_OneByOne):
-    """One file with the captions of all pictures, see `tables`.
-
-    Args:
-        file: .json, .jsonl, .csv or .tsv.
-        pictures: paths of all pictures below the data folder: whether a name is clear depends on all of them.
-
-    Attributes:
-        unused: names in the file that no picture has.
-
-    Raises:
-        UserError: the file cannot be used; names the line.
-    """
+class FileCaptioner(Captioner):
+    """One file with the captions of all pictures, see `tables`; `pictures` as there."""
 
     kind = "file"
 
-    def __init__(self, file: str | Path, pictures: Sequence[str]):
+    def __init__(self, file: str | Path | None, pictures: Sequence[str]):
+        if file is None:
+            raise UserError("--caption file: needs --caption_file, a .json, .jsonl, .csv or .tsv file of captions")
         self._table = Table(Path(file), CAPTIONS, pictures)
         self.unused = self._table.unused
 
     def caption(self, rel: str, path: Path, image: np.ndarray | None = None) -> str:
-        """See `Captioner`."""
         try:
             return one_line(self._table.get(rel))
         except UserError as error:
             raise NoCaption(f"no caption: {error}") from None
 
 
-def make_captioner(
-    kind: str = "none",
-    text: str = DEFAULT_TEXT,
-    file: str | Path | None = None,
-    pictures: Sequence[str] | None = None,
-    llava_model: str | Path = DEFAULT_LLAVA,
-    device: str = "auto",
-    dtype: str | None = None,
-    batch_size: int = 8,
-) -> Captioner:
-    """Build a captioner; arguments that belong to another kind are not looked at.
+def make_captioner(kind: str = "none", *arguments: object, **named: object) -> Captioner:
+    """The captioner of a kind, with its own arguments; `UserError`: no such kind, or what it needs is not there."""
+    if kind not in CAPTIONERS:
+        raise UserError(f"--caption {kind!r}: must be one of {', '.join(CAPTIONERS)}")
+    return imported(CAPTIONERS[kind])(*arguments, **named)
 
-    Args:
-        kind: one of `KINDS`.
-        text: for "none".
-        file, pictures: for "file", see `FileCaptioner`.
-        llava_model, device, dtype, batch_size: for "llava", see `llava.LlavaCaptioner`.
 
-    Raises:
-        UserError: an unknown kind, a file that cannot be used, weights that are missing.
-    """
-    if kind == "none":
-        return FixedCaptioner(text)
-    if kind == "sidecar":
-        return SidecarCaptioner()
-    if kind == "file":
-        if file is None:
-            raise UserError("--caption file: needs --caption_file, a .json, .jsonl, .csv or .tsv file of captions")
-        if pictures is None:
-            raise ValueError("captions from a file need the names of all pictures")
-        return FileCaptioner(file, pictures)
-    if kind == "llava":
-        # Brings in torch and transformers, which only this one needs.
-        from feedface.preparation.llava import LlavaCaptioner
-
-        return LlavaCaptioner(llava_model, device, dtype, batch_size)
-    raise UserError(f"--caption {kind!r}: must be one of {', '.join(KINDS)}")
+def caption_or_reason(answer: str | NoCaption) -> tuple[str, str]:
+    """The caption, or why there is none: one of the two is empty."""
+    return ("", one_line(str(answer))) if isinstance(answer, NoCaption) else (answer, "")
 
 
 def one_line(text: str) -> str:

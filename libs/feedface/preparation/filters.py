@@ -14,15 +14,26 @@ yaw, pitch, roll  degrees, from five landmarks, see `head_pose`; None where the 
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 
 from feedface.common.errors import UserError
 from feedface.faces.crop import crop_square
+from feedface.faces.detect import OPENCV
 
 BLUR_PX = 64
-ANGLES = ("yaw", "pitch", "roll")
+MEASURES = ("face_px", "blur", "yaw", "pitch", "roll")
+# Of each threshold: the key of a face's JSON file that it is about, its largest value, and what is said of a face that
+# does not reach it (min_…) or passes it to either side (max_…).
+THRESHOLDS = {
+    "min_face_px": ("face_px", math.inf, "face {value:g} px, smaller than"),
+    "min_blur": ("blur", math.inf, "blur {value:g}, less sharp than"),
+    "max_yaw": ("yaw", 180, "yaw {value:g} degrees, more than"),
+    "max_pitch": ("pitch", 180, "pitch {value:g} degrees, more than"),
+    "max_roll": ("roll", 180, "roll {value:g} degrees, more than"),
+    "min_score": ("scores", 1, "score {value:g}, lower than"),
+}
 # A head, in distances between the eyes: x to the viewer's right, y down, z towards the viewer. x and y are the mean
 # face that insightface aligns to (its 112 px template); a nose tip stands 25 mm out and eyes are 63 mm apart.
 HEAD = np.array(
@@ -50,54 +61,39 @@ class Thresholds:
 
     def check(self, detector: str) -> None:
         """`UserError`, before any work, for a value out of range or one that `detector`'s faces cannot be judged by."""
-        for name in (field.name for field in fields(self)):
+        for name, (_, most, _) in THRESHOLDS.items():
             value = getattr(self, name)
-            limit = 1 if name == "min_score" else 180 if name.startswith("max_") else math.inf
-            if value is not None and not (math.isfinite(value) and 0 <= value <= limit):
-                top = "" if limit == math.inf else f" and at most {limit}"
+            if value is not None and not (math.isfinite(value) and 0 <= value <= most):
+                top = "" if most == math.inf else f" and at most {most}"
                 raise UserError(f"--{name} {value}: must be a number of at least 0{top}; 0 asks for nothing")
-        # OpenCV's cascade: no landmarks, and every score is 1.
-        if detector == "opencv":
-            asked = [name for name in (*(f"max_{angle}" for angle in ANGLES), "min_score") if getattr(self, name)]
-            if asked:
-                lacks = "gives no scores" if asked[0] == "min_score" else "finds no landmarks to tell a pose by"
-                raise UserError(
-                    f"--{asked[0]}: the detector 'opencv' {lacks}; leave it out, or use --detector buffalo_l"
-                )
+            # OpenCV's cascade: no landmarks, and every score is 1.
+            if value and detector == OPENCV and name not in ("min_face_px", "min_blur"):
+                lacks = "gives no scores" if name == "min_score" else "finds no landmarks to tell a pose by"
+                raise UserError(f"--{name}: the detector 'opencv' {lacks}; leave it out, or use --detector buffalo_l")
 
 
 def measure(image: np.ndarray, box: Sequence[float], landmarks: np.ndarray | None) -> dict[str, float | None]:
-    """Measure a face of a uint8 RGB [H, W, 3] picture: face_px, blur, yaw, pitch, roll, see the module's docstring.
+    """`MEASURES` of a face of a uint8 RGB [H, W, 3] picture, see the module's docstring.
 
     `box`: x0, y0, x1, y1 px; `landmarks`: [5, 2] px in insightface's order, or None.
     """
-    angles = (None, None, None) if landmarks is None else head_pose(landmarks)
-    return {
-        "face_px": round(float(_shorter_side(box)), 2),
-        "blur": round(blur(image, box), 2),
-        **{name: None if angle is None else round(angle, 2) for name, angle in zip(ANGLES, angles, strict=True)},
-    }
+    angles = [None] * 3 if landmarks is None else [round(angle, 2) for angle in head_pose(landmarks)]
+    values = [round(float(_shorter_side(box)), 2), round(blur(image, box), 2), *angles]
+    return dict(zip(MEASURES, values, strict=True))
 
 
-def reject(measures: Mapping[str, float | None], score: float, thresholds: Thresholds) -> str | None:
-    """Why a face is left out, or None if it is kept; `measures` as from `measure`.
+def reject(face: Mapping[str, float | None], thresholds: Thresholds) -> str:
+    """Why a face is left out, by the keys of its JSON file; empty if it is kept.
 
     A face whose pose is not known does not pass a threshold on the pose.
     """
-    size, sharp, limit = measures["face_px"], measures["blur"], thresholds
-    if limit.min_face_px and size < limit.min_face_px:
-        return f"face {size:g} px, smaller than --min_face_px {limit.min_face_px:g}"
-    if limit.min_blur and sharp < limit.min_blur:
-        return f"blur {sharp:g}, less sharp than --min_blur {limit.min_blur:g}"
-    for name in ANGLES:
-        angle, most = measures[name], getattr(limit, f"max_{name}")
-        if most and angle is None:
-            return f"{name} not known without landmarks, and --max_{name} {most:g} asks for it"
-        if most and abs(angle) > most:
-            return f"{name} {angle:g} degrees, more than --max_{name} {most:g}"
-    if limit.min_score and score < limit.min_score:
-        return f"score {score:g}, lower than --min_score {limit.min_score:g}"
-    return None
+    for name, (key, _, words) in THRESHOLDS.items():
+        limit, value = getattr(thresholds, name), face[key]
+        if limit and value is None:
+            return f"{key} not known without landmarks, and --{name} {limit:g} asks for it"
+        if limit and (abs(value) > limit if name.startswith("max_") else value < limit):
+            return f"{words.format(value=value)} --{name} {limit:g}"
+    return ""
 
 
 def blur(image: np.ndarray, box: Sequence[float]) -> float:

@@ -21,10 +21,11 @@ from PIL import Image
 from feedface.common.errors import UserError
 from feedface.common.files import atomic_file
 from feedface.common.images import read_image
+from feedface.common.saving import safe_name, save_png
 from feedface.data.records import Record, Reference, write_records
 from feedface.faces.crop import crop_square
-from feedface.inference.outputs import safe_name, save_png
-from feedface.preparation.outcome import SINGLE, stems
+from feedface.preparation.process import square_inside
+from feedface.preparation.result import SINGLE, stems
 
 FORMATS = ("feedface", "flashface", "adaface")
 MAX_REFS = 16  # per record: 100 pictures of one person need not list 99 others each
@@ -42,39 +43,42 @@ class Cut:
     is_mask: bool = False
 
 
+def check_formats(formats: Iterable[str], identity: str) -> None:
+    """`UserError` for formats that need to know who is in a picture."""
+    if "adaface" in formats and identity == "none":
+        raise UserError("--format adaface: keeps a folder for each person; say who they are by --identity")
+
+
 def make_records(rows: Iterable[dict], identities: Mapping[str, str], data: Path, out: Path) -> list[Record]:
-    """Records of the rows (see `outcome`) that are singles, in their order; `identities`: of paths below `data`."""
+    """Records of the rows (see `result`) that are singles, in their order; `identities`: of paths below `data`.
+
+    A record's references are the person's next pictures, around the end.
+    """
     rows = [row for row in rows if row["outcome"] == SINGLE]
-    people = defaultdict(list)
+    people, places = defaultdict(list), {}
     for row in rows:
-        if row["path"] in identities:
-            people[identities[row["path"]]].append(row)
-    places = {row["path"]: place for person in people.values() for place, row in enumerate(person)}
+        person = people[identities.get(row["path"])]
+        places[row["path"]] = len(person)
+        person.append(row)
     records = []
     for row in rows:
-        identity = identities.get(row["path"])
-        others = []
-        if identity is not None:
-            person, place = people[identity], places[row["path"]]
-            others = (person[place + 1 :] + person[:place])[:MAX_REFS]
+        rel, identity = row["path"], identities.get(row["path"])
+        person = [] if identity is None else people[identity]
+        refs = [person[(places[rel] + step) % len(person)] for step in range(1, min(len(person), MAX_REFS + 1))]
         records.append(
             Record(
-                path=data / row["path"],
+                path=data / rel,
                 caption=row["caption"],
                 width=row["img_size"][0],
                 height=row["img_size"][1],
                 bbox=tuple(row["bbox"]),
                 square_bbox=tuple(row["square_bbox"]),
-                mask_path=out / mask_name(row["path"]),
-                ref=tuple(Reference(data / other["path"], tuple(other["square_bbox"])) for other in others),
+                mask_path=out / f"{stems(rel, SINGLE, 1)[0]}.png",
+                ref=tuple(Reference(data / other["path"], tuple(other["square_bbox"])) for other in refs),
                 identity=identity,
             )
         )
     return records
-
-
-def mask_name(rel: str) -> str:
-    return f"{stems(rel, SINGLE, 1)[0]}.png"
 
 
 def plan_cuts(records: Iterable[Record], formats: Iterable[str], data: Path, out: Path) -> list[Cut]:
@@ -112,39 +116,26 @@ def make_cut(cut: Cut) -> None:
     save_png(Image.fromarray(crop_square(image, cut.box)), cut.target)
 
 
-def square_around(box: tuple[float, ...], width: int, height: int) -> tuple[float, float, float, float]:
+def square_around(box: tuple[float, ...], width: int, height: int) -> tuple[int, ...]:
     """The largest square of the picture with the face as near its middle as can be, on whole pixels."""
-    side = min(width, height)
-    left = min(max(round((box[0] + box[2] - side) / 2), 0), width - side)
-    top = min(max(round((box[1] + box[3] - side) / 2), 0), height - side)
-    return left, top, left + side, top + side
+    return tuple(map(round, square_inside(box, min(width, height), width, height)))
 
 
 def write_all(records: list[Record], formats: Iterable[str], data: Path, out: Path) -> None:
     """Write the JSONL files; the pictures of `plan_cuts` are there already."""
     if "flashface" in formats:
-        _write_flashface(records, data, out)
+        with atomic_file(out / FLASHFACE) as temporary, open(temporary, "w", encoding="utf-8") as file:
+            for record in records:
+                row = {
+                    "path": _portable(record.path, out),
+                    "size": [record.width, record.height],
+                    "caption": record.caption,
+                    "ref": [_portable(crop_path(ref.path, data, out), out) for ref in record.ref],
+                }
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
     write_records(out / RECORDS, records)
-
-
-def _write_flashface(records: list[Record], data: Path, out: Path) -> None:
-    with atomic_file(out / FLASHFACE) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        for record in records:
-            row = {
-                "path": _portable(record.path, out),
-                "size": [record.width, record.height],
-                "caption": record.caption,
-                "ref": [_portable(crop_path(ref.path, data, out), out) for ref in record.ref],
-            }
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def _portable(path: Path, folder: Path) -> str:
     path, folder = Path(os.path.abspath(path)), Path(os.path.abspath(folder))
     return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.as_posix()
-
-
-def check_formats(formats: Iterable[str], identity: str) -> None:
-    """`UserError` for formats that need to know who is in a picture."""
-    if "adaface" in formats and identity == "none":
-        raise UserError("--format adaface: keeps a folder for each person; say who they are by --identity")

@@ -14,7 +14,7 @@ import torch
 
 from feedface.common.device import pick_device, pick_dtype
 from feedface.common.errors import UserError
-from feedface.preparation.captions import DEFAULT_LLAVA, NoCaption, Picture, one_line
+from feedface.preparation.captions import DEFAULT_LLAVA, Captioner, NoCaption, Picture, one_line
 
 # Short, because the text encoder takes 77 tokens, and about what a prompt would name, not about the photograph.
 INSTRUCTION = (
@@ -30,7 +30,7 @@ NEEDED = {
 }
 
 
-class LlavaCaptioner:
+class LlavaCaptioner(Captioner):
     """LLaVA-1.5, asked `instruction` about each picture; greedy decoding, so that a picture has one caption.
 
     Args:
@@ -63,14 +63,12 @@ class LlavaCaptioner:
         self._prompt = f"USER: {self._processor.image_token}\n{one_line(instruction)} ASSISTANT:"
 
     def caption(self, rel: str, path: Path, image: np.ndarray | None = None) -> str:
-        """See `captions.Captioner`; `image` is needed."""
         (result,) = self.caption_many([(rel, path, image)])
         if isinstance(result, NoCaption):
             raise result
         return result
 
     def caption_many(self, pictures: Sequence[Picture]) -> list[str | NoCaption]:
-        """See `captions.Captioner`; the images are needed."""
         results: list[str | NoCaption] = []
         for start in range(0, len(pictures), self.batch_size):
             images = [image for _, _, image in pictures[start : start + self.batch_size]]

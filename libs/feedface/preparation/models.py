@@ -1,19 +1,14 @@
 """Which detector and parser a run uses, told apart from any others, and loading them on its device."""
 
 import hashlib
-import os
-import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from feedface.common.device import pick_device
+from feedface.common.device import pick_device, pick_devices
 from feedface.common.errors import UserError
-from feedface.faces import detect
-from feedface.faces.detect import FaceDetector, InsightFaceDetector, find_pack, missing_pack_message
-from feedface.faces.opencv import OpenCVDetector, import_cv2
-
-OPENCV = "opencv"
+from feedface.faces.detect import OPENCV, find_pack, make_detector, missing_pack_message, resolve_detector
+from feedface.faces.types import FaceDetector, FaceParser
 
 
 @dataclass(frozen=True)
@@ -33,37 +28,35 @@ class Choice:
     threshold: float
 
     @property
+    def faces_root(self) -> Path | None:
+        """The insightface root that comes with the model."""
+        return self.model and self.model / "faces"
+
+    @property
     def pack_root(self) -> Path:
         """The insightface root the pack is in; where it would be looked for first, if it is in none."""
-        roots = ([self.model / "faces"] if self.model else []) + [detect.INSIGHTFACE_ROOT]
-        return next((root for root in roots if find_pack(self.detector, root) is not None), roots[0])
+        return resolve_detector(self.detector, self.faces_root)[1]
 
     def files(self) -> dict[str, list[Path]]:
         """The files that detector and parser are read from, as far as they are there."""
         pack = None if self.detector == OPENCV else find_pack(self.detector, self.pack_root)
+        if self.parser == "facer":
+            import torch
+
+            from feedface.faces.farl import PARSER_URL
+
+            parser = [Path(torch.hub.get_dir(), "checkpoints", PARSER_URL.rsplit("/", 1)[1])]
+        else:
+            parser = [self.model / "parser" / name for name in ("config.json", "model.safetensors") if self.model]
         return {
             "detector": sorted(pack.glob("*.onnx")) if pack else [],
-            "parser": [path for path in self._parser_files() if path.is_file()],
+            "parser": [path for path in parser if path.is_file()],
         }
-
-    def _parser_files(self) -> list[Path]:
-        if self.parser == "mini":
-            return [self.model / "parser" / name for name in ("config.json", "model.safetensors")] if self.model else []
-        import torch
-
-        from feedface.faces.farl import PARSER_URL
-
-        return [Path(torch.hub.get_dir()) / "checkpoints" / PARSER_URL.rsplit("/", 1)[1]]
 
 
 def choose(detector: str, parser: str, model: Path | None, threshold: float) -> Choice:
     """Resolve "auto": what comes with the model, else buffalo_l and facer; OpenCV where buffalo_l is not installed."""
-    if not re.fullmatch(r"\w[\w.-]*", detector):
-        raise UserError(f"--detector {detector!r}: not the name of a detector; use auto, opencv, mini or buffalo_l")
-    if detector == "auto":
-        packs = (detect.BUNDLE_PACK, detect.PHOTO_PACK)
-        there = [pack for pack in packs if find_pack(pack, Choice(pack, parser, model, threshold).pack_root)]
-        detector = there[0] if there else OPENCV
+    detector = resolve_detector(detector, model and model / "faces")[0]
     if parser == "auto":
         parser = "mini" if model is not None and (model / "parser").is_dir() else "facer"
     return Choice(detector, parser, model, threshold)
@@ -84,58 +77,30 @@ def digests(choice: Choice) -> dict[str, str]:
     """Hashes of the weights; a part whose files are missing has none."""
     found = {}
     for part, files in choice.files().items():
+        digest = hashlib.sha256()
+        for path in files:
+            digest.update(path.name.encode())
+            with open(path, "rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
         if files:
-            digest = hashlib.sha256()
-            for path in files:
-                digest.update(path.name.encode())
-                with open(path, "rb") as file:
-                    digest.update(hashlib.file_digest(file, "sha256").digest())
             found[part] = digest.hexdigest()[:16]
     return found
 
 
-def pick_devices(name: str, local_index: int) -> tuple[str, str]:
-    """Devices of detector and parser. "auto" and "cuda" spread processes over the GPUs.
-
-    Asked for by name, a GPU has to be used by both; "auto" detects on the CPU where onnxruntime has no GPU.
-    """
-    device = str(pick_device(name))
-    if device == "cuda":
-        import torch
-
-        device = f"cuda:{local_index % torch.cuda.device_count()}"
-    if name != "auto" or not device.startswith("cuda"):
-        return device, device
-    import onnxruntime
-
-    return device if "CUDAExecutionProvider" in onnxruntime.get_available_providers() else "cpu", device
-
-
-def load_models(choice: Choice, device: str, local_index: int, threads: int) -> tuple[FaceDetector, object]:
+def load_models(choice: Choice, device: str, local_index: int, threads: int) -> tuple[FaceDetector, FaceParser]:
     """Detector and parser, ready to use. `UserError`: files are missing, or the device is not there or not used."""
     from feedface.faces.parse import make_parser
 
     detector_device, parser_device = pick_devices(device, local_index)
     parser = make_parser(choice.parser, choice.model, parser_device)
-    if choice.detector == OPENCV:
-        return OpenCVDetector(), parser
-    options = {"threshold": choice.threshold, "threads": threads}
+
+    def detector(on: str) -> FaceDetector:
+        return make_detector(choice.detector, choice.faces_root, on, choice.threshold, threads)
+
     try:
-        return InsightFaceDetector(choice.detector, choice.pack_root, detector_device, **options), parser
+        return detector(detector_device), parser
     except UserError as error:
         if device != "auto" or detector_device == "cpu":
             raise
         print(f"note: faces are detected on the CPU: {error}", file=sys.stderr)
-        return InsightFaceDetector(choice.detector, choice.pack_root, "cpu", **options), parser
-
-
-def limit_threads(processes: int) -> int:
-    """Keep this process to its share of the cores (or to OMP_NUM_THREADS); returns how many threads that is."""
-    import torch
-
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    wanted = os.environ.get("OMP_NUM_THREADS", "")
-    threads = int(wanted) if wanted.isdigit() and int(wanted) else max(1, cores // processes)
-    torch.set_num_threads(threads)
-    import_cv2().setNumThreads(threads)
-    return threads
+        return detector("cpu"), parser

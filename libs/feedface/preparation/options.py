@@ -12,10 +12,10 @@ from feedface.preparation.process import Rules
 
 @dataclass(frozen=True)
 class Options:
-    """Everything a run is told, see make_data.py.
+    """Everything a run is told, see `feedface.commands.make_data`.
 
     Attributes:
-        caption: one of `captions.KINDS`; the next three belong to one of them each.
+        caption: one of `captions.CAPTIONERS`; the next three belong to one of them each.
         identity: how people are told apart: none, folder, list or cluster.
         formats: of `formats.FORMATS`.
         workers: threads that read and write; 0 does both in between.
@@ -59,4 +59,10 @@ class Options:
 
     def captioner(self, pictures: Sequence[str], device: str = "cpu") -> Captioner:
         """Build it; `pictures`: all of them, below the data folder. `UserError` for what is missing or broken."""
-        return make_captioner(self.caption, self.caption_text, self.caption_file, pictures, self.llava_model, device)
+        arguments = {
+            "none": (self.caption_text,),
+            "sidecar": (),
+            "file": (self.caption_file, pictures),
+            "llava": (self.llava_model, device),
+        }
+        return make_captioner(self.caption, *arguments[self.caption])

@@ -12,15 +12,16 @@ from typing_extensions import TypedDict
 
 from feedface.common.errors import UserError
 from feedface.common.files import folder_lock
+from feedface.common.saving import check_writable
 from feedface.common.validation import OPEN, read_json_as
-from feedface.inference.outputs import check_writable
+from feedface.faces.detect import OPENCV
 from feedface.preparation import formats
-from feedface.preparation.captions import Captioner
-from feedface.preparation.models import OPENCV, Choice, check_models, choose, digests
+from feedface.preparation.captions import Captioner, caption_or_reason
+from feedface.preparation.filters import MEASURES, reject
+from feedface.preparation.models import Choice, check_models, choose, digests
 from feedface.preparation.options import Options
-from feedface.preparation.outcome import ERROR, KINDS, MULTI, first_stem, read_row, stems
-from feedface.preparation.process import MEASURES, caption_all, verdict
-from feedface.preparation.scan import Scan, check_folders, scan, stamp_of, summary
+from feedface.preparation.result import ERROR, KINDS, MULTI, file_names, read_row, stems
+from feedface.preparation.scan import check_folders, scan, stamp_of, summary
 
 SETTINGS = "settings.json"
 REPORT = ("report.html", "report.png")
@@ -29,10 +30,16 @@ NOTES_SHOWN = 5
 
 
 class _Settings(TypedDict):
-    """settings.json, as far as it is looked at: the names of the weights' parts with their hashes; the rest as is."""
+    """What has to stay the same in one output folder; the rest can be changed from run to run."""
 
     __pydantic_config__ = OPEN
-    weights: dict[str, str]
+    data_folder: object
+    detector: object
+    det_threshold: object
+    parser: object
+    duplicate_iou: object
+    square: object
+    weights: dict[str, str]  # the parts' hashes
 
 
 _SETTINGS = TypeAdapter(_Settings)
@@ -60,8 +67,9 @@ def prepare(options: Options, held: ExitStack) -> Plan:
     check_models(choice, options.device)
     options.rules.thresholds.check(choice.detector)
     found = scan(options.data, options.out)
-    captioner = options.captioner(found.pictures) if options.captions_repeatable else None
-    _say_unused(captioner)
+    captioner = repeatable_captioner(options, found.pictures)
+    if captioner:
+        _say_notes([f"--caption_file: no picture is called {name}" for name in captioner.unused])
     if options.identity == "list":
         options.group([], found.pictures, choice.detector)  # is the list a list?
     if options.identity == "cluster" and choice.detector == OPENCV:
@@ -77,7 +85,8 @@ def prepare(options: Options, held: ExitStack) -> Plan:
         files.discard(path)
     finished = Finished(options, files, captioner)
     todo = [rel for rel in found.pictures if finished.row(rel) is None]
-    _say_found(found, len(todo))
+    print(f"{summary(found)}; {len(todo)} to do, {len(found.pictures) - len(todo)} done before", flush=True)
+    _say_notes(found.notes)
     return Plan(found.pictures, todo, settings)
 
 
@@ -85,12 +94,17 @@ def choice_of(options: Options) -> Choice:
     return choose(options.detector, options.parser, options.model, options.det_threshold)
 
 
+def repeatable_captioner(options: Options, pictures: Sequence[str]) -> Captioner | None:
+    """The run's captioner; None where asking it again would cost too much."""
+    return options.captioner(pictures) if options.captions_repeatable else None
+
+
 class Finished:
     """Looks up what earlier runs, or this one, have made.
 
     Args:
         files: all files below the output folder, see `own_files`.
-        captioner: of this run; None where asking it again would cost too much.
+        captioner: see `repeatable_captioner`.
     """
 
     def __init__(self, options: Options, files: set[Path], captioner: Captioner | None):
@@ -103,12 +117,12 @@ class Finished:
         """
         out = self._options.out
         for kind in KINDS:
-            path = out / f"{first_stem(rel, kind)}.json"
+            path = out / f"{stems(rel, kind, 1)[0]}.json"
             row = read_row(path) if path in self._files else None
             if row is None or (row["path"], row["outcome"]) != (rel, kind):
                 continue
-            wanted = [out / name for name in file_names(row)]
-            if self._files.issuperset(wanted) and ((unopened and row["stamp"] is None) or self._is_current(row)):
+            whole = self._files.issuperset(out / name for name in file_names(row))
+            if whole and ((unopened and row["stamp"] is None) or self._is_current(row)):
                 return row
         return None
 
@@ -121,21 +135,14 @@ class Finished:
             return True
         if not {*MEASURES, "scores"} <= row.keys():
             return False
-        reason = verdict(row, options.rules.thresholds)
-        if reason:
+        if reason := reject(row, options.rules.thresholds):
             return row["reason"] == reason
         if row.get("caption_by") != options.caption_source:
             return False
         if self._captioner is None:
             return True
-        return (row.get("caption"), row["reason"]) == caption_all(self._captioner, [(row["path"], path, None)])[0]
-
-
-def file_names(row: dict) -> list[str]:
-    """All files of a picture, below the output folder; `row` is its first JSON file."""
-    names = stems(row["path"], row["outcome"], row["faces"])
-    suffixes = (".json",) if row["outcome"] == ERROR else (".json", ".png")
-    return [name + suffix for name in names for suffix in suffixes]
+        (answer,) = self._captioner.caption_many([(row["path"], path, None)])
+        return (row.get("caption"), row["reason"]) == caption_or_reason(answer)
 
 
 def own_files(out: Path) -> set[Path]:
@@ -148,7 +155,6 @@ def own_files(out: Path) -> set[Path]:
 
 
 def _settings(options: Options, choice: Choice) -> dict:
-    """What has to stay the same in one output folder; the rest can be changed from run to run."""
     return {
         "data_folder": str(options.data.resolve()),
         "detector": choice.detector,
@@ -168,24 +174,18 @@ def _merged(path: Path, settings: dict) -> dict:
         before = read_json_as(path, _SETTINGS)
     except UserError as error:
         raise UserError(f"{error}; not the settings of a run of make_data.py: use another --out_folder") from None
-    if missing := [name for name in settings if name not in before]:
-        raise UserError(
-            f"{path}: not the settings of a run of make_data.py ({missing[0]} is missing); use another --out_folder"
-        )
-    weights = before["weights"]
-    now = settings | {"weights": weights | settings["weights"]}
-    for name, value in now.items():
-        if name == "weights" and any(value[part] != weights.get(part, value[part]) for part in value):
-            part = next(part for part in value if value[part] != weights.get(part, value[part]))
-            raise UserError(
-                f"{path}: this folder was made with other weights of the {part}; use those, or another --out_folder"
-            )
+    for name, value in settings.items():
         if name != "weights" and value != before[name]:
             raise UserError(
                 f"{path}: this folder was made with {name} {before[name]!r:.60}, now it is {value!r:.60}; "
                 "use the same, or another --out_folder"
             )
-    return now
+    for part, digest in settings["weights"].items():
+        if before["weights"].get(part, digest) != digest:
+            raise UserError(
+                f"{path}: this folder was made with other weights of the {part}; use those, or another --out_folder"
+            )
+    return settings | {"weights": before["weights"] | settings["weights"]}
 
 
 def _check_own(out: Path) -> None:
@@ -194,16 +194,6 @@ def _check_own(out: Path) -> None:
         for name in (*OWN_FOLDERS, formats.RECORDS, formats.FLASHFACE, *REPORT):
             if (out / name).exists():
                 raise UserError(f"{out / name}: not made by make_data.py ({SETTINGS} is missing); use another folder")
-
-
-def _say_unused(captioner: Captioner | None) -> None:
-    unused = getattr(captioner, "unused", [])
-    _say_notes([f"--caption_file: no picture is called {name}" for name in unused])
-
-
-def _say_found(found: Scan, todo: int) -> None:
-    print(f"{summary(found)}; {todo} to do, {len(found.pictures) - todo} done before", flush=True)
-    _say_notes(found.notes)
 
 
 def _say_notes(notes: Sequence[str]) -> None:

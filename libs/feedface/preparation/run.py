@@ -10,18 +10,27 @@ import time
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import asdict
-from pathlib import Path
 
+from feedface.common.device import limit_threads, pick_devices
 from feedface.common.errors import UserError
 from feedface.common.processes import Team
-from feedface.inference.outputs import save_json
+from feedface.common.saving import save_json
 from feedface.preparation import formats
-from feedface.preparation.maker import Clock, Maker, make_all, thread_pool
-from feedface.preparation.models import limit_threads, load_models, pick_devices
+from feedface.preparation.models import load_models
 from feedface.preparation.options import Options
-from feedface.preparation.outcome import KINDS, SINGLE, first_stem, read_rows
-from feedface.preparation.plan import OWN_FOLDERS, SETTINGS, Finished, Plan, choice_of, file_names, own_files, prepare
+from feedface.preparation.plan import (
+    OWN_FOLDERS,
+    SETTINGS,
+    Finished,
+    Plan,
+    choice_of,
+    own_files,
+    prepare,
+    repeatable_captioner,
+)
+from feedface.preparation.preparer import Clock, Preparer, make_all, thread_pool
 from feedface.preparation.report import write_report
+from feedface.preparation.result import KINDS, SINGLE, file_names, read_rows, stems
 
 STAGES = ("read", "detect", "parse", "judge", "caption", "write")
 
@@ -36,10 +45,10 @@ def run(options: Options) -> int:
     with ExitStack() as held:
         plan = team.lead(lambda: prepare(options, held))
         if plan.todo:
-            maker = team.each(lambda: _load(options, plan, team, clock))
+            preparer = team.each(lambda: _load(options, plan, team, clock))
             team.lead(lambda: save_json(plan.settings, options.out / SETTINGS))
             begin, cpu = time.perf_counter(), time.process_time()
-            stopped = make_all(maker, plan.todo[team.index :: team.count], show=team.leads)
+            stopped = make_all(preparer, plan.todo[team.index :: team.count], show=team.leads)
             clock.seconds["all"] = time.perf_counter() - begin
             clock.seconds["cpu"] = time.process_time() - cpu
             if stopped:
@@ -55,11 +64,11 @@ def run(options: Options) -> int:
     return 0
 
 
-def _load(options: Options, plan: Plan, team: Team, clock: Clock) -> Maker:
+def _load(options: Options, plan: Plan, team: Team, clock: Clock) -> Preparer:
     threads = limit_threads(team.local_count)
     captioner = options.captioner(plan.pictures, pick_devices(options.device, team.local_index)[1])
     detector, parser = load_models(choice_of(options), options.device, team.local_index, threads)
-    return Maker(options, detector, parser, captioner, clock)
+    return Preparer(options, detector, parser, captioner, clock)
 
 
 def _cut(cuts: list[formats.Cut], workers: int) -> None:
@@ -81,33 +90,34 @@ class Ending:
 
     def begin(self) -> list[formats.Cut]:
         """Group and make the records in memory; returns the pictures to be cut for the formats."""
-        options = self.options
-        captioner = options.captioner(self.plan.pictures) if options.captions_repeatable else None
-        finished = Finished(options, own_files(options.out), captioner)
-        self.rows = [finished.row(rel, unopened=True) for rel in self.plan.pictures]
-        gone = [rel for rel, row in zip(self.plan.pictures, self.rows, strict=True) if row is None]
-        if gone:
-            raise UserError(f"{options.data / gone[0]}: was changed while the run went on; run the same command again")
+        options, pictures = self.options, self.plan.pictures
+        finished = Finished(options, own_files(options.out), repeatable_captioner(options, pictures))
+        self.rows = []
+        for rel in pictures:
+            row = finished.row(rel, unopened=True)
+            if row is None:
+                raise UserError(f"{options.data / rel}: was changed while the run went on; run the same command again")
+            self.rows.append(row)
         singles = [row for row in self.rows if row["outcome"] == SINGLE]
         faces = [(row["path"], row["embedding"]) for row in singles]
-        identities = options.group(faces, self.plan.pictures, self.plan.settings["detector"])
+        identities = options.group(faces, pictures, self.plan.settings["detector"])
         self.records = formats.make_records(singles, identities, options.data, options.out)
         self.cuts = formats.plan_cuts(self.records, options.formats, options.data, options.out)
-        return [cut for cut in self.cuts if not formats.is_made(cut, self._json_of(cut))]
+        made_from = {cut: options.out / f"{stems(cut.rel, SINGLE, 1)[0]}.json" for cut in self.cuts}
+        return [cut for cut, row in made_from.items() if not formats.is_made(cut, row)]
 
     def finish(self, timings: list[dict]) -> None:
         """Write what is about all pictures, delete what belongs to none, say how it went."""
         options = self.options
         formats.write_all(self.records, options.formats, options.data, options.out)
-        save_json(self.plan.settings | {"last_run": self._last_run()}, options.out / SETTINGS)
+        settings = self.plan.settings | {"last_run": self._last_run()}
+        save_json(settings, options.out / SETTINGS)
         self._clean()
-        write_report(options.out, [face for row in self.rows for face in read_rows(options.out, row)])
+        faces = (face for row in self.rows for face in read_rows(options.out, row))
+        write_report(options.out, faces, options.data, settings, [record.identity for record in self.records])
         self._say(timings)
         if options.timings:
             save_json({"pictures": len(self.plan.todo), "processes": timings}, options.timings)
-
-    def _json_of(self, cut: formats.Cut) -> Path:
-        return self.options.out / f"{first_stem(cut.rel, SINGLE)}.json"
 
     def _last_run(self) -> dict:
         """What may differ from run to run."""

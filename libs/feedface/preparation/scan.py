@@ -4,10 +4,10 @@ import os
 import re
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from feedface.common.errors import UserError
-from feedface.preparation.outcome import KINDS, Stamp
+from feedface.preparation.result import KINDS, Stamp
 
 # What `feedface.common.images` reads.
 SUFFIXES = frozenset(
@@ -37,10 +37,9 @@ class Scan:
 
 def check_folders(data: Path, out: Path) -> None:
     """`UserError` where one folder would be read as the other, or there is nothing to read."""
-    if not data.exists():
-        raise UserError(f"--data_folder {data}: no such folder; name the folder that holds the photos")
     if not data.is_dir():
-        raise UserError(f"--data_folder {data}: not a folder; name the folder that holds the photos")
+        problem = "not a folder" if data.exists() else "no such folder"
+        raise UserError(f"--data_folder {data}: {problem}; name the folder that holds the photos")
     if out.exists() and not out.is_dir():
         raise UserError(f"--out_folder {out}: a file, not a folder; name a folder that is new or made by make_data.py")
     inner, outer = out.resolve(), data.resolve()
@@ -61,28 +60,17 @@ def scan(data: Path, out: Path) -> Scan:
     folder that cannot be listed (its pictures would count as deleted), no picture at all, a folder named like a file
     that a picture gets.
     """
-    found, top = Scan(), data.resolve()
-    seen = {top, out.resolve()}
+    found, seen = Scan(), {data.resolve(), out.resolve()}
     waiting = [("", data)]
     while waiting:
         prefix, folder = waiting.pop()
         for entry in _listed(folder):
-            rel = prefix + entry.name
-            if entry.name.startswith("."):
-                found.left_out["hidden"] += 1
-            elif not _encodable(entry.name):
-                found.left_out["name not UTF-8"] += 1
-                found.notes.append(f"{os.fsencode(entry.path)!r}: the name is not UTF-8; rename it")
-            elif _is_folder(entry):
-                if _is_new(entry, seen):
-                    waiting.append((f"{rel}/", Path(entry.path)))
-            elif Path(entry.name).suffix.lower() not in SUFFIXES:
-                found.left_out[Path(entry.name).suffix.lower() or "no suffix"] += 1
-            elif len(os.fsencode(entry.name)) > MAX_NAME_BYTES - OWN_BYTES:
-                found.left_out["name too long"] += 1
-                found.notes.append(f"{entry.path}: the name is too long; {MAX_NAME_BYTES - OWN_BYTES} bytes are room")
-            else:
-                found.pictures.append(rel)
+            if reason := _left_out(entry, found.notes):
+                found.left_out[reason] += 1
+            elif not _is_folder(entry):
+                found.pictures.append(prefix + entry.name)
+            elif _is_new(entry, seen):
+                waiting.append((f"{prefix}{entry.name}/", Path(entry.path)))
     found.pictures.sort()
     found.notes.sort()
     if not found.pictures:
@@ -121,6 +109,24 @@ def _listed(folder: Path) -> list[os.DirEntry]:
         ) from None
 
 
+def _left_out(entry: os.DirEntry, notes: list[str]) -> str:
+    """Why a file or folder is not looked at, empty if it is; what may be a picture is noted."""
+    suffix, most = Path(entry.name).suffix.lower(), MAX_NAME_BYTES - OWN_BYTES
+    if entry.name.startswith("."):
+        return "hidden"
+    if re.search("[\ud800-\udfff]", entry.name):  # bytes that Python could not decode
+        notes.append(f"{os.fsencode(entry.path)!r}: the name is not UTF-8; rename it")
+        return "name not UTF-8"
+    if _is_folder(entry):
+        return ""
+    if suffix not in SUFFIXES:
+        return suffix or "no suffix"
+    if len(os.fsencode(entry.name)) > most:
+        notes.append(f"{entry.path}: the name is too long; {most} bytes are room")
+        return "name too long"
+    return ""
+
+
 def _is_folder(entry: os.DirEntry) -> bool:
     try:
         return entry.is_dir()
@@ -139,25 +145,12 @@ def _is_new(entry: os.DirEntry, seen: set[Path]) -> bool:
     return True
 
 
-def _encodable(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _check_names(pictures: list[str]) -> None:
     """A folder must not have the name of an output file: `b.jpg.json/c.jpg` beside `b.jpg`."""
-    folders = {parent for rel in pictures for parent in _parents(rel) if parent.endswith((".json", ".png"))}
-    names = set(pictures) if folders else set()
-    for folder in sorted(folders):
+    names = set(pictures)
+    parents = {parent.as_posix() for rel in pictures for parent in PurePosixPath(rel).parents}
+    for folder in sorted(parent for parent in parents if parent.endswith((".json", ".png"))):
         stem = folder.rpartition(".")[0]
         for rel in (stem, re.sub(r"_\d+$", "", stem)):
             if rel in names:
                 raise UserError(f"{folder}: a folder with the name of a file that {rel} gets; rename the folder")
-
-
-def _parents(rel: str) -> list[str]:
-    parts = rel.split("/")[:-1]
-    return ["/".join(parts[:end]) for end in range(1, len(parts) + 1)]

@@ -12,7 +12,8 @@ import csv
 import io
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +33,10 @@ class Kind:
     name: str
     keys: tuple[str, ...]
     numbers: bool = False  # are taken as text, too
+
+    @property
+    def wanted(self) -> str:
+        return f'each picture needs a "{NAME_KEYS[0]}" and a "{self.keys[0]}"'
 
 
 CAPTIONS = Kind("caption", ("caption", "text"))
@@ -80,29 +85,30 @@ class Table:
         return self._found[rel].value if rel in self._found else None
 
     def _assign(self, entries: list[Entry], pictures: dict[str, str]) -> None:
-        ends: dict[str, list[str]] = {}
-        for plain in pictures:
+        ends = defaultdict(list)
+        for plain, rel in pictures.items():
             for end in _ends(plain):
-                ends.setdefault(end, []).append(plain)
+                ends[end].append(rel)
         # Exact names come first: they hold whatever else there is.
-        exact = [_plain(entry.name) in pictures for entry in entries]
-        for entry in (entry for entry, is_exact in zip(entries, exact, strict=True) if is_exact):
-            self._take(pictures[_plain(entry.name)], entry)
+        for entry in entries:
+            if rel := pictures.get(_plain(entry.name)):
+                self._take(rel, entry)
         whole = set(self._found)
-        for entry in (entry for entry, is_exact in zip(entries, exact, strict=True) if not is_exact):
+        for entry in entries:
             name = _plain(entry.name)
-            longer = next((end for end in _ends(name) if end in pictures), None)
-            fits = [longer] if longer is not None else ends.get(name, [])
-            fits = [rel for rel in (pictures[plain] for plain in fits) if rel not in whole] if fits else []
+            if name in pictures:
+                continue
+            longer = next((pictures[end] for end in _ends(name) if end in pictures), None)
+            named = [longer] if longer else ends.get(name, [])
+            fits = [rel for rel in named if rel not in whole]
             if len(fits) == 1:
                 self._take(fits[0], entry)
-            elif fits:
+            for rel in fits if len(fits) > 1 else ():
                 some = ", ".join(fits[:SHOWN]) + (", …" if len(fits) > SHOWN else "")
-                for rel in fits:
-                    self._unclear[rel] = (
-                        f"{entry.origin}: {entry.name} fits {len(fits)} pictures ({some}); write more of their paths"
-                    )
-            elif longer is None and name not in ends:
+                self._unclear[rel] = (
+                    f"{entry.origin}: {entry.name} fits {len(fits)} pictures ({some}); write more of their paths"
+                )
+            if not named:
                 self.unused.append(entry.name)
 
     def _take(self, rel: str, entry: Entry) -> None:
@@ -120,17 +126,13 @@ def read_entries(path: Path, kind: Kind) -> list[Entry]:
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise UserError(f"{path}: not a kind of file known here; use .json, .jsonl, .csv or .tsv")
-    entries = reader(path, _text(path), kind)
-    if not entries:
-        raise UserError(f"{path}: names no pictures; {_wanted(kind)}")
-    return entries
-
-
-def _text(path: Path) -> str:
     text = read_text(path)
     if not text.strip():
         raise UserError(f"{path}: an empty file")
-    return text
+    entries = list(reader(path, text, kind))
+    if not entries:
+        raise UserError(f"{path}: names no pictures; {kind.wanted}")
+    return entries
 
 
 class _Object(dict):
@@ -141,42 +143,33 @@ class _Object(dict):
         self.pairs = pairs
 
 
-def _json(path: Path, text: str, kind: Kind) -> list[Entry]:
+def _json(path: Path, text: str, kind: Kind) -> Iterator[Entry]:
     content = parse_json(text, path, pairs=_Object)
-    if isinstance(content, _Object):
-        pairs = content.pairs
-        for key, value in pairs:
-            if not _is_value(value, kind):
-                raise _wrong(f"{path}:{_line(path, key)}: {key}", value, kind)
-    elif isinstance(content, list):
-        for number, row in enumerate(content):
-            if not isinstance(row, dict):
-                raise UserError(f"{path}:{_line(path, number)}: not an object; {_wanted(kind)}")
-        pairs = [_pair(row, lambda row=number: f"{path}:{_line(path, row)}", kind)
-                 for number, row in enumerate(content)]  # fmt: skip
-    else:
-        raise UserError(f"{path}: neither an object nor a list; {_wanted(kind)}")
-    return [Entry(name, str(value), path.name) for name, value in pairs]
+    if not isinstance(content, _Object | list):
+        raise UserError(f"{path}: neither an object nor a list; {kind.wanted}")
+    by_name = isinstance(content, _Object)
+    for place, item in enumerate(content.pairs if by_name else content):
+        try:
+            name, value = item if by_name else _pair(item, kind)
+            if by_name:
+                _check_value(value, kind, name)
+        except UserError as error:
+            line = JsonFile(path, MOST_BYTES).line(name if by_name else place)  # read again, only where it is wrong
+            raise UserError(f"{path}:{line}: {error}") from None
+        yield Entry(name, str(value), path.name)
 
 
-def _lines(path: Path, text: str, kind: Kind) -> list[Entry]:
-    entries = []
+def _lines(path: Path, text: str, kind: Kind) -> Iterator[Entry]:
     # Split at "\n" only: `splitlines` also breaks at characters that a caption may hold, such as U+2028.
     for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        row = parse_json(line, path, number)
-        if not isinstance(row, dict):
-            raise UserError(f"{path}:{number}: not an object; {_wanted(kind)}")
-        name, value = _pair(row, lambda number=number: f"{path}:{number}", kind)
-        entries.append(Entry(name, str(value), f"{path.name}:{number}"))
-    return entries
+        if line.strip():
+            yield _entry(parse_json(line, path, number), path, number, kind)
 
 
-def _columns(path: Path, text: str, kind: Kind) -> list[Entry]:
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+def _columns(path: Path, text: str, kind: Kind) -> Iterator[Entry]:
+    delimiter, what = ("\t", "tabs") if path.suffix.lower() == ".tsv" else (",", "commas")
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    entries, header, begin = [], None, 1
+    header, begin = None, 1
     try:
         for cells in reader:
             number, begin = begin, reader.line_num + 1
@@ -185,52 +178,46 @@ def _columns(path: Path, text: str, kind: Kind) -> list[Entry]:
             if header is None:
                 header = [cell.strip().lower() for cell in cells]
                 if not set(header) & set(NAME_KEYS) or not set(header) & set(kind.keys):
-                    raise UserError(f"{path}:{number}: not a header; {_wanted(kind)}")
+                    raise UserError(f"{path}:{number}: not a header; {kind.wanted}")
                 continue
             if len(cells) != len(header):
                 raise UserError(
                     f"{path}:{number}: {len(cells)} cells under {len(header)} column names; put texts that hold "
-                    f"{'tabs' if delimiter != ',' else 'commas'} into double quotes"
+                    f"{what} into double quotes"
                 )
-            row = dict(zip(header, cells, strict=True))
-            name, value = _pair(row, lambda number=number: f"{path}:{number}", kind)
-            entries.append(Entry(name, value, f"{path.name}:{number}"))
+            yield _entry(dict(zip(header, cells, strict=True)), path, number, kind)
     except csv.Error as error:
         raise UserError(f"{path}:{begin}: not CSV ({error})") from None
-    return entries
 
 
-def _pair(row: dict, origin, kind: Kind) -> tuple[str, str]:
-    """Name and value out of an object; `origin` says where it stands (it may take long to find out)."""
-    name_key = next((key for key in NAME_KEYS if key in row), None)
-    value_key = next((key for key in kind.keys if key in row), None)
-    if name_key is None or value_key is None:
-        missing = " or ".join(NAME_KEYS[:2] if name_key is None else kind.keys[:2])
-        raise UserError(f"{origin()}: no {missing}; {_wanted(kind)}")
-    if not isinstance(row[name_key], str) or not row[name_key].strip():
-        raise UserError(f"{origin()}: {name_key}: must be the name of a picture, not {row[name_key]!r:.60}")
-    if not _is_value(row[value_key], kind):
-        raise _wrong(f"{origin()}: {value_key}", row[value_key], kind)
-    return row[name_key], row[value_key]
+def _entry(row: object, path: Path, number: int, kind: Kind) -> Entry:
+    try:
+        name, value = _pair(row, kind)
+    except UserError as error:
+        raise UserError(f"{path}:{number}: {error}") from None
+    return Entry(name, str(value), f"{path.name}:{number}")
 
 
-def _is_value(value: object, kind: Kind) -> bool:
-    if kind.numbers and isinstance(value, int) and not isinstance(value, bool):
-        return True
-    return isinstance(value, str) and bool(value.strip()) and not _SURROGATE.search(value)
+def _pair(row: object, kind: Kind) -> tuple[str, object]:
+    """Name and value out of an object; `UserError` says what is wrong, not where."""
+    if not isinstance(row, dict):
+        raise UserError(f"not an object; {kind.wanted}")
+    keys = []
+    for known in (NAME_KEYS, kind.keys):
+        if not (there := [key for key in known if key in row]):
+            raise UserError(f"no {' or '.join(known[:2])}; {kind.wanted}")
+        keys.append(there[0])
+    name, value = (row[key] for key in keys)
+    if not isinstance(name, str) or not name.strip():
+        raise UserError(f"{keys[0]}: must be the name of a picture, not {name!r:.60}")
+    _check_value(value, kind, keys[1])
+    return name, value
 
 
-def _wrong(where: str, value: object, kind: Kind) -> UserError:
-    return UserError(f"{where}: the {kind.name} must be a string with something in it, not {value!r:.60}")
-
-
-def _wanted(kind: Kind) -> str:
-    return f'each picture needs a "{NAME_KEYS[0]}" and a "{kind.keys[0]}"'
-
-
-def _line(path: Path, key: str | int) -> int:
-    """Where the value of a JSON object's key, or an item of a list, begins."""
-    return JsonFile(path, MOST_BYTES).line(key)
+def _check_value(value: object, kind: Kind, key: str) -> None:
+    is_number = kind.numbers and isinstance(value, int) and not isinstance(value, bool)
+    if not is_number and not (isinstance(value, str) and value.strip() and not _SURROGATE.search(value)):
+        raise UserError(f"{key}: the {kind.name} must be a string with something in it, not {value!r:.60}")
 
 
 def _plain(name: str) -> str:

@@ -27,12 +27,12 @@ from feedface.common.errors import UserError
 from feedface.common.files import atomic_file
 from feedface.common.images import read_image
 from feedface.common.reading import check_file, foreign
+from feedface.common.saving import save_png
 from feedface.data.records import Record
 from feedface.diffusion.sampling import sample
 from feedface.encoders import preprocess_face
 from feedface.faces.crop import crop_square
 from feedface.inference.batching import sample_options
-from feedface.inference.outputs import save_png
 from feedface.settings import Settings
 from feedface.training.objective import ControlledUViT
 from feedface.training.setup import Models

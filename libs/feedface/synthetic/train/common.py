@@ -24,6 +24,7 @@ from feedface.common.config_flags import explain
 from feedface.common.device import fast_bfloat16
 from feedface.common.errors import UserError
 from feedface.common.files import atomic_file, make_folder
+from feedface.common.places import config_folder
 
 ROOT = Path(__file__).resolve().parents[4]  # the repository, for configs/ and train.py
 LOG_EVERY_S = 15
@@ -272,7 +273,7 @@ def read_metrics(folder: Path) -> dict:
 def config_from_flags(name: str, preset: str, overrides: Sequence[str]) -> ml_collections.ConfigDict:
     """configs/NAME.py (for `preset`, if not ""), changed by `overrides` such as "--config.vae.steps=100"."""
     file = f"configs/{name}.py"
-    arguments = [name, f"--config={ROOT / file}" + (f":{preset}" if preset else ""), *overrides]
+    arguments = [name, f"--config={config_folder() / f'{name}.py'}" + (f":{preset}" if preset else ""), *overrides]
     values = flags.FlagValues()
     holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
     try:

@@ -28,16 +28,17 @@ from typing_extensions import TypedDict
 
 from feedface.common.errors import UserError
 from feedface.common.reading import read_text
+from feedface.common.saving import save_ascii
 from feedface.common.validation import OPEN, parse_line_as
-from feedface.inference.outputs import save_ascii
 
 SINGLE, MULTI, ERROR, FILTERED = KINDS = ("single", "multi", "error", "filtered")
+MAX_ROW_BYTES = 16 << 20
 Stamp = list[int]  # size in bytes and mtime in ns of the picture's file
 
-
-_Number = Annotated[float, Field(ge=-1e6, le=1e6)] | None
-_Measure = Annotated[float, Field(ge=0, le=1e6)] | None
-_Box = Annotated[list[Annotated[float, Field(ge=-1e6, le=1e6)]], Len(4, 4)]
+_Number = Annotated[float, Field(ge=-1e6, le=1e6)]
+_Measure = Annotated[float, Field(ge=0, le=1e6)]
+_Box = Annotated[list[_Number], Len(4, 4)]
+_Size = Annotated[list[Annotated[int, Field(ge=1)]], Len(2, 2)]
 
 
 class _Row(TypedDict, total=False):
@@ -45,11 +46,11 @@ class _Row(TypedDict, total=False):
 
     __pydantic_config__ = OPEN
     path: Required[str]
-    stamp: Required[Annotated[list[int], Len(2, 2)] | None]
+    stamp: Required[Annotated[Stamp, Len(2, 2)] | None]
     outcome: Required[Literal[KINDS]]
     reason: Required[str]
     faces: Required[Annotated[int, Field(ge=0, le=10_000)]]
-    img_size: Annotated[list[Annotated[int, Field(ge=1)]], Len(2, 2)] | None
+    img_size: _Size | None
     caption: str
     caption_by: str
 
@@ -57,50 +58,29 @@ class _Row(TypedDict, total=False):
 class _FaceRow(_Row, total=False):
     """What the JSON file of a face holds."""
 
-    img_size: Required[Annotated[list[Annotated[int, Field(ge=1)]], Len(2, 2)]]
+    img_size: Required[_Size]
     bbox: Required[_Box]
     square_bbox: Required[_Box]
     mask_bbox: _Box | None
-    point: Annotated[list[Annotated[list[_Number], Len(2, 2)]], Len(5, 5)] | None
-    scores: _Measure
-    face_px: _Measure
-    blur: _Measure
-    yaw: _Number
-    pitch: _Number
-    roll: _Number
-    embedding: list[_Number] | None
+    point: Annotated[list[Annotated[list[_Number | None], Len(2, 2)]], Len(5, 5)] | None
+    scores: _Measure | None
+    face_px: _Measure | None
+    blur: _Measure | None
+    yaw: _Number | None
+    pitch: _Number | None
+    roll: _Number | None
+    embedding: list[_Number | None] | None
 
 
 _ROW, _FACE_ROW = TypeAdapter(_Row), TypeAdapter(_FaceRow)
-MAX_ROW_BYTES = 16 << 20
 
 
 @dataclass
-class FoundFace:
-    """One face of a picture.
-
-    Attributes:
-        box: x0, y0, x1, y1 in pixels, as detected.
-        score: confidence in [0, 1].
-        landmarks: [5, 2] in pixels; None if the detector finds none.
-        embedding: [E] of unit length; None without a recogniser.
-        classes: uint8 [H, W], LaPa classes 0...10; None before parsing.
-    """
-
-    box: tuple[float, float, float, float]
-    score: float
-    landmarks: np.ndarray | None = None
-    embedding: np.ndarray | None = None
-    classes: np.ndarray | None = None
-
-
-@dataclass
-class Outcome:
+class Result:
     """One picture, all steps done.
 
     Attributes:
         rel: path below the data folder, "/" between its parts.
-        path: where it is.
         stamp: of the file that was read; None if it could not be opened: it is then tried again by every run.
         size: width, height in pixels; None if it could not be read.
         kind: one of `KINDS`.
@@ -112,7 +92,6 @@ class Outcome:
     """
 
     rel: str
-    path: Path
     stamp: Stamp | None
     size: tuple[int, int] | None
     kind: str
@@ -138,13 +117,17 @@ class Outcome:
 
 
 def stems(rel: str, kind: str, faces: int) -> list[str]:
-    """Paths of the outcome's files below the output folder, without ".json" and ".png"."""
+    """Paths of the picture's files below the output folder, without ".json" and ".png".
+
+    The JSON file of the first is written last: where it is whole, the picture is done.
+    """
     return [f"{kind}/{rel}_{number}" for number in range(faces)] if kind == MULTI else [f"{kind}/{rel}"]
 
 
-def first_stem(rel: str, kind: str) -> str:
-    """The stem whose JSON file is written last: where it is whole, the picture is done."""
-    return stems(rel, kind, 1)[0]
+def file_names(row: dict) -> list[str]:
+    """All files of a picture, below the output folder; `row` is its first JSON file."""
+    suffixes = (".json",) if row["outcome"] == ERROR else (".json", ".png")
+    return [stem + suffix for stem in stems(row["path"], row["outcome"], row["faces"]) for suffix in suffixes]
 
 
 def write_row(path: Path, row: dict) -> None:
@@ -154,7 +137,7 @@ def write_row(path: Path, row: dict) -> None:
 
 
 def read_row(path: Path) -> dict | None:
-    """One JSON file of an outcome; None if it is not there or not one."""
+    """One of the JSON files; None if it is not there or not one."""
     try:
         text, place = read_text(path, most_bytes=MAX_ROW_BYTES), f"{path}:1"
         row = parse_line_as(text, _ROW, place)
@@ -166,24 +149,16 @@ def read_row(path: Path) -> dict | None:
 def read_rows(out_folder: Path, first: dict) -> Iterator[dict]:
     """All JSON files of the picture whose first one holds `first`; those that are missing are left out."""
     yield first
-    if first["outcome"] == MULTI:
-        for stem in stems(first["path"], MULTI, first["faces"])[1:]:
-            row = read_row(out_folder / f"{stem}.json")
-            if row is not None:
-                yield row
+    for stem in stems(first["path"], first["outcome"], first["faces"])[1:]:
+        if row := read_row(out_folder / f"{stem}.json"):
+            yield row
 
 
 def rounded(values, digits: int = 2) -> list:
     """Numbers or nested sequences of them as lists, rounded: the same text on every run."""
-    values = np.asarray(values, np.float64).round(digits) + 0.0  # + 0.0: no "-0.0"
-    return values.tolist()
+    return (np.asarray(values, np.float64).round(digits) + 0.0).tolist()  # + 0.0: no "-0.0"
 
 
-def plain(value: object, digits: int = 4) -> object:
+def plain(value: float | None, digits: int = 4) -> float | None:
     """A measured value for JSON: rounded, no numpy types; not-a-number becomes None."""
-    if isinstance(value, bool | str) or value is None:
-        return value
-    if isinstance(value, int | np.integer):
-        return int(value)
-    value = float(value)
-    return round(value, digits) + 0.0 if math.isfinite(value) else None
+    return None if value is None or not math.isfinite(value) else round(float(value), digits) + 0.0

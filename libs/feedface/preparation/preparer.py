@@ -13,13 +13,13 @@ from PIL import Image
 
 from feedface.common.interrupt import Interrupt
 from feedface.common.progress import progress
-from feedface.faces.detect import FaceDetector
-from feedface.faces.parse import FaceParser, mask_values
-from feedface.inference.outputs import save_png
-from feedface.preparation.captions import Captioner
+from feedface.common.saving import save_png
+from feedface.faces.parse import mask_values
+from feedface.faces.types import FaceDetector, FaceParser
+from feedface.preparation.captions import Captioner, caption_or_reason
 from feedface.preparation.options import Options
-from feedface.preparation.outcome import FILTERED, SINGLE, Outcome, stems, write_row
-from feedface.preparation.process import Loaded, caption_all, detect, judge, load
+from feedface.preparation.process import Loaded, detect, judge, load
+from feedface.preparation.result import FILTERED, SINGLE, Result, stems, write_row
 
 
 class Clock:
@@ -40,8 +40,8 @@ class Clock:
 
 
 @dataclass
-class Maker:
-    """From picture files to outcomes and their files, see `process` and `outcome`."""
+class Preparer:
+    """From picture files to results and their files, see `process` and `result`."""
 
     options: Options
     detector: FaceDetector
@@ -53,40 +53,43 @@ class Maker:
         with self.clock("read"):
             return load(self.options.data, rel)
 
-    def make(self, batch: Sequence[Loaded]) -> list[Outcome]:
+    def make(self, batch: Sequence[Loaded]) -> list[Result]:
         """The models' part. Only pictures that are kept get captions."""
-        rules, threshold = self.options.rules, self.options.det_threshold
-        with self.clock("detect"):
-            faces = [[] if one.image is None else detect(one.image, self.detector, threshold) for one in batch]
-        with self.clock("parse"):
+        options, clock = self.options, self.clock
+        with clock("detect"):
+            faces = [
+                [] if one.image is None else detect(one.image, self.detector, options.det_threshold) for one in batch
+            ]
+        with clock("parse"):
             rows = [row for row, found in enumerate(faces) if found]
             maps = self.parser.parse_many([(batch[row].image, faces[row]) for row in rows]) if rows else []
             classes = dict(zip(rows, maps, strict=True))
-        with self.clock("judge"):
-            outcomes = [judge(one, faces[row], classes.get(row, []), rules) for row, one in enumerate(batch)]
-        kept = [(one, outcome) for one, outcome in zip(batch, outcomes, strict=True) if outcome.kind == SINGLE]
+        with clock("judge"):
+            results = [judge(one, faces[row], classes.get(row, []), options.rules) for row, one in enumerate(batch)]
+        kept = [(one, result) for one, result in zip(batch, results, strict=True) if result.kind == SINGLE]
         if kept:
-            with self.clock("caption"):
-                captions = caption_all(self.captioner, [(one.rel, one.path, one.image) for one, _ in kept])
-            for (_, outcome), (caption, reason) in zip(kept, captions, strict=True):
-                outcome.caption, outcome.caption_by = caption, self.options.caption_source
+            with clock("caption"):
+                answers = self.captioner.caption_many([(one.rel, one.path, one.image) for one, _ in kept])
+            for (_, result), answer in zip(kept, answers, strict=True):
+                result.caption, reason = caption_or_reason(answer)
+                result.caption_by = options.caption_source
                 if reason:
-                    outcome.kind, outcome.reason = FILTERED, reason
-        return outcomes
+                    result.kind, result.reason = FILTERED, reason
+        return results
 
-    def write(self, outcome: Outcome) -> None:
+    def write(self, result: Result) -> None:
         """Masks first; the JSON file that makes the picture done comes last."""
         with self.clock("write"):
-            paths = [self.options.out / stem for stem in stems(outcome.rel, outcome.kind, len(outcome.faces))]
-            for path, mask in zip(paths, outcome.masks, strict=False):  # errors have no masks
+            paths = [self.options.out / stem for stem in stems(result.rel, result.kind, len(result.faces))]
+            for path, mask in zip(paths, result.masks, strict=False):  # errors have no masks
                 save_png(Image.fromarray(mask_values(mask)), path.with_name(f"{path.name}.png"))
-            for path, row in reversed(list(zip(paths, outcome.rows(), strict=True))):
+            for path, row in reversed(list(zip(paths, result.rows(), strict=True))):
                 write_row(path.with_name(f"{path.name}.json"), row)
 
 
-def make_all(maker: Maker, rels: Sequence[str], show: bool) -> int:
+def make_all(preparer: Preparer, rels: Sequence[str], show: bool) -> int:
     """Make these pictures; returns 0, or the signal that asked to stop. What the models have seen is written."""
-    workers, batch_size = maker.options.workers, maker.options.batch_size
+    workers, batch_size, clock = preparer.options.workers, preparer.options.batch_size, preparer.clock
     rest, ahead = iter(rels), batch_size + 2 * workers
     reading: deque[Future[Loaded]] = deque()
     writing: deque[Future[None]] = deque()
@@ -95,25 +98,28 @@ def make_all(maker: Maker, rels: Sequence[str], show: bool) -> int:
         thread_pool(workers) as pool,
         progress(total=len(rels), unit="picture", disable=not show) as bar,
     ):
+
+        def read_ahead() -> None:
+            reading.extend(pool.submit(preparer.load, rel) for rel in islice(rest, ahead - len(reading)))
+
         try:
             while not interrupt.signal:
-                # So many are kept ready that the workers have something to read while the models run.
-                reading.extend(pool.submit(maker.load, rel) for rel in islice(rest, ahead - len(reading)))
+                read_ahead()
                 if not reading:
                     break
-                with maker.clock("wait"):
+                with clock("wait"):
                     batch = [reading.popleft().result() for _ in range(min(batch_size, len(reading)))]
                 if workers:
-                    reading.extend(pool.submit(maker.load, rel) for rel in islice(rest, ahead - len(reading)))
-                writing.extend(pool.submit(maker.write, outcome) for outcome in maker.make(batch))
-                with maker.clock("wait"):
+                    read_ahead()  # the workers have something to read while the models run
+                writing.extend(pool.submit(preparer.write, result) for result in preparer.make(batch))
+                with clock("wait"):
                     while len(writing) > 2 * ahead:
                         writing.popleft().result()
                 bar.update(len(batch))
         finally:
             for future in reading:
                 future.cancel()
-        with maker.clock("wait"):
+        with clock("wait"):
             while writing:
                 writing.popleft().result()
     return interrupt.signal

@@ -1,0 +1,272 @@
+"""Put a given person into pictures that a text describes.
+
+One person, one or several pictures of them:
+    python inference.py --prompt "a smiling man with a red hat" --image face.png --output outputs
+    python inference.py --prompt "a woman on a beach" --image a.png b.png --n_samples 4 --n_iter 2 --seed 7
+
+Batches: JSON files (see json_examples/), several of them, or a folder of them; each job gets a folder under --output:
+    python inference.py -j json_examples/man.json
+    python inference.py -j json_examples --n_samples 4
+
+Faster, or exacter (docs/performance.md has the figures); less memory:
+    python inference.py --prompt "a man with a red hat" --image face.png --preset fast
+    python inference.py --model models/feedface-v1 --low_memory --prompt "…" --image path/to/face.jpg
+
+The authors' full-size weights (models/README.md says which files), as they are or converted:
+    python inference.py --model models --prompt "a beautiful smiling woman" --image path/to/face.jpg
+    python inference.py --config configs/train_config.py --ckpt_path models/feed-4800000.pt -j json_examples
+    python inference.py --model models/feedface-v1 --dtype bf16 --prompt "…" --image path/to/face.jpg
+
+Left in the output folder: numbered PNGs (prompt, seed, model and settings in their metadata), the face crops the model
+was shown (reference_….png), and of each run that made pictures results_0000.json (settings, pictures, similarities) and
+sheet_0000.png (references and samples); those of the last run are in results.json and sheet.png too. A picture that was
+made before in the same way is not made again. Nothing is overwritten, also by runs that share the folder at one time.
+Exit codes: 0, 2 for bad input (in a batch: when any job failed; the others are done), 130 for Ctrl-C.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from feedface.common.command_line import Parser
+from feedface.common.errors import EXIT_USER_ERROR, UserError, one_line, run_cli
+from feedface.common.places import default_model, find_config
+from feedface.common.saving import check_writable
+from feedface.faces.choose import check_choice
+from feedface.inference.config_file import ConfigFile, read_config
+from feedface.inference.jobs import Job, read_jobs
+from feedface.settings import (
+    MAX_SAMPLES,
+    MAX_SEED,
+    PRESET_NAMES,
+    UNCOND_MODES,
+    Settings,
+    check_prompt,
+    check_range,
+    parse_size,
+)
+
+GIVE = "give --prompt and --image, or -j with job files (python inference.py --help)"
+
+
+def make_parser() -> Parser:
+    parser = Parser(prog="inference.py", description=__doc__)
+    what = parser.add_argument_group("what to draw")
+    what.add_argument("--prompt", help="what the picture shows")
+    what.add_argument(
+        "--negative_prompt", help="what the picture is led away from; needs a model or --uncond with an empty prompt"
+    )
+    what.add_argument("--image", nargs="+", metavar="FILE", help="pictures of one person")
+    what.add_argument(
+        "-j",
+        "--json",
+        nargs="+",
+        metavar="FILE",
+        help="job files, or folders of them, instead; a job may set its own "
+        "seed, n_samples, guidance, face_scale, size and negative_prompt",
+    )
+    what.add_argument("--output", default="outputs", help="folder to write to (default: outputs)")
+    faces = parser.add_argument_group("faces")
+    faces.add_argument("--no_detect", action="store_true", help="the pictures already are face crops")
+    faces.add_argument(
+        "--detector",
+        default="auto",
+        help="mini (the model's own pack), opencv (needs no download), buffalo_l or another insightface pack "
+        "(non-commercial research only); auto (default): mini if the model has it, else buffalo_l if it is there, "
+        "else opencv",
+    )
+    faces.add_argument(
+        "--face",
+        metavar="WHICH",
+        help="of several faces in a picture: most-like (the other pictures' faces; the default if the detector has a "
+        "recogniser, as mini and buffalo_l), largest (else the default), left, right, or N, the N-th from the left",
+    )
+    model = parser.add_argument_group("model")
+    model.add_argument(
+        "--model",
+        help="model folder, or a Stable Diffusion 1.x or 2.x: a diffusers folder, .safetensors or .ckpt (default: the "
+        "one --ckpt_path belongs to, else the config's, else models/mini)",
+    )
+    model.add_argument("--ckpt_path", help="method to use: feed-4800000.pt, our folder, a training checkpoint")
+    model.add_argument(
+        "--lora",
+        nargs="+",
+        default=(),
+        metavar="FILE[:STRENGTH]",
+        help="LoRA files (.safetensors) for Stable Diffusion, each with its strength (default: 1)",
+    )
+    model.add_argument(
+        "--clip_skip", type=int, default=0, help="last layers of Stable Diffusion's text encoder to leave out (0)"
+    )
+    model.add_argument("--config", help="config file (.py): its `model`, `control` and `sample`; options come first")
+    model.add_argument("--device", default="auto", help="auto (default), cuda, cuda:N, mps or cpu")
+    model.add_argument("--dtype", default="auto", help="auto (default: fp16 on a GPU, else fp32), fp32, bf16 or fp16")
+    model.add_argument(
+        "--low_memory",
+        action="store_true",
+        help="load each part of the model when it is used and drop it after, one picture at a time: the least memory, "
+        "the same pictures; costs the loading, some seconds a picture at full size",
+    )
+    model.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile the model's blocks: faster steps after a minute of compiling; needs a C++ compiler",
+    )
+    model.add_argument(
+        "--int8",
+        action="store_true",
+        help="weights in 8 bits: a quarter of fp32's memory, and faster on a CPU only; pictures change a little, on a "
+        "CPU also with the batch they are in",
+    )
+    sampling = parser.add_argument_group("sampling (defaults: the model's own, else preset balanced)")
+    sampling.add_argument("--n_samples", type=int, default=1, help="pictures per prompt (default: 1)")
+    sampling.add_argument("--n_iter", type=int, default=1, help="how many times n_samples (default: 1)")
+    sampling.add_argument(
+        "--batch_size",
+        type=int,
+        help="pictures drawn at a time, of whichever prompts and people (default: what should fit into memory); more "
+        "is faster on a GPU and takes more memory",
+    )
+    sampling.add_argument("--seed", type=int, default=0, help="of a prompt's first picture; the next add 1 each")
+    sampling.add_argument(
+        "--preset",
+        choices=PRESET_NAMES,
+        help="how much work a picture takes: quality (approximates nothing), balanced, or fast (the model's few-step "
+        "adapter if it has one); sets steps, scheduler, intervals and reuse, which may each be given beside it",
+    )
+    sampling.add_argument("--steps", type=int, help="evaluations of the model, 1 to 999: time grows with them")
+    sampling.add_argument(
+        "--scheduler",
+        metavar="NAME",
+        help="solver: dpmsolver++, dpmsolver++3m or unipc (the same time a step; also with :karras or :uniform), "
+        "dpmsolver++singlestep (the release's), ddim",
+    )
+    sampling.add_argument(
+        "--guidance_interval",
+        nargs=2,
+        type=float,
+        metavar=("LOW", "HIGH"),
+        help="guidance only at these timesteps, of 0 (clean) to 1000 (noise): a step outside takes about half the "
+        "time; a narrow interval follows the prompt less",
+    )
+    sampling.add_argument(
+        "--face_interval",
+        nargs=2,
+        type=float,
+        metavar=("LOW", "HIGH"),
+        help="the face only at these timesteps: saves its share of the steps outside; a narrow interval costs likeness",
+    )
+    sampling.add_argument(
+        "--reuse",
+        type=int,
+        metavar="K",
+        help="evaluate the model's deep blocks at every K-th step only: faster steps, less exact (1: at each)",
+    )
+    sampling.add_argument(
+        "--guidance", type=float, help="g in e_u + g (e_c - e_u), 0 to 50; the paper's and release's scale is g - 1"
+    )
+    sampling.add_argument(
+        "--uncond",
+        choices=UNCOND_MODES,
+        help="what guidance leads away from: noise in the text's place (true_uncond; U-ViT), the empty or negative "
+        "prompt (empty_token), or that with a zero face (paper); default: the model's",
+    )
+    sampling.add_argument("--face_scale", type=float, help="strength of the face, 0 to 5 (release: 0.8)")
+    sampling.add_argument("--size", help="of the pictures in pixels: 512, or 512x768 (width x height)")
+    return parser
+
+
+def find_jobs(args: argparse.Namespace) -> tuple[list[Job], list[str]]:
+    """The jobs the command line asks for, and the problems of those that cannot be run."""
+    if args.json:
+        if args.prompt is not None or args.image:
+            raise UserError("-j takes prompts and pictures from its files: leave out --prompt and --image")
+        return read_jobs(args.json)
+    if args.prompt is None:
+        raise UserError(GIVE)
+    try:
+        check_prompt(args.prompt)
+    except UserError as error:
+        raise UserError(f"--prompt: {error}") from None
+    return [Job(None, (args.prompt,), tuple(map(Path, args.image or ())))], []
+
+
+def check_faces(model: str | Path, ckpt_path: str | None, jobs: Sequence[Job]) -> None:
+    """`UserError` for a job without pictures, unless the model can show nobody: before anything large is read."""
+    if all(job.images for job in jobs):
+        return
+    from feedface.checkpoints.bundle import read_index
+    from feedface.checkpoints.release import is_release
+
+    if ckpt_path is not None or is_release(model) or "method" in read_index(model).kinds:
+        raise UserError(GIVE)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = make_parser().parse_args(argv)
+    # All that can be checked quickly comes before the model is loaded.
+    check_range("--n_samples", args.n_samples, 1, MAX_SAMPLES)
+    check_range("--n_iter", args.n_iter, 1, 100_000)
+    check_range("--clip_skip", args.clip_skip, 0, 64)
+    check_range("--seed", args.seed, 0, MAX_SEED - args.n_samples * args.n_iter)
+    if args.batch_size is not None:
+        check_range("--batch_size", args.batch_size, 1, 4096)
+    settings = Settings(
+        steps=args.steps,
+        guidance=args.guidance,
+        face_scale=args.face_scale,
+        size=None if args.size is None else parse_size(args.size),
+        preset=args.preset,
+        scheduler=args.scheduler,
+        guidance_interval=args.guidance_interval,
+        face_interval=args.face_interval,
+        reuse=args.reuse,
+        uncond=args.uncond,
+        negative_prompt=args.negative_prompt,
+    )
+    face = None if args.face is None else check_choice(args.face)
+    if face is not None and args.no_detect:
+        raise UserError("--face chooses among the faces found, and --no_detect looks for none: leave one of them out")
+    config = read_config(find_config(args.config)) if args.config else ConfigFile()
+    settings = settings.over(config.settings)
+    jobs, problems = find_jobs(args)
+    for problem in problems:
+        print(f"error: {one_line(problem)}", file=sys.stderr)
+    if not jobs:
+        return EXIT_USER_ERROR
+    output = Path(args.output)
+    check_writable(output)
+
+    # These bring in torch: seconds that a mistyped command line need not wait for.
+    from feedface.faces.detect import make_detector
+    from feedface.inference.model_files import own_model
+    from feedface.inference.runner import Plan, run_job, run_jobs
+    from feedface.pipeline import FeedFacePipeline
+
+    model = args.model or own_model(args.ckpt_path) or config.model or default_model()
+    check_faces(model, args.ckpt_path, jobs)
+    pipe = FeedFacePipeline.from_pretrained(
+        model,
+        ckpt_path=args.ckpt_path,
+        device=args.device,
+        dtype=args.dtype,
+        control=config.control,
+        low_memory=args.low_memory,
+        compile=args.compile,
+        int8=args.int8,
+        clip_skip=args.clip_skip,
+        loras=args.lora,
+    )
+    detector = make_detector(args.detector, pipe.bundle.faces_root)
+    pipe.settings(settings)  # refuses a size that the model cannot draw, before any face is looked for
+    plan = Plan(settings, args.seed, args.n_samples, args.n_iter, not args.no_detect, args.batch_size, face)
+    if not args.json:
+        run_job(pipe, jobs[0], plan, detector, output)
+        return 0
+    failed = run_jobs(pipe, jobs, plan, detector, output)
+    return EXIT_USER_ERROR if failed or problems else 0
+
+
+def cli() -> None:
+    run_cli(main)
