@@ -172,12 +172,12 @@ def test_a_wrong_setting_is_one_line(override):
 
 
 def test_stages_leave_a_bundle_that_loads(built, config):
-    loaded = load_bundle(built / "bundle", components=("vae", "uvit", "text_encoder", "image_encoder"))
+    loaded = load_bundle(built / "bundle", components=("vae", "backbone", "text_encoder", "image_encoder"))
     assert loaded.image_size == 64
     assert loaded.vae.factor == 8
-    assert loaded.uvit.num_text_tokens == loaded.text_encoder.num_tokens == config.clip.num_text_tokens
-    assert loaded.uvit.text_dim == loaded.text_encoder.text_dim
-    assert set(read_index(built / "bundle").components) == {"vae", "uvit", "text_encoder", "tokenizer", "image_encoder"}
+    assert loaded.backbone.num_text_tokens == loaded.text_encoder.num_tokens == config.clip.num_text_tokens
+    assert loaded.backbone.text_dim == loaded.text_encoder.text_dim
+    assert set(read_index(built / "bundle").components) == {"vae", "backbone", "text_encoder", "tokenizer", "image_encoder"}
     for stage in ("vae", "clip", "face_encoder", "uvit"):
         record = json.loads((built / stage / "metrics.json").read_text())
         assert record["training"]["steps"] == 2 and record["metrics"]
@@ -205,7 +205,7 @@ def test_the_base_goes_on_from_other_weights_and_its_world_is_encoded_once(built
     changed.uvit.update(start=str(built / "bundle"), lr=0.0, muon_lr=0.0, seed=7, steps=1)
     uvit.run(changed, tmp_path)
     assert encoded == [6]  # the held-out pictures alone
-    before, after = (load_bundle(folder / "bundle", components=["uvit"]).uvit for folder in (built, tmp_path))
+    before, after = (load_bundle(folder / "bundle", components=["backbone"]).backbone for folder in (built, tmp_path))
     for one, other in zip(before.parameters(), after.parameters(), strict=True):
         assert torch.equal(one, other)
     changed.uvit.update(face_weight=3.0, seed=8)
@@ -372,7 +372,7 @@ def test_control_stage_trains_the_face_controlnet(built, config):
 
     config = read_config("cpu", [*TOY, "--config.control.steps=2", "--config.control.batch_size=2"])
     control.run(config, built)
-    net = load_bundle(built / "bundle", components=["face_controlnet"]).face_controlnet
+    net = load_bundle(built / "bundle", components=["method"]).method
     face = to_tensor(np.zeros((48, 48, 3), np.uint8))[None]
     assert torch.isfinite(net.encode(face)).all()
     assert isinstance(net.config, dict | types.MappingProxyType)

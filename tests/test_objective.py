@@ -59,11 +59,11 @@ def test_loss_is_the_papers_per_sample(standard):
     latents = add_noise(features.mean + features.std * draws.vae_noise, draws.noise, draws.t)
     clip_img = add_noise(features.clip_img, draws.clip_noise, draws.t)
     zeros, ones = torch.zeros(6), torch.ones(6, dtype=torch.long)
-    net = model.face_controlnet
+    net = model.method
     control = net.bind(net.join(net.projector(features.faces)))
     with torch.no_grad():
-        pred = model.uvit(latents, clip_img, features.text, draws.t, zeros, ones, control=control).img
-        frozen = model.uvit(latents, clip_img, features.text, draws.t, zeros, ones).img
+        pred = model.backbone(latents, clip_img, features.text, draws.t, zeros, ones, control=control).img
+        frozen = model.backbone(latents, clip_img, features.text, draws.t, zeros, ones).img
     wanted = regularization_mask_loss(draws.noise, pred, frozen, features.mask)
     wanted[list(standard)] = standard_loss(draws.noise, pred)[list(standard)]
     assert torch.allclose(parts.loss, wanted.mean(), atol=1e-6)
@@ -85,14 +85,14 @@ def test_dropped_faces_and_texts_and_what_learns():
     assert loss != objective(model, *make_batch()).loss
     loss.backward()
     learning = {name for name, p in model.named_parameters() if p.grad is not None}
-    trainable = {f"face_controlnet.{name}" for name in model.face_controlnet.trainable_state_dict()}
+    trainable = {f"method.{name}" for name in model.method.trainable_state_dict()}
     assert learning == trainable
 
 
 def test_a_batch_can_be_learned():
     model, batch = make_model(), make_batch()
     objective = Objective("regularization", torch.zeros(5, 32), torch.zeros(1, 16, 8))
-    optimizer = torch.optim.AdamW(model.face_controlnet.trainable_parameters(), lr=5e-3)
+    optimizer = torch.optim.AdamW(model.method.trainable_parameters(), lr=5e-3)
     losses = []
     for _ in range(60):
         loss = objective(model, *batch).loss
@@ -105,7 +105,7 @@ def test_a_batch_can_be_learned():
 
 def test_fresh_control_has_no_background_loss():
     model = make_model()
-    for block in model.face_controlnet.blocks:
+    for block in model.method.blocks:
         torch.nn.init.zeros_(block.zero_linear.weight)
     parts = Objective("regularization", torch.zeros(5, 32), torch.zeros(1, 16, 8))(model, *make_batch())
     assert parts.sums[1] > 1 and abs(parts.sums[2]) < 1e-9

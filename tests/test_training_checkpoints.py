@@ -282,7 +282,7 @@ def test_a_disk_without_symbolic_links(world, tmp_path, monkeypatch, capsys):  #
     assert load_bundle(last).name == "base, step 2"
     assert load_model(last, None, CPU, torch.float32).name == "base, step 2"
     for ckpt in (last, last / "face_controlnet"):
-        assert load_model(world.full, ckpt, CPU, torch.float32).face_controlnet is not None
+        assert load_model(world.full, ckpt, CPU, torch.float32).method is not None
     # Training goes on from it as a model, and in the same workdir.
     further = make_config(world, **{"model": str(last), "face_encoder": str(last), "train.steps": 1})
     assert train(further, tmp_path / "further") == 0

@@ -151,7 +151,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
     if not config.start:
         identity_start(uvit)
     else:
-        uvit.load_state_dict(load_bundle(config.start, device, components=["uvit"]).uvit.state_dict())
+        uvit.load_state_dict(load_bundle(config.start, device, components=["backbone"]).backbone.state_dict())
 
     def step(generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         return noise_loss(uvit, features, config, generator)
@@ -159,7 +159,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
     blocks = (*uvit.in_blocks, uvit.mid_block, *uvit.out_blocks)
     matrices = [p for block in blocks for p in block.parameters() if p.ndim == 2]
     result = fit("uvit", uvit, step, config, folder, matrices)
-    save_component("uvit", uvit, bundle / "uvit")
+    save_component("backbone", uvit, bundle / "uvit")
     write_bundle_index(bundle, config.image_size)
 
     unseen = encode(held_out, encoders, device, 1.0)
