@@ -23,7 +23,7 @@ from training_models import SIZES
 from feedface.checkpoints.bundle import read_index, write_index
 from feedface.checkpoints.few_step import FewStep, save_few_step
 from feedface.diffusion.sampling import sample
-from feedface.settings import PLAIN
+from feedface.presets import PLAIN
 from feedface.settings import Settings
 
 
@@ -140,7 +140,7 @@ def test_random_model_of_a_size(tmp_path: Path):
     folder = write_random_bundle(tmp_path / "tiny", SIZES["tiny"], "random-tiny")
     bundle = load_bundle(folder)
     text = bundle.text_encoder.encode(["a man"])
-    latents, _ = sample(bundle.backbone, text=text, seeds=[0], steps=1)
+    latents, _ = sample(bundle.uvit, text=text, seeds=[0], steps=1)
     assert bundle.vae.decode(latents).isfinite().all()
 
 

@@ -11,7 +11,7 @@ import torch
 from ml_collections import ConfigDict
 from tests.toy import IMAGE_SIZE, make_toy_bundle
 
-from feedface import settings as presets
+from feedface import presets
 from feedface.checkpoints.bundle import load_bundle
 from feedface.checkpoints.few_step import FewStep, save_few_step
 from feedface.common.errors import UserError

@@ -32,9 +32,9 @@ def write_random_bundle(folder: Path, size: Size, name: str) -> Path:
     trained = build_trained(size, meta, torch.float16)
     encoders = build_encoders(size, meta, torch.float16)
     with meta:
-        with_encoder = FaceControlNet(**trained.method.config)
+        with_encoder = FaceControlNet(**trained.face_controlnet.config)
     with atomic_folder(folder) as temporary:
-        for kind, network in (("uvit", trained.backbone), ("face_controlnet", with_encoder)):
+        for kind, network in (("uvit", trained.uvit), ("face_controlnet", with_encoder)):
             state = {key: random_weights(key, value) for key, value in network.state_dict().items()}
             save_network(temporary / kind, network.config, state, None)
         save_component("vae", fill_randomly(encoders.vae), temporary / "vae")

@@ -212,7 +212,7 @@ class Checkpoints:
     def __init__(self, folder: Path, large: bool):
         self.toy = make_toy_bundle(folder / "training" / "toy")
         self.workdir = folder / "training" / "run"
-        net = load_bundle(self.toy, components=["method"]).method
+        net = load_bundle(self.toy, components=["face_controlnet"]).face_controlnet
         for step in (1, 2):
             state = {"weights": {"a": torch.full((3, 5), float(step))}, "optimizer": {"name": "adamw"}, "ema": None}
             progress = Progress(step, 4 * step)
