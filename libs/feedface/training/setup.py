@@ -74,8 +74,8 @@ def _with_deepspeed() -> bool:
 class Models:
     """What is trained, and where the encoders are.
 
-    `trained.method` has no frozen encoder: it works on that encoder's features. `state_shapes` are those of one row, for
-    pictures of the bundle's image size.
+    `trained.method` has no frozen encoder: it works on that encoder's features. `state_shapes` are those of one row,
+    for pictures of the bundle's image size.
     """
 
     trained: ControlledBackbone
@@ -119,7 +119,8 @@ def build_models(config: ml_collections.ConfigDict, device: torch.device, precis
         raise UserError(f"{config.model}: image_size {bundle.image_size} does not fit its VAE and {backbone.kind}")
     side *= backbone.latent_multiple
     backbone.requires_grad_(False).gradient_checkpointing = config.train.gradient_checkpointing
-    trained = ControlledBackbone(backbone, method.to(device).eval().requires_grad_(False), {"data_type": config.data_type})
+    method.to(device).eval().requires_grad_(False)
+    trained = ControlledBackbone(backbone, method, {"data_type": config.data_type})
     for parameter in trained.trained().values():
         parameter.requires_grad_(True)
     shapes = backbone.state_shapes((side, side))
