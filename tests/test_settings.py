@@ -6,8 +6,7 @@ import pytest
 
 from feedface.checkpoints.few_step import FewStep
 from feedface.common.errors import UserError
-from feedface.settings import PLAIN, PRESETS
-from feedface.settings import COST_KNOBS, EVERYWHERE, PRESET_NAMES, Settings
+from feedface.settings import COST_KNOBS, EVERYWHERE, PLAIN, PRESET_NAMES, PRESETS, Settings
 
 DEFAULTS = {"guidance": 4.0, "face_scale": 1.0, "uncond": "true_uncond"}  # a model's
 ADAPTER = FewStep(timesteps=(999, 700, 400, 100), guidance=4.0, face_scale=0.9, uncond="true_uncond")

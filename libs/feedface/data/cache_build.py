@@ -41,13 +41,14 @@ from feedface.common.progress import progress
 from feedface.common.reading import check_file, foreign
 from feedface.common.validation import parse_line_as
 from feedface.data.dataset import BrokenPicture, PictureStore
-from feedface.data.features import EncoderSources, FrozenEncoders
+from feedface.data.features import STATE_ENCODERS, EncoderSources, FrozenEncoders
 from feedface.data.records import Record
 from feedface.encoders import to_tensor
 
 FORMAT = 2
 # What manifests of before there were several methods do not say.
 EARLIER = {"method": "feedface", "reference": ["crop", [0.5] * 3, [0.5] * 3]}
+OPTIONAL = {*STATE_ENCODERS.values(), "face_encoder"}  # encoders that not every backbone or method takes
 MANIFEST = "cache.json"
 KINDS = ("captions", "faces", "pictures")
 MIRRORABLE = ("faces", "pictures")  # kinds
@@ -128,7 +129,10 @@ def _difference(found: dict, wanted: dict) -> str:
     whole &= isinstance(found.get("mirrored"), bool) or found.get("mirrored") in ([kind] for kind in MIRRORABLE)
     if not whole or found.get("format") != FORMAT:
         return "by another version of this program"
-    if found.keys() != wanted.keys():  # encoders that the one takes, and the other does not
+    differing = found.keys() ^ wanted.keys()
+    if differing - OPTIONAL:
+        return "by another version of this program"
+    if differing:
         return "for another backbone or method"
     for key, value in wanted.items():
         if key == "shard_size" or found[key] == value:

@@ -11,7 +11,8 @@ from feedface.checkpoints.bundle import load_bundle, save_component
 from feedface.common.device import fast_bfloat16, pick_device
 from feedface.common.errors import UserError
 from feedface.synthetic.train.bundle import write_bundle_index
-from feedface.synthetic.train.common import ROOT, FitResult, add_seconds, write_metrics
+from feedface.synthetic.train.common import ROOT, add_seconds
+from feedface.training.fit import FitResult, write_metrics
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> None:

@@ -21,8 +21,9 @@ from feedface.diffusion.sampling import sample
 from feedface.diffusion.schedule import NUM_TIMESTEPS, add_noise, alphas_cumprod
 from feedface.encoders import to_uint8
 from feedface.synthetic.train.bundle import write_bundle_index
-from feedface.synthetic.train.common import fit, in_batches, load_portraits, save_sheet, to_pixels, write_metrics
+from feedface.synthetic.train.common import in_batches, load_portraits, save_sheet, to_pixels
 from feedface.synthetic.train.identity_start import identity_start
+from feedface.training.fit import fit, write_metrics
 
 ENCODERS = ("vae", "text_encoder", "image_encoder")
 
