@@ -11,7 +11,7 @@ import torch
 from ml_collections import ConfigDict
 from tests.toy import IMAGE_SIZE, make_toy_bundle
 
-from feedface import presets
+from feedface import settings as presets
 from feedface.checkpoints.bundle import load_bundle
 from feedface.checkpoints.few_step import FewStep, save_few_step
 from feedface.common.errors import UserError
@@ -121,7 +121,7 @@ def test_the_adapter_is_merged_for_its_pictures_only(cases, tmp_path):
     adapter = FewStep((1000, 600, 250, 60), 2.0, 1.0, "true_uncond", weights)
     save_few_step(folder / "few_step", adapter)
     index = json.loads((folder / "model_index.json").read_text())
-    index["components"]["few_step"] = "few_step"
+    index["adapters"]["few_step"] = "few_step"
     (folder / "model_index.json").write_text(json.dumps(index))
     painter = Painter(load_bundle(folder), cases.prompts, cases.crops, 0, CPU, torch.float32)
     few = parse("few-step").settings().for_model(*TOY, painter.bundle.few_step)

@@ -293,7 +293,7 @@ def test_processes_share_the_work(tmp_path, records_file, bundle, encoded, count
 
     enter(0)
     assert len(caches) == count
-    assert encoded == {"images": 2 * 12, "faces": 2 * 12, "text": 3}
+    assert encoded == {"images": 2 * 12, "references": 2 * 12, "text": 3}
     alone = features(open_cache(tmp_path / "alone", records_file, bundle), records_file).content
     for cache in caches.values():
         assert_same(features(cache, records_file).content, alone)

@@ -195,7 +195,7 @@ def test_in_memory_is_the_same_and_read_once_for_all_workers(tmp_path, monkeypat
     again = [dataset.__getitems__(batch) for batch in order]
     for batches in (worked, again):
         for a, b in zip(expected, batches, strict=True):
-            for name in ("image", "faces", "mask"):
+            for name in ("image", "references", "mask"):
                 assert torch.equal(getattr(a.content, name), getattr(b.content, name)), name
             assert not b.broken
     kept = sum(part._values.nbytes for part in store._kept.values())

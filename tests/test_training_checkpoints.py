@@ -304,7 +304,7 @@ def test_a_workdir_behind_a_symbolic_link(world, tmp_path):  # noqa: F811
 def test_a_checkpoint_that_is_no_model_is_noticed_at_the_first_save(world, tmp_path, monkeypatch):  # noqa: F811
     def wrong(path, base, own, name):
         original(path, base, own, name)
-        rewrite(path / "model_index.json", lambda index: index["components"].update(vae="../nowhere"))
+        rewrite(path / "model_index.json", lambda index: index["parts"].update(vae="../nowhere"))
 
     original = module.write_derived_index
     monkeypatch.setattr(module, "write_derived_index", wrong)

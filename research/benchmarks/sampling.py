@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> None:
     variants = pick_variants(args, bench)
     result["image_px"] = args.pixels or bench.blueprint.index.image_size
     result["parameters"] = {
-        "uvit": sum(p.numel() for p in bench.blueprint.uvit.parameters()),
+        "uvit": sum(p.numel() for p in bench.blueprint.backbone.parameters()),
         "face_controlnet": sum(p.numel() for p in bench.blueprint.net.trainable_parameters()),
     }
     work = Work(args.pictures, size_px=args.pixels)

@@ -41,7 +41,7 @@ class Blueprint:
 
     def __init__(self, model: Path):
         self.index = read_index(model)
-        self.uvit, self.net, self.vae = networks_without_weights(model)
+        self.backbone, self.net, self.vae = networks_without_weights(model)
 
     @cached_property
     def few_step(self) -> FewStep | None:
@@ -54,7 +54,7 @@ class Blueprint:
         wanted = variant.settings
         if work.size_px is not None:
             wanted = replace(wanted, size=(work.size_px, work.size_px))
-        multiple = self.vae.factor * self.uvit.patch_size
+        multiple = self.vae.factor * self.backbone.patch_size
         return wanted.for_model(self.index.defaults, self.index.image_size, multiple, self.few_step)
 
     def latent_size(self, work: Work) -> tuple[int, int]:
@@ -75,8 +75,8 @@ class Blueprint:
         """Text [B,T,Dt] and face tokens [B or 1,references n,D]: time depends on their shapes alone."""
         clip = self.net.config["clip_config"]
         tokens = work.references * ((clip["image_size"] // clip["patch_size"]) ** 2 + 1)
-        text = torch.randn(work.pictures, self.uvit.num_text_tokens, self.uvit.text_dim)
-        faces = torch.randn(work.pictures if work.people > 1 else 1, tokens, self.uvit.embed_dim)
+        text = torch.randn(work.pictures, self.backbone.num_text_tokens, self.backbone.text_dim)
+        faces = torch.randn(work.pictures if work.people > 1 else 1, tokens, self.backbone.embed_dim)
         return text.to(device, dtype), faces.to(device, dtype)
 
     @cache  # noqa: B019 (there is one of these a run)
@@ -84,11 +84,11 @@ class Blueprint:
         """Counted while the modules run without weights."""
         meta = torch.device("meta")
         text, faces = self.inputs(work, meta, torch.float32)
-        evaluator = Evaluator(self.uvit, self.net, text, faces, self.latent_size(work))
+        evaluator = Evaluator(self.backbone, self.net, text, faces, self.latent_size(work))
         evaluator.prepare(kind.release)
         if kind.reused:
             evaluator.run(replace(kind, reused=False))
-        blocks = [*self.uvit.in_blocks, self.uvit.mid_block, *self.uvit.out_blocks]
+        blocks = [*self.backbone.in_blocks, self.backbone.mid_block, *self.backbone.out_blocks]
         rows = {"first": 0, "blocks": 0, "control": 0}
         hooks = _count_rows(rows, first=blocks[:1], blocks=blocks, control=self.net.blocks)
         # Other kernels of attention hide their products from the counter.
@@ -106,7 +106,7 @@ class Blueprint:
     @cache  # noqa: B019 (as above)
     def decoder_flops(self, work: Work) -> float:
         """Of one picture."""
-        latent = torch.empty(1, self.uvit.in_chans, *self.latent_size(work), device="meta")
+        latent = torch.empty(1, self.backbone.in_chans, *self.latent_size(work), device="meta")
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             self.vae.decode(latent)
         return counter.get_total_flops()

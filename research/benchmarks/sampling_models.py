@@ -15,6 +15,7 @@ from training_models import SIZES, TEXT_DIM, Size, build_encoders, build_trained
 
 from feedface.backbones.uvit import UViT
 from feedface.checkpoints.bundle import read_index, save_component, save_network, write_index
+from feedface.checkpoints.parts import part_class, part_config
 from feedface.checkpoints.storage import read_json
 from feedface.common.errors import UserError, run_cli
 from feedface.common.files import atomic_folder
@@ -32,16 +33,17 @@ def write_random_bundle(folder: Path, size: Size, name: str) -> Path:
     trained = build_trained(size, meta, torch.float16)
     encoders = build_encoders(size, meta, torch.float16)
     with meta:
-        with_encoder = FaceControlNet(**trained.face_controlnet.config)
+        with_encoder = FaceControlNet(**trained.method.config)
     with atomic_folder(folder) as temporary:
-        for kind, network in (("uvit", trained.uvit), ("face_controlnet", with_encoder)):
+        for kind, network in (("uvit", trained.backbone), ("face_controlnet", with_encoder)):
             state = {key: random_weights(key, value) for key, value in network.state_dict().items()}
             save_network(temporary / kind, network.config, state, None)
         save_component("vae", fill_randomly(encoders.vae), temporary / "vae")
         save_component("image_encoder", fill_randomly(encoders.image), temporary / "image_encoder")
         _write_text_encoder(temporary, size)
         components = ("uvit", "face_controlnet", "vae", "text_encoder", "image_encoder", "tokenizer")
-        write_index(temporary, name=name, image_size=size.image_px, components={kind: kind for kind in components})
+        folders = {"backbone": "uvit", "method": "face_controlnet"} | {kind: kind for kind in components[2:]}
+        write_index(temporary, name=name, image_size=size.image_px, components=folders)
     return folder
 
 
@@ -95,8 +97,9 @@ def networks_without_weights(model: Path) -> tuple[UViT, FaceControlNet, LatentC
 
     parts = read_index(model).components
     with torch.device("meta"):
-        uvit = UViT(**read_json(parts["uvit"] / "config.json"))
-        net = FaceControlNet(**read_json(parts["face_controlnet"] / "config.json"))
+        uvit, net = (
+            part_class(name, parts[name]).from_config(part_config(name, parts[name])) for name in ("backbone", "method")
+        )
         vae = AutoencoderKL.from_config(read_json(parts["vae"] / "config.json"))
     return uvit.eval(), net.eval(), LatentCodec(vae).eval()
 

@@ -11,9 +11,8 @@ import re
 from dataclasses import dataclass
 
 from feedface.common.errors import UserError
-from feedface.diffusion.sampling import SCHEDULERS
-from feedface.presets import PLAIN
-from feedface.settings import Settings
+from feedface.diffusion.names import SCHEDULERS
+from feedface.settings import PLAIN, Settings
 
 RELEASE = "dpmsolver++singlestep 40"  # how the release samples
 FEW_STEP = "few-step"

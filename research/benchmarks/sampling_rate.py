@@ -70,7 +70,7 @@ def _evaluator(bench: Bench, pictures: int, compiled: bool) -> Evaluator:
     pipe = bench.pipe(Variant("step", Settings(few_step=False), compiled=compiled))
     work = Work(pictures, size_px=None)
     text, faces = bench.blueprint.inputs(work, bench.device, pipe.dtype)
-    found = Evaluator(pipe.bundle.uvit, pipe.bundle.face_controlnet, text, faces, bench.blueprint.latent_size(work))
+    found = Evaluator(pipe.bundle.backbone, pipe.bundle.method, text, faces, bench.blueprint.latent_size(work))
     found.prepare(release=False)
     found.run(Kind())  # compiles, and picks its kernels
     return found

@@ -17,8 +17,7 @@ from feedface.diffusion.guidance import GuidedNoise
 from feedface.diffusion.sampling import initial_noise, make_scheduler
 from feedface.diffusion.schedule import NUM_TIMESTEPS, timestep_of
 from feedface.methods.feedface import FaceControlNet
-from feedface.presets import PLAIN, PRESETS
-from feedface.settings import Settings
+from feedface.settings import PLAIN, PRESETS, Settings
 
 
 @dataclass(frozen=True)
@@ -98,17 +97,19 @@ class ReleaseNoise:
         self, uvit: UViT, net: FaceControlNet, text: Tensor, noise_text: Tensor, faces: Tensor, *, guidance: float,
         face_scale: float,
     ):  # fmt: skip
-        self.uvit, self.net, self.text, self.noise_text, self.faces = uvit, net, text, noise_text, faces
+        self.backbone, self.net, self.text, self.noise_text, self.faces = uvit, net, text, noise_text, faces
         self.guidance, self.face_scale = guidance, face_scale
 
     def __call__(self, img: Tensor, clip_img: Tensor, t: float) -> tuple[Tensor, Tensor]:
         t_img = torch.full((len(img),), t, device=img.device)
         clean, data_type = torch.zeros_like(t_img), torch.ones(len(img), dtype=torch.long, device=img.device)
-        half_precision = self.uvit.pos_embed.dtype != torch.float32
+        half_precision = self.backbone.pos_embed.dtype != torch.float32
         with Float32Attention() if half_precision else nullcontext():
             control = self.net.bind(self.faces, self.face_scale)
-            with_face = self.uvit(img, clip_img, self.text, t_img, clean, data_type, control=control)
-            without = self.uvit(img, clip_img, self.noise_text, t_img, torch.full_like(t_img, NUM_TIMESTEPS), data_type)
+            with_face = self.backbone(img, clip_img, self.text, t_img, clean, data_type, control=control)
+            without = self.backbone(
+                img, clip_img, self.noise_text, t_img, torch.full_like(t_img, NUM_TIMESTEPS), data_type
+            )
         pairs = ((with_face.img.float(), without.img.float()), (with_face.clip_img.float(), without.clip_img.float()))
         img, clip_img = (u + self.guidance * (c - u) for c, u in pairs)
         return img, clip_img
@@ -119,11 +120,11 @@ def release_sample(
     bundle: Bundle, text: Tensor, faces: Tensor, seeds: Sequence[int], settings: Settings, latent_size: tuple[int, int]
 ) -> Tensor:
     """Latents [B,C,h,w] of `seeds` by `ReleaseNoise`: those of `diffusion.sampling.sample`, with more work."""
-    uvit = bundle.uvit
+    uvit = bundle.backbone
     shapes = (uvit.in_chans, *latent_size), (1, uvit.clip_img_dim), (uvit.num_text_tokens, uvit.text_dim)
     img, clip_img, noise_text = (noise.to(text.device) for noise in initial_noise(seeds, *shapes))
     model = ReleaseNoise(
-        uvit, bundle.face_controlnet, text.expand(len(seeds), -1, -1), noise_text, faces.expand(len(seeds), -1, -1),
+        uvit, bundle.method, text.expand(len(seeds), -1, -1), noise_text, faces.expand(len(seeds), -1, -1),
         guidance=settings.guidance, face_scale=settings.face_scale,
     )  # fmt: skip
     solver = make_scheduler(settings.scheduler, settings.steps)

@@ -141,7 +141,7 @@ def _parts_once(bench: Bench, loaded: Variant, kinds: set[Kind], work: Work) -> 
 
     yield "text", timed(bundle.text_encoder.encode, [PROMPT] * work.pictures)
     text, faces = blueprint.inputs(work, bench.device, pipe.dtype)
-    evaluator = Evaluator(bundle.uvit, bundle.face_controlnet, text, faces, blueprint.latent_size(work))
+    evaluator = Evaluator(bundle.backbone, bundle.method, text, faces, blueprint.latent_size(work))
     for release in {kind.release for kind in kinds}:
         seconds = timed(evaluator.prepare, release)
         if not release:
@@ -149,7 +149,7 @@ def _parts_once(bench: Bench, loaded: Variant, kinds: set[Kind], work: Work) -> 
     # A kind whose deep blocks are reused comes right after the same kind with all blocks.
     for kind in sorted(kinds, key=lambda kind: (kind.release, kind.guided, kind.controlled, kind.reused)):
         yield kind, timed(evaluator.run, kind)
-    latents = torch.randn(work.pictures, bundle.uvit.in_chans, *blueprint.latent_size(work)).to(bench.device)
+    latents = torch.randn(work.pictures, bundle.backbone.in_chans, *blueprint.latent_size(work)).to(bench.device)
     yield "decoder", timed(decode, bundle, latents)
 
 

@@ -194,7 +194,7 @@ def measure_time(args: argparse.Namespace, variants: dict[str, Variant], result:
         SIZES[args.size], args.batch_size, args.device, args.precision, any(v.encode for v in variants.values())
     )
     result["parameters"] = {
-        "backbone": sum(p.numel() for p in bench.trained.uvit.parameters()),
+        "backbone": sum(p.numel() for p in bench.trained.backbone.parameters()),
         "trained": sum(p.numel() for p in bench.parameters),
     }
     print("\n" + ", ".join(f"{count / 1e6:.1f} M {part}" for part, count in result["parameters"].items()), flush=True)

@@ -102,7 +102,7 @@ class Phases:
             return hook
 
         backbone = [(wrapped.block, False) for wrapped in _wrapped_blocks(trained)]
-        for block, control in [*backbone, *((block, True) for block in trained.face_controlnet.blocks)]:
+        for block, control in [*backbone, *((block, True) for block in trained.method.blocks)]:
             block.register_forward_pre_hook(enter(control))
             # Checkpointing leaves a block by an exception once it has what it needs.
             block.register_forward_hook(lambda *_: self.leave(), always_call=True)
@@ -115,7 +115,7 @@ class Phases:
 
 
 def _wrapped_blocks(trained: ControlledUViT) -> list[Checkpointed]:
-    return [module for module in trained.uvit.modules() if isinstance(module, Checkpointed)]
+    return [module for module in trained.backbone.modules() if isinstance(module, Checkpointed)]
 
 
 class Bench:
@@ -131,12 +131,12 @@ class Bench:
         self.size, self.batch_size, self.device, self.precision = size, batch_size, device, precision
         self.encoders: FrozenEncoders | None = build_encoders(size, device, dtype) if encoders else None
         self.trained = build_trained(size, device, dtype)
-        uvit = self.trained.uvit
+        uvit = self.trained.backbone
         uvit.in_blocks, uvit.out_blocks = (
             nn.ModuleList(map(Checkpointed, blocks)) for blocks in (uvit.in_blocks, uvit.out_blocks)
         )
         uvit.mid_block = Checkpointed(uvit.mid_block)
-        self.parameters = list(self.trained.face_controlnet.parameters())
+        self.parameters = list(self.trained.method.parameters())
         self.pixels = random_pixels(size, batch_size) if encoders else None
         self.features = random_features(size, batch_size)
         dropped = torch.zeros(self.features.faces.shape[2:], device=device)
@@ -149,7 +149,7 @@ class Bench:
         """Take step `number` of the run in the way of `variant`: which tenth sample is standard goes by the number."""
         self._compile(variant)
         draws = random_draws(self.size, self.batch_size, number * self.batch_size)
-        self.trained.uvit.gradient_checkpointing = variant.checkpointing == "all"
+        self.trained.backbone.gradient_checkpointing = variant.checkpointing == "all"
         for block in _wrapped_blocks(self.trained):
             block.on = variant.checkpointing == "backbone"
         if variant.frozen_always:

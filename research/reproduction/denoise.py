@@ -76,7 +76,7 @@ def through_base(
         rows = range(start, min(start + batch_size, len(pictures)))
         pixels = to_pixels(pictures[rows.start : rows.stop], device)
         latents = denoise(
-            bundle.uvit,
+            bundle.backbone,
             bundle.vae.encode(pixels, sample=False),
             bundle.image_encoder.encode(pixels),
             bundle.text_encoder.encode(prompts[rows.start : rows.stop]),

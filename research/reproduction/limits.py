@@ -74,7 +74,7 @@ def measure_limits(
     """
     begun = time.perf_counter()
     device = torch.device(device)
-    full = settings.for_model(bundle.defaults, bundle.image_size, bundle.vae.factor * bundle.uvit.patch_size)
+    full = settings.for_model(bundle.defaults, bundle.image_size, bundle.size_multiple)
     run = {"seed": seed, "device": str(device), "dtype": str(dtype).removeprefix("torch.")}
     result = {
         "settings": full.as_json() | run,
@@ -125,7 +125,7 @@ def measure_limits(
 
     if result["probe"] is None:
         parts.add_embeddings("the inspector itself", judge, judge.references)
-        args = (bundle.face_controlnet, inspector, training_people, training_pictures, NEW_SCENES, size, device)
+        args = (bundle.method, inspector, training_people, training_pictures, NEW_SCENES, size, device)
         states, targets = parts.timed("probe: pictures", pictures_to_fit, *args)
         others = portrait_cases(FIRST_HELD_OUT, held_out_people, range(GALLERY), new, (), size)
         held_out = parts.features(crop_references(others, "truth", None)[0])

@@ -25,8 +25,7 @@ from feedface.evaluation.judges import ClipJudge
 from feedface.faces.detect import make_detector
 from feedface.faces.parse import make_parser
 from feedface.inference.model_files import load_model, model_digest
-from feedface.presets import PLAIN
-from feedface.settings import Settings
+from feedface.settings import PLAIN, Settings
 from feedface.synthetic.train.common import say
 
 DIGITS = 4
@@ -97,7 +96,7 @@ class Measurer:
             "model": model_digest(self.bundle),
             "settings": settings.as_json(),
             "cases": self.config.measure.to_dict(),
-            "parameters": sum(p.numel() for p in bundle.face_controlnet.trainable_parameters()),
+            "parameters": sum(p.numel() for p in bundle.method.trainable_parameters()),
             "seconds": round(time.perf_counter() - begun, 1),
             "people": {name: [_rounded(value) for value in values] for name, values in people.items()},
         }

@@ -139,7 +139,7 @@ class Parts:
 
     def features(self, crops: np.ndarray) -> Tensor:
         """The face encoder's states [I,R,n,V] of face crops [I,R]."""
-        return face_features(self.bundle.face_controlnet, crops.flat, self.device).unflatten(0, crops.shape)
+        return face_features(self.bundle.method, crops.flat, self.device).unflatten(0, crops.shape)
 
 
 def flat(pictures: np.ndarray) -> np.ndarray:

@@ -15,10 +15,12 @@ from feedface.common.progress import say
 from feedface.synthetic.train.common import read_metrics
 
 NAME = "mini"
-COMPONENTS = (
-    "vae", "text_encoder", "tokenizer", "image_encoder", "uvit", "face_controlnet", "faces", "parser",
-    "inspector",
-)  # fmt: skip
+# Folder -> part of a bundle.
+COMPONENTS = {
+    **{name: name for name in ("vae", "text_encoder", "tokenizer", "image_encoder", "faces", "parser", "inspector")},
+    "uvit": "backbone",
+    "face_controlnet": "method",
+}
 TRAINED_STAGES = (
     "vae", "clip", "face_encoder", "uvit", "control", "decoder", "detector", "recogniser", "parser", "inspector",
 )  # fmt: skip
@@ -27,11 +29,7 @@ BYTES_PER_MIB = 1 << 20
 
 def write_bundle_index(folder: Path, image_size: int, defaults: dict[str, Any] | None = None) -> None:
     """(Re)write `model_index.json` for the components that `folder` has so far."""
-    present = {
-        {"uvit": "backbone", "face_controlnet": "method"}.get(name, name): name
-        for name in COMPONENTS
-        if (folder / name).is_dir()
-    }
+    present = {part: name for name, part in COMPONENTS.items() if (folder / name).is_dir()}
     write_index(folder, name=NAME, image_size=image_size, components=present, defaults=defaults)
 
 
