@@ -16,7 +16,7 @@ class Ema:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """After an optimizer step. `step` counts them from 1, or from 0: then what was before the first is forgotten."""
+        """After an optimizer step; `step` counts them from 1, or from 0: then the start itself is forgotten."""
         rate = 1 - min(self.decay, (1 + step) / (10 + step)) if step else 1.0
         torch._foreach_lerp_(self.averages, [p.detach() for p in self.parameters], rate)
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import ml_collections
 
-from feedface.checkpoints.bundle import write_index
+from feedface.checkpoints.bundle import read_index, write_index
+from feedface.checkpoints.parts import SEAM
 from feedface.common.errors import UserError
 from feedface.common.files import atomic_folder
 from feedface.common.progress import say
@@ -31,6 +32,14 @@ def write_bundle_index(folder: Path, image_size: int, defaults: dict[str, Any] |
     """(Re)write `model_index.json` for the components that `folder` has so far."""
     present = {part: name for name, part in COMPONENTS.items() if (folder / name).is_dir()}
     write_index(folder, name=NAME, image_size=image_size, components=present, defaults=defaults)
+
+
+def write_unet_index(workdir: Path, image_size: int) -> None:
+    """(Re)write the index of `<workdir>/bundle_unet`: its own U-Net and method, the rest is `<workdir>/bundle`'s."""
+    folder = workdir / "bundle_unet"
+    own = {part: name for part, name in (("backbone", "unet"), ("method", "feedface")) if (folder / name).is_dir()}
+    shared = {part: path for part, path in read_index(workdir / "bundle").components.items() if part not in SEAM}
+    write_index(folder, name=f"{NAME}-unet", image_size=image_size, components={**shared, **own})
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
