@@ -16,8 +16,7 @@ def get_config() -> ConfigDict:
     config.model = "models/stable-diffusion-v1-5"  # a diffusers folder, or one .safetensors or .ckpt
     config.control.sites = ()  # every other block; or names such as "up_blocks.2.attentions.0"
     config.control.num_heads = 8  # as the U-Net's own
-    config.control.projector = False  # sites of several widths: keys and values straight from the face encoder's tokens
-    # False: not at the sites of 64x64 tokens, where it is more than half of a control block's arithmetic
+    # False saves most of the work at the sites of 64x64 tokens, where it is more than half of a control block's.
     config.control.self_attention = True
     config.train.batch_size = 12  # times 8: the paper's 96
     return config

@@ -6,7 +6,7 @@ demo and tests 30000...
 
 from ml_collections import ConfigDict
 
-from feedface.synthetic.train.common import fit_config
+from feedface.training.fit import fit_config
 
 
 def get_config(preset: str = "cpu") -> ConfigDict:
@@ -46,6 +46,14 @@ def cpu() -> ConfigDict:
                 minutes=360.0, batch_size=64, lr=1e-3, muon_lr=4e-3, schedule="trapezoid", warmup_steps=300,
                 ema_decay=0.999, amp=True,
             ),
+            "unet": fit_config(
+                image_size=size, channels=(96, 192), layers_per_block=1, norm_groups=16, head_width=32, empty_text=0.1,
+                min_snr=5.0, minutes=120.0, batch_size=64, lr=1e-3, warmup_steps=300, ema_decay=0.999, amp=True,
+            ),
+            "control_unet": {
+                "image_size": size, "seed": 0, "steps": 2700, "batch_size": 64, "lr": 1e-3, "precision": "fast",
+                "sites": (), "mlp_ratio": 0.25,
+            },
             "control": {
                 "image_size": size, "seed": 0, "steps": 2700, "batch_size": 64, "lr": 1e-3, "precision": "fast",
                 "sites": ("in_blocks.0", "in_blocks.2", "out_blocks.1"), "mlp_ratio": 0.25,
@@ -79,13 +87,15 @@ def gpu() -> ConfigDict:
     size = 128
     with config.unlocked():
         config.world.train.identities = 10_000
-        for stage in ("world", "vae", "clip", "uvit", "control", "inspector", "bundle"):
+        for stage in ("world", "vae", "clip", "uvit", "control", "unet", "control_unet", "inspector", "bundle"):
             config[stage].image_size = size
         config.vae.update(channels=(64, 128, 256), minutes=5.0, batch_size=128, lr=5e-4)
         config.clip.update(vision_width=256, text_width=256, patch_size=16, minutes=2.0, batch_size=512)
         config.face_encoder.update(face_size=96, patch_size=12, width=256, layers=7, minutes=4.0, batch_size=512)
         config.uvit.update(width=512, depth=13, num_heads=8, minutes=15.0, batch_size=512, lr=5e-4)
         config.control.update(steps=20_000, batch_size=256, lr=3e-4)
+        config.unet.update(channels=(128, 256, 384), minutes=15.0, batch_size=512, lr=5e-4)
+        config.control_unet.update(steps=20_000, batch_size=256, lr=3e-4)
         config.decoder.update(minutes=5.0, batch_size=128, lr=5e-4)
         config.detector.update(minutes=3.0, batch_size=64)
         config.recogniser.update(minutes=3.0, batch_size=512)

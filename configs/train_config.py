@@ -17,11 +17,15 @@ def get_config() -> ConfigDict:
             # Folder of a CLIP vision model, or a model whose face encoder is meant, to train a fresh face-controlnet as
             # `control` says; "" to go on from the bundle's own.
             "face_encoder": "models/clip-vit-base-patch32",
+            "method": "feedface",  # what is trained; `control` has its settings
             "control": {
+                # Blocks of the backbone that get a control block; () is every other one.
                 "sites": tuple(f"{half}.{i}" for half in ("in_blocks", "out_blocks") for i in range(0, 14, 2)),
                 "num_heads": 64,
                 "mlp_ratio": 4.0,
                 "control_input": "output",  # what a control block sees: "output" (release) or "input" (paper's figure)
+                # False: image tokens do not attend to each other at the sites with the most of them.
+                "self_attention": True,
             },
             "data_type": 0,  # the backbone's data-type token; 0 in the authors' training, 1 in their inference
             "data": {

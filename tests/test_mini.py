@@ -14,13 +14,26 @@ from feedface.checkpoints.bundle import load_bundle, read_index
 from feedface.common.errors import UserError
 from feedface.diffusion.schedule import alphas_cumprod
 from feedface.encoders import ImageEncoder, to_tensor
-from feedface.synthetic.train import bundle, clip, common, decoder, face_encoder, uvit, vae, world
+from feedface.synthetic.train import (
+    base_model,
+    bundle,
+    clip,
+    common,
+    control_unet,
+    decoder,
+    face_encoder,
+    unet,
+    uvit,
+    vae,
+    world,
+)  # fmt: skip
 from feedface.synthetic.train.__main__ import STAGES, read_config
-from feedface.synthetic.train.common import fit, fit_config
 from feedface.synthetic.train.identity_start import identity_start
+from feedface.training.ema import Ema
+from feedface.training.fit import fit, fit_config
 
 TOY = [
-    *(f"--config.{stage}.image_size=64" for stage in ("world", "vae", "clip", "uvit", "control", "bundle")),
+    *(f"--config.{stage}.image_size=64" for stage in ("world", "vae", "clip", "uvit", "control", "unet", "bundle")),
     "--config.world.train.identities=8",
     "--config.world.train.per_identity=2",
     "--config.world.held_out.identities=3",
@@ -40,12 +53,15 @@ TOY = [
     "--config.uvit.width=64",
     "--config.uvit.depth=7",
     "--config.uvit.num_heads=2",
+    "--config.unet.channels=(16,32)",
+    "--config.unet.norm_groups=8",
+    "--config.unet.head_width=16",
 ]
 
 
 @pytest.fixture(scope="module")
 def config():
-    budgets = [f"--config.{stage}.{key}" for stage in ("vae", "clip", "face_encoder", "uvit", "decoder") for key in
+    budgets = [f"--config.{stage}.{key}" for stage in ("vae", "clip", "face_encoder", "uvit", "unet", "decoder") for key in
                ("steps=2", "batch_size=4", "amp=false", "device=cpu")]  # fmt: skip
     return read_config("cpu", TOY + budgets)
 
@@ -85,16 +101,16 @@ def test_fit_learns_and_counts(tmp_path):
 
 def test_an_interrupted_fit_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch):
     whole, _ = line_fit(tmp_path / "whole", steps=20)
-    update, calls = common.AveragedModel.update_parameters, []
+    update, calls = Ema.update, []
 
-    def interrupted(self, model):
+    def interrupted(self, step):
         calls.append(1)
         if len(calls) == 11:
             raise KeyboardInterrupt
-        update(self, model)
+        update(self, step)
 
     with monkeypatch.context() as patch:
-        patch.setattr(common.AveragedModel, "update_parameters", interrupted)
+        patch.setattr(Ema, "update", interrupted)
         with pytest.raises(KeyboardInterrupt):
             line_fit(tmp_path / "parts", steps=20, save_every_s=0.0)
     parts, result = line_fit(tmp_path / "parts", steps=20)
@@ -203,9 +219,9 @@ def test_the_base_goes_on_from_other_weights_and_its_world_is_encoded_once(built
     (tmp_path / "uvit").mkdir()
     shutil.copy(built / "uvit/features.safetensors", tmp_path / "uvit")
     encoded = []
-    encode = uvit.encode
+    encode = base_model.encode
     monkeypatch.setattr(
-        uvit, "encode", lambda portraits, *rest: encoded.append(len(portraits)) or encode(portraits, *rest)
+        base_model, "encode", lambda portraits, *rest: encoded.append(len(portraits)) or encode(portraits, *rest)
     )
     changed = config.copy_and_resolve_references()
     changed.uvit.update(start=str(built / "bundle"), lr=0.0, muon_lr=0.0, seed=7, steps=1)
@@ -219,6 +235,32 @@ def test_the_base_goes_on_from_other_weights_and_its_world_is_encoded_once(built
     (tmp_path / "uvit/checkpoint.pt").unlink()
     uvit.run(changed, tmp_path)
     assert encoded == [6, 16, 6]
+
+
+def test_the_unet_shares_what_is_encoded_and_feedface_trains_on_it(built, config, tmp_path, monkeypatch):
+    for folder in ("world", "bundle", "uvit"):
+        shutil.copytree(built / folder, tmp_path / folder)
+    encoded = []
+    encode = base_model.encode
+    monkeypatch.setattr(
+        base_model, "encode", lambda portraits, *rest: encoded.append(len(portraits)) or encode(portraits, *rest)
+    )
+    unet.run(config, tmp_path)
+    assert encoded == [6]  # the held-out pictures alone
+    record = json.loads((tmp_path / "unet/metrics.json").read_text())
+    assert record["training"]["steps"] == 2 and set(record["metrics"]) == {"held_out_img_loss"}
+    assert (tmp_path / "unet/samples.png").is_file()
+    loaded = load_bundle(tmp_path / "bundle_unet", components=("backbone", "vae", "text_encoder"))
+    assert loaded.backbone.kind == "unet" and loaded.backbone.latent_size == (8, 8)
+    index = json.loads((tmp_path / "bundle_unet/model_index.json").read_text())
+    assert index["parts"]["vae"] == "../bundle/vae" and index["backbone"] == {"kind": "unet", "folder": "unet"}
+
+    changed = config.copy_and_resolve_references()
+    changed.control_unet.update(steps=2, batch_size=2, precision="no")
+    control_unet.run(changed, tmp_path)
+    whole = load_bundle(tmp_path / "bundle_unet")
+    assert whole.method.sites == ["down_blocks.1.attentions.0", "up_blocks.0.attentions.0"]
+    assert json.loads((tmp_path / "control_unet/metrics.json").read_text())["training"]["steps"] == 2
 
 
 def test_clip_goes_on_from_other_weights_with_patches_of_another_size(built, config):
@@ -295,8 +337,8 @@ def test_min_snr_weights():
     t = torch.tensor([1, 500, 1000])
     alpha_bar = alphas_cumprod()[t - 1]
     snr = alpha_bar / (1 - alpha_bar)
-    assert torch.allclose(uvit.min_snr_weights(t, 5.0).double(), snr.clamp(max=5) / snr, rtol=1e-5)
-    assert torch.equal(uvit.min_snr_weights(t, 0), torch.ones(3))
+    assert torch.allclose(base_model.min_snr_weights(t, 5.0).double(), snr.clamp(max=5) / snr, rtol=1e-5)
+    assert torch.equal(base_model.min_snr_weights(t, 0), torch.ones(3))
 
 
 def test_a_fresh_base_hands_the_noisy_picture_through():

@@ -92,7 +92,7 @@ def test_a_later_start_needs_no_encoder(bundle, records, tmp_path, monkeypatch):
     assert make_grid(bundle, records, tmp_path).draw(2).read_bytes() == first and not loads
     changed = make_grid(bundle, records, tmp_path, **{"log.prompts": ("a man",)})
     assert loads and len(changed.text) == 1
-    assert make_grid(bundle, records, tmp_path, **{"log.people": 3}).faces.shape[0] == 3
+    assert make_grid(bundle, records, tmp_path, **{"log.people": 3}).features["faces"].shape[0] == 3
 
     kept = tmp_path / "samples" / "inputs.safetensors"
     kept.write_bytes(kept.read_bytes()[:-5])  # cut short
@@ -167,11 +167,12 @@ def test_training_is_the_same_to_the_bit(bundle, records, tmp_path):
             before = random_states()
             grid = SampleGrid(make_config(bundle), models, records, tmp_path / "run", CPU)
             assert random_states() == before
-        latents, clip_img, text = torch.randn(2, 4, 8, 8), torch.randn(2, 1, 16), torch.randn(2, 16, 8)
-        t, faces = torch.tensor([100, 900]), torch.randn(2, 1, 5, 32)
+        state = {"img": torch.randn(2, 4, 8, 8), "clip_img": torch.randn(2, 1, 16)}
+        prompt, t = {"text": torch.randn(2, 16, 8)}, torch.tensor([100, 900])
+        features = {"faces": torch.randn(2, 1, 5, 32)}
         optimizer = torch.optim.AdamW(model.method.parameters(), lr=1e-2)
         for step in range(3):
-            model(latents, clip_img, text, t, faces).pow(2).mean().backward()
+            model(state, t, prompt, features)["img"].pow(2).mean().backward()
             if grid:  # also between gradients and their use
                 before = random_states()
                 grid.draw(step)

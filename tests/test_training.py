@@ -172,7 +172,7 @@ def test_damaged_and_lost_checkpoints_are_passed_over(world, tmp_path, capsys):
     shutil.rmtree(checkpoints / "00000005")
     state = checkpoints / "00000004" / "training" / "state.pt"
     state.write_bytes(state.read_bytes()[:-1])
-    (checkpoints / "00000003" / "face_controlnet" / "model.safetensors").unlink()
+    (checkpoints / "00000003" / "feedface" / "model.safetensors").unlink()
     state = checkpoints / "00000002" / "training" / "state.pt"
     content = bytearray(state.read_bytes())
     content[-200:] = bytes(200)  # the size is right: only reading finds out
@@ -182,7 +182,7 @@ def test_damaged_and_lost_checkpoints_are_passed_over(world, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "00000005: the last checkpoint is gone" in out
     assert "00000004: not a whole checkpoint (training/state.pt is missing or cut short)" in out
-    assert "00000003: not a whole checkpoint (face_controlnet/model.safetensors is missing" in out
+    assert "00000003: not a whole checkpoint (feedface/model.safetensors is missing" in out
     assert "00000002: not a whole checkpoint (cannot be read" in out and "going on from" in out
     again = weights(tmp_path)[0]
     assert newest_checkpoint(tmp_path).name == "00000005"
@@ -219,7 +219,7 @@ def test_checkpoint_of_another_model(world, tmp_path):
         ({"log.trackers": ("comet",)}, "comet"),
         ({"train.precision": "fp16"}, "fp16"),
         ({"control.sites": ("in_blocks.7",)}, "in_blocks.7"),
-        ({"face_encoder": ""}, "face_controlnet"),
+        ({"face_encoder": ""}, "has no method feedface to go on from"),
         ({"face_encoder": "nowhere"}, "config.face_encoder"),
         ({"model": "nowhere"}, "nowhere"),
         ({"data.records": ("nowhere.jsonl",)}, "nowhere.jsonl"),

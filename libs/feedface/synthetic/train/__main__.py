@@ -19,8 +19,8 @@ from feedface.common.errors import run_cli
 
 # In the order in which they need each other.
 STAGES = (
-    "world", "vae", "clip", "face_encoder", "uvit", "control", "decoder", "detector", "recogniser", "parser",
-    "inspector", "bundle",
+    "world", "vae", "clip", "face_encoder", "uvit", "control", "unet", "control_unet", "decoder", "detector",
+    "recogniser", "parser", "inspector", "bundle",
 )  # fmt: skip
 PRESETS = ("cpu", "gpu")
 

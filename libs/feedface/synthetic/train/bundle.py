@@ -8,16 +8,20 @@ from typing import Any
 
 import ml_collections
 
-from feedface.checkpoints.bundle import write_index
+from feedface.checkpoints.bundle import read_index, write_index
+from feedface.checkpoints.parts import SEAM
 from feedface.common.errors import UserError
 from feedface.common.files import atomic_folder
-from feedface.synthetic.train.common import read_metrics, say
+from feedface.common.progress import say
+from feedface.synthetic.train.common import read_metrics
 
 NAME = "mini"
-COMPONENTS = (
-    "vae", "text_encoder", "tokenizer", "image_encoder", "uvit", "face_controlnet", "faces", "parser",
-    "inspector",
-)  # fmt: skip
+# Folder -> part of a bundle.
+COMPONENTS = {
+    **{name: name for name in ("vae", "text_encoder", "tokenizer", "image_encoder", "faces", "parser", "inspector")},
+    "uvit": "backbone",
+    "face_controlnet": "method",
+}
 TRAINED_STAGES = (
     "vae", "clip", "face_encoder", "uvit", "control", "decoder", "detector", "recogniser", "parser", "inspector",
 )  # fmt: skip
@@ -26,12 +30,16 @@ BYTES_PER_MIB = 1 << 20
 
 def write_bundle_index(folder: Path, image_size: int, defaults: dict[str, Any] | None = None) -> None:
     """(Re)write `model_index.json` for the components that `folder` has so far."""
-    present = {
-        {"uvit": "backbone", "face_controlnet": "method"}.get(name, name): name
-        for name in COMPONENTS
-        if (folder / name).is_dir()
-    }
+    present = {part: name for name, part in COMPONENTS.items() if (folder / name).is_dir()}
     write_index(folder, name=NAME, image_size=image_size, components=present, defaults=defaults)
+
+
+def write_unet_index(workdir: Path, image_size: int) -> None:
+    """(Re)write the index of `<workdir>/bundle_unet`: its own U-Net and method, the rest is `<workdir>/bundle`'s."""
+    folder = workdir / "bundle_unet"
+    own = {part: name for part, name in (("backbone", "unet"), ("method", "feedface")) if (folder / name).is_dir()}
+    shared = {part: path for part, path in read_index(workdir / "bundle").components.items() if part not in SEAM}
+    write_index(folder, name=f"{NAME}-unet", image_size=image_size, components={**shared, **own})
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> None:

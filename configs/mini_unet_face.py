@@ -1,0 +1,18 @@
+"""FeedFace on the miniature's U-Net, on two CPU cores: configs/mini_face.py on the other backbone.
+
+    python -m feedface.synthetic.train --stage unet
+    python -m feedface.synthetic.train --stage control_unet
+
+The second stage runs train.py with this config, on portraits and a face encoder of its own folder.
+"""
+
+from configs import mini_face
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """What differs from the U-ViT's."""
+    config = mini_face.get_config()
+    config.model = "models/mini-unet"
+    config.control.sites = ()  # every other block
+    return config

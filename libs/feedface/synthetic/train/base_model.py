@@ -1,0 +1,157 @@
+"""What the stages of both base models share: encoded portraits, random batches of them, losses, a sheet of samples."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import ml_collections
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from feedface.backbones.base import Backbone
+from feedface.checkpoints.bundle import Bundle, load_bundle
+from feedface.common.device import fast_bfloat16
+from feedface.common.files import atomic_file
+from feedface.diffusion.sampling import sample
+from feedface.diffusion.schedule import NUM_TIMESTEPS, alphas_cumprod
+from feedface.encoders import to_uint8
+from feedface.synthetic.train.bundle import write_bundle_index
+from feedface.synthetic.train.common import in_batches, load_portraits, save_sheet, to_pixels
+
+ENCODERS = ("vae", "text_encoder", "image_encoder")
+# (features, generator) -> loss, parts of it to log.
+Loss = Callable[["Features", torch.Generator], tuple[Tensor, dict[str, Tensor]]]
+
+
+@dataclass
+class Features:
+    """Encoded portraits. V is 2: as they are, and mirrored."""
+
+    latents: Tensor  # [N,V,C,h,w]
+    clip_img: Tensor  # [N,V,1,Dc]
+    weights: Tensor  # [N,V,1,h,w], mean 1: how much a cell counts
+    text: Tensor  # [N,T,Dt]
+    empty_text: Tensor  # [1,T,Dt], the empty prompt
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+
+def encode(portraits, encoders: Bundle, device: torch.device, face_weight: float, amp: bool) -> Features:
+    """Encode every portrait once; the encoders are frozen. `amp`: in bfloat16 where that is fast, at half the time."""
+    with torch.autocast(device.type, torch.bfloat16, enabled=amp and fast_bfloat16(device)):
+        return _encode(portraits, encoders, device, face_weight)
+
+
+def _encode(portraits, encoders: Bundle, device: torch.device, face_weight: float) -> Features:
+    views = []
+    for flip in (False, True):
+        images = portraits.images[:, :, ::-1] if flip else portraits.images
+        masks = portraits.masks[:, :, ::-1] if flip else portraits.masks
+        latents = in_batches(images, lambda x: encoders.vae.encode(to_pixels(x, device), sample=False).float())
+        clip_img = in_batches(images, lambda x: encoders.image_encoder.encode(to_pixels(x, device)).float())
+        face = torch.from_numpy(masks > 0).float()[:, None]  # with hair: it tells people apart
+        weights = 1 + (face_weight - 1) * F.adaptive_avg_pool2d(face, latents.shape[-2:])
+        views.append((latents, clip_img, weights / weights.mean()))
+    text = in_batches(portraits.captions, lambda texts: encoders.text_encoder.encode(texts).float())
+    parts = (torch.stack(pair, dim=1) for pair in zip(*views, strict=True))
+    return Features(*parts, text=text, empty_text=encoders.text_encoder.encode([""]).float().cpu())
+
+
+def encoded(portraits, encoders: Bundle, device: torch.device, face_weight: float, amp: bool, file: Path) -> Features:
+    """`encode`, kept in `file`: on a CPU, encoding a world anew takes as long as minutes of training."""
+    digest = hashlib.sha256(json.dumps([face_weight, portraits.captions]).encode())
+    for array in (portraits.images, portraits.masks):
+        digest.update(np.ascontiguousarray(array))
+    for name in ENCODERS:
+        for key, value in sorted(getattr(encoders, name).state_dict().items()):
+            digest.update(key.encode() + value.cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
+    kept = _read(file, digest.hexdigest())
+    if kept is not None:
+        return Features(**kept)
+    features = encode(portraits, encoders, device, face_weight, amp)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(file) as temporary:
+        save_file({key: value.contiguous() for key, value in vars(features).items()}, temporary,
+                  metadata={"digest": digest.hexdigest()})  # fmt: skip
+    return features
+
+
+def _read(file: Path, digest: str) -> dict[str, Tensor] | None:
+    """What `file` holds if it is of `digest`."""
+    if not file.is_file():
+        return None
+    with safe_open(file, framework="pt") as opened:
+        if (opened.metadata() or {}).get("digest") != digest:
+            return None
+        return {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
+
+
+@dataclass
+class Material:
+    """What a base model is trained on and measured with."""
+
+    features: Features
+    encoders: Bundle
+    held_out: object  # portraits of people not trained on
+    amp: bool
+    device: torch.device
+
+    def measure(self, backbone: Backbone, loss: Loss, sheet: Path) -> dict[str, float]:
+        """Losses on people not trained on, by the name of their part; a sheet of samples of their captions."""
+        unseen = encode(self.held_out, self.encoders, self.device, 1.0, self.amp)
+        with torch.no_grad():
+            parts = [loss(unseen, torch.Generator().manual_seed(seed))[1] for seed in range(20)]
+        captions = self.held_out.captions[:: max(1, len(self.held_out) // 32)][:32]
+        write_samples(sheet, backbone, self.encoders, captions)
+        return {f"held_out_{name}_loss": round(float(np.mean([part[name] for part in parts])), 4) for name in parts[0]}
+
+
+def material(config: ml_collections.ConfigDict, workdir: Path, amp: bool, device: torch.device) -> Material:
+    """The portraits, encoded once for both base models, in stage `uvit`'s folder and with its `face_weight`."""
+    bundle = workdir / "bundle"
+    write_bundle_index(bundle, config.uvit.image_size)
+    encoders = load_bundle(bundle, device, components=ENCODERS)
+    portraits, held_out = load_portraits(workdir, "train"), load_portraits(workdir, "held_out")
+    file = workdir / "uvit" / "features.safetensors"
+    features = encoded(portraits, encoders, device, config.uvit.face_weight, amp, file)
+    return Material(features, encoders, held_out, amp, device)
+
+
+def draw_rows(features: Features, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Random portraits, views of them, and timesteps: int64 [count] each."""
+    row = torch.randint(len(features), (count,), generator=generator)
+    view = torch.randint(2, (count,), generator=generator)
+    # One timestep from each of n equal spans: the loss of a step then depends less on which it drew.
+    t = ((torch.arange(count) + torch.rand(count, generator=generator)) * (NUM_TIMESTEPS / count)).long() + 1
+    return row, view, t
+
+
+def weighted(error: Tensor, t: Tensor, min_snr: float) -> Tensor:
+    """Mean of squared errors [B,…], each sample's by its `min_snr_weights`."""
+    return (min_snr_weights(t, min_snr).to(error.device) * error.flatten(1).mean(1)).mean()
+
+
+def min_snr_weights(t: Tensor, gamma: float) -> Tensor:
+    """min(SNR, gamma) / SNR for noise prediction (Hang et al. 2023, eq. 7) at timesteps [B]; 1 for gamma 0."""
+    if not gamma:
+        return torch.ones(len(t))
+    alpha_bar = alphas_cumprod()[t - 1]
+    return (gamma * (1 - alpha_bar) / alpha_bar).clamp(max=1).float()
+
+
+def write_samples(path: Path, backbone: Backbone, encoders: Bundle, prompts: list[str], steps: int = 20) -> None:
+    """A sheet of 8 columns: guidance 3, one picture a prompt; the prompts go into a text file beside it."""
+    device = next(backbone.parameters()).device
+    text, empty = ({"text": encoders.text_encoder.encode(texts).to(device)} for texts in (prompts, [""]))
+    state = sample(backbone, text, range(len(prompts)), steps=steps, guidance=3.0, empty_prompt=empty)
+    pictures = to_uint8(encoders.vae.decode(state["img"]))
+    full_rows = range(0, len(pictures) - len(pictures) % 8, 8)
+    save_sheet(path, [pictures[i : i + 8] for i in full_rows] or [pictures])
+    path.with_suffix(".txt").write_text("\n".join(prompts) + "\n")
