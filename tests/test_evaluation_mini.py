@@ -16,7 +16,6 @@ from feedface.evaluation.inspector import Inspector
 from feedface.evaluation.judging import InspectorEye
 from feedface.evaluation.mini import Judge, draw, encode_faces, load_judge
 from feedface.evaluation.protocols import MiniCases
-from feedface.evaluation.report import people_sheet
 from feedface.faces.detect import Face
 from feedface.settings import Settings
 from feedface.synthetic.world import ATTRIBUTES
@@ -157,18 +156,6 @@ def test_the_protocol(model, judge_folder, tmp_path):
     case = of_real["person_20002"]
     assert np.array_equal(np.asarray(Image.open(out / case["file"])), make_cases(PEOPLE, 2, SAMPLES, 64).pictures[2, 0])
     assert {row["seed"] for row in rows} == set(range(PEOPLE * SAMPLES))
-
-
-def test_sheet_holds_every_person_and_prompt():
-    references = np.full((2, 64, 64, 3), 200, np.uint8)
-    samples = np.zeros((2, 3, 64, 64, 3), np.uint8)
-    samples[1, 2] = 90
-    sheet = people_sheet(references, samples, [["a very long prompt " * 5] * 3] * 2)
-    assert isinstance(sheet, Image.Image)
-    pixels = np.asarray(sheet)
-    for value, cells in ((200, 2), (0, 5), (90, 1)):
-        area = (pixels == value).all(axis=2).sum() / (64 * 3) ** 2
-        assert area == pytest.approx(cells, abs=0.2)
 
 
 def test_a_model_without_a_judge_says_what_to_do(model, tmp_path):

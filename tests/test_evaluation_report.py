@@ -9,7 +9,7 @@ import pytest
 from html_reader import Reader
 from PIL import Image
 
-from feedface.common.contact_sheet import CELL_PX, GAP_PX
+from feedface.common.contact_sheet import CELL_PX, GAP_PX, Tile, tile_rows
 from feedface.common.errors import UserError
 from feedface.evaluation.columns import HIGHER, LOWER, ZERO, Column, best, column_of, ordered, verdict, write_figure
 from feedface.evaluation.metrics import Figure
@@ -152,6 +152,19 @@ def test_pictures_that_are_gone_are_grey_and_the_rest_stays(copy):
     assert cells[0][2] == colour("FeedFace", "ann") and cells[1][1] == colour(ODD, "b c/d", 1)
 
 
+def test_a_sheet_holds_every_row_and_tile():
+    def tile(value: int) -> Tile:
+        return Tile(Image.new("RGB", (64, 64), (value,) * 3), "a very long prompt " * 5)
+
+    sheet = tile_rows(
+        [("", [tile(200), tile(0), tile(0), tile(0)]), ("a title", [tile(200), tile(0), tile(0), tile(90)])]
+    )
+    pixels = np.asarray(sheet)
+    for value, cells in ((200, 2), (0, 5), (90, 1)):
+        area = (pixels == value).all(axis=2).sum() / CELL_PX**2
+        assert area == pytest.approx(cells, abs=0.2)
+
+
 def test_the_same_files_give_the_same_bytes(made, copy):
     for name in FILES:
         (copy / name).unlink()
@@ -231,7 +244,7 @@ def test_the_best_is_that_of_the_column_as_it_is_written():
     figures = {"a": Figure(0.2, 0.1, 0.3), "b": Figure(-0.3, -0.4, -0.2), "c": None, "d": Figure(0.20004, 0.1, 0.3)}
 
     def winners(better: str, among: str = "abcd") -> set[str]:
-        return best(figures.items(), Column("k", "k", better, ""), among)
+        return best(figures, Column("k", "k", better, ""), among)
 
     assert winners(HIGHER) == {"a", "d"} and winners(LOWER) == {"b"} and winners(ZERO) == {"a", "d"}
     assert winners("") == set()
@@ -239,7 +252,7 @@ def test_the_best_is_that_of_the_column_as_it_is_written():
     assert winners(HIGHER, "ac") == set(), "nothing to compare with"
     figures |= {"base": Figure(0.0, 0.0, 0.0), "a": Figure(0.02, 0.01, 0.03)}
     background = Column("background_pixels", "background", LOWER, "")
-    assert best([(name, figures[name]) for name in ("base", "a")], background, figures) == set()
+    assert best({name: figures[name] for name in ("base", "a")}, background, figures) == set()
 
 
 def test_real_pictures_are_shown_but_never_the_best(copy):

@@ -1,4 +1,7 @@
-"""The contact sheet of a run: the faces it was shown in a row, and below what it drew for each prompt."""
+"""Contact sheets: labelled pictures under lines of text, all scaled to cells of one size.
+
+`contact_sheet` shows a run: the faces it was given, and below what it drew for each prompt; `tile_rows` any rows.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,15 +17,26 @@ FONT_PX = 15
 LINE_PX = 20
 COLUMNS, REFERENCE_COLUMNS = 6, 8
 MAX_SAMPLES = 60
-INK, FAINT, PAPER = (20, 20, 20), (110, 110, 110), (255, 255, 255)
+INK, FAINT, PAPER, GONE = (20, 20, 20), (110, 110, 110), (255, 255, 255), (225, 225, 225)
 
 
 @dataclass(frozen=True)
 class Tile:
-    """A picture with a one-line label under it."""
+    """A picture with a label under it; None: a picture that is not there."""
 
-    image: Image.Image
+    image: Image.Image | None
     label: str = ""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Lines of text, and below them tiles, `columns` in a row, each with a label of at most `label_lines` lines."""
+
+    lines: Sequence[str]
+    ink: tuple[int, int, int] = INK
+    tiles: Sequence[Tile] = ()
+    columns: int = 1
+    label_lines: int = 1
 
 
 def contact_sheet(
@@ -41,25 +55,38 @@ def contact_sheet(
     columns = max(1, min(COLUMNS, max((len(tiles) for _, tiles in rows), default=1)))
     in_a_row = max(1, min(REFERENCE_COLUMNS, len(references)))
     width = max(columns, in_a_row, 2) * (CELL_PX + GAP_PX)  # room for a prompt above a single sample
-    # Each: lines of text, their ink, the tiles below them, and how many of those stand in a row.
-    blocks = [([f"references ({len(references)})"], FAINT, references, in_a_row)]
-    blocks.append(([f"samples ({total})"], FAINT, [], 1))
-    blocks += [(wrap_text(prompt, width - GAP_PX, 3), INK, tiles, columns) for prompt, tiles in rows]
+    blocks = [Block([f"references ({len(references)})"], FAINT, references, in_a_row)]
+    blocks.append(Block([f"samples ({total})"], FAINT))
+    blocks += [Block(wrap_text(prompt, width - GAP_PX, 3), INK, tiles, columns) for prompt, tiles in rows]
     if shown < total:
-        blocks.append(([f"the first {shown} of {total} samples"], FAINT, [], 1))
+        blocks.append(Block([f"the first {shown} of {total} samples"], FAINT))
+    return _stack(blocks, width)
 
-    tile_height = CELL_PX + LINE_PX + GAP_PX
-    heights = [len(lines) * LINE_PX + -(-len(tiles) // across) * tile_height for lines, _, tiles, across in blocks]
+
+def tile_rows(rows: Sequence[tuple[str, Sequence[Tile]]], label_lines: int = 3) -> Image.Image:
+    """A row of tiles under each title, which has at most two lines and may be empty."""
+    columns = max((len(tiles) for _, tiles in rows), default=1)
+    width = columns * (CELL_PX + GAP_PX)
+    blocks = [Block(wrap_text(title, width - GAP_PX, 2), FAINT, tiles, columns, label_lines) for title, tiles in rows]
+    return _stack(blocks, width)
+
+
+def _stack(blocks: Sequence[Block], width: int) -> Image.Image:
+    """The blocks one below the other; `width` of a row of cells in pixels."""
+    labels = [[wrap_text(tile.label, CELL_PX, block.label_lines) for tile in block.tiles] for block in blocks]
+    tile_heights = [CELL_PX + LINE_PX * max((1, *map(len, each))) + GAP_PX for each in labels]
+    heights = [
+        len(block.lines) * LINE_PX + -(-len(block.tiles) // block.columns) * tile_height
+        for block, tile_height in zip(blocks, tile_heights, strict=True)
+    ]
     sheet = Image.new("RGB", (GAP_PX + width, GAP_PX + sum(heights) + GAP_PX * len(heights)), PAPER)
-    draw = ImageDraw.Draw(sheet)
     top = GAP_PX
-    for (lines, ink, tiles, across), height in zip(blocks, heights, strict=True):
-        for index, line in enumerate(lines):
-            draw.text((GAP_PX, top + index * LINE_PX), line, ink, sheet_font())
-        begin = top + len(lines) * LINE_PX
-        for index, tile in enumerate(tiles):
-            row, column = divmod(index, across)
-            _paste(sheet, tile, GAP_PX + column * (CELL_PX + GAP_PX), begin + row * tile_height)
+    for block, each, tile_height, height in zip(blocks, labels, tile_heights, heights, strict=True):
+        _write(sheet, block.lines, GAP_PX, top, block.ink)
+        begin = top + len(block.lines) * LINE_PX
+        for index, (tile, lines) in enumerate(zip(block.tiles, each, strict=True)):
+            row, column = divmod(index, block.columns)
+            _paste(sheet, tile.image, lines, GAP_PX + column * (CELL_PX + GAP_PX), begin + row * tile_height)
         top += height + GAP_PX
     return sheet
 
@@ -74,12 +101,24 @@ def _first(rows, limit: int) -> tuple[list, int]:
     return kept, sum(len(tiles) for _, tiles in kept)
 
 
-def _paste(sheet: Image.Image, tile: Tile, left: int, top: int) -> None:
-    """Scale the picture to fit its cell and set the label under it."""
-    factor = CELL_PX / max(tile.image.size)
-    size = [max(1, round(side * factor)) for side in tile.image.size]
-    sheet.paste(tile.image.convert("RGB").resize(size, Image.Resampling.LANCZOS), (left, top))
-    ImageDraw.Draw(sheet).text((left, top + size[1] + 2), fit_text(tile.label, CELL_PX), FAINT, sheet_font())
+def _paste(sheet: Image.Image, image: Image.Image | None, label: Sequence[str], left: int, top: int) -> None:
+    """Scale the picture to fit its cell and set the label under it; grey and said so where there is none."""
+    if image is None:
+        sheet.paste(GONE, (left, top, left + CELL_PX, top + CELL_PX))
+        middle = left + (CELL_PX - sheet_font().getlength("no picture")) / 2
+        _write(sheet, ["no picture"], middle, top + (CELL_PX - LINE_PX) / 2, FAINT)
+        below = CELL_PX
+    else:
+        factor = CELL_PX / max(image.size)
+        size = [max(1, round(side * factor)) for side in image.size]
+        sheet.paste(image.convert("RGB").resize(size, Image.Resampling.LANCZOS), (left, top))
+        below = size[1]
+    _write(sheet, label, left, top + below + 2, FAINT)
+
+
+def _write(sheet: Image.Image, lines: Sequence[str], left: float, top: float, ink: tuple[int, int, int]) -> None:
+    for index, line in enumerate(lines):
+        ImageDraw.Draw(sheet).text((left, top + index * LINE_PX), line, ink, sheet_font())
 
 
 def wrap_text(text: str, width: int, max_lines: int) -> list[str]:
