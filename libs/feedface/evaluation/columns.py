@@ -43,6 +43,64 @@ class Column:
     def title(self) -> str:
         return f"{self.name} {ARROWS[self.better]}".rstrip()
 
+    def number(self, value: float) -> str:
+        if self.form == "share":
+            return f"{100 * value:.1f} %"
+        one, digits, unit = _unit(value, self.form)
+        return f"{value / one:.{digits}f}{unit}"
+
+    def interval(self, figure: Figure) -> str:
+        """[low, high] in the unit of the value, without it; "" where it is not known."""
+        ends = (figure.low, figure.high)
+        if not all(math.isfinite(end) for end in ends) or self.form == "mib":
+            return ""
+        one, digits, _ = _unit(figure.value, self.form)
+        return f"[{', '.join(f'{end / one:.{digits}f}' for end in ends)}]"
+
+    def difference(self, value: float) -> str:
+        """With its sign; shares in points."""
+        if self.form == "share":
+            return f"{100 * value:+.1f} points"
+        return f"{value:+.3f}" if self.form == "score" else ("+" if value > 0 else "") + self.number(value)
+
+    def verdict(self, difference: Figure) -> str:
+        """BETTER, WORSE or UNDECIDED: whether, and on which side, the interval of a difference A - B leaves 0 out.
+
+        "" where the interval is not known or a difference says nothing: no direction, or best at 0.
+        """
+        if self.better not in (HIGHER, LOWER) or not math.isfinite(difference.low + difference.high):
+            return ""
+        if difference.low <= 0 <= difference.high:
+            return UNDECIDED
+        return BETTER if (difference.low > 0) == (self.better == HIGHER) else WORSE
+
+    def best(self, figures: Mapping[str, Figure | None], among: Collection[str]) -> set[str]:
+        """Of the systems `among`, those with the best value as it is written; none where fewer than two were measured
+        or all are equal.
+
+        A background that never differs is that of the base model itself: nobody's merit.
+        """
+        measured = {name: figure for name, figure in figures.items() if figure is not None and name in among}
+        if self.key.startswith("background_"):
+            measured = {name: figure for name, figure in measured.items() if figure.high > 0}
+        if len(measured) < 2 or self.better == NEITHER:
+            return set()
+        demerit = {HIGHER: lambda value: -value, LOWER: lambda value: value, ZERO: abs}[self.better]
+        top = self.number(min((figure.value for figure in measured.values()), key=demerit))
+        first = {name for name, figure in measured.items() if self.number(figure.value) == top}
+        return first if len(first) < len(measured) else set()
+
+
+def _unit(value: float, form: str) -> tuple[float, int, str]:
+    """(how much one is, digits after the point, unit) that a value of that size is written in."""
+    if form == "time":
+        return (1, 0, " s") if value < 120 else (60, 0, " min") if value < 7200 else (3600, 1, " h")
+    if form == "mib":
+        return (1, 0, " MiB") if value < 10_240 else (1024, 1, " GiB")
+    if form == "seconds":
+        return (1, 2 if value < 100 else 0, " s")
+    return {"share": (0.01, 1, " %"), "sum": (1, 2, "")}.get(form, (1, 3, ""))
+
 
 FIGURES = (
     Column("detection_rate", "face found", HIGHER,
@@ -84,7 +142,8 @@ FIGURES = (
            "Change outside face and hair against the picture of the same seed drawn without the face: mean absolute "
            "difference, 0 none, 1 from black to white.", group=REST, absent=NO_PAIR),
     Column("background_clip", "background, CLIP", LOWER,
-           "The same as 1 - cosine of CLIP image embeddings, with both faces painted grey.", group=REST, absent=NO_PAIR),
+           "The same as 1 - cosine of CLIP image embeddings, with both faces painted grey.", group=REST,
+           absent=NO_PAIR),
     Column("seconds", "seconds a picture", LOWER, "Time to draw one picture, as the pictures were drawn.", "seconds",
            COST, absent="no model drew these pictures"),
     Column("peak_memory_mib", "peak memory", LOWER, "The most memory that was in use.", "mib", COST, averaged=False,
@@ -135,76 +194,3 @@ def ordered(keys: Iterable[str]) -> list[Column]:
     groups = [FACE, TEXT, REST, COST]
     known = {column.key: place for place, column in enumerate(FIGURES)}
     return sorted(columns, key=lambda one: (groups.index(one.group), known.get(one.key, len(known)), one.key))
-
-
-def write_number(value: float, form: str) -> str:
-    if form == "share":
-        return f"{100 * value:.1f} %"
-    one, digits, unit = _unit(value, form)
-    return f"{value / one:.{digits}f}{unit}"
-
-
-def write_interval(figure: Figure, form: str) -> str:
-    """[low, high] in the unit of the value, without it; "" where it is not known."""
-    ends = (figure.low, figure.high)
-    if not all(math.isfinite(end) for end in ends) or form == "mib":
-        return ""
-    one, digits, _ = _unit(figure.value, form)
-    return f"[{', '.join(f'{end / one:.{digits}f}' for end in ends)}]"
-
-
-def write_difference(figure: Figure, form: str) -> str:
-    """With its sign; shares in points. Without its interval."""
-    if form == "share":
-        return f"{100 * figure.value:+.1f} points"
-    if form == "score":
-        return f"{figure.value:+.3f}"
-    return ("+" if figure.value > 0 else "") + write_number(figure.value, form)
-
-
-def write_figure(figure: Figure | None, form: str) -> str:
-    """ "0.293 [0.270, 0.310]", or "–" for what was not measured."""
-    if figure is None:
-        return "–"
-    return f"{write_number(figure.value, form)} {write_interval(figure, form)}".rstrip()
-
-
-def _unit(value: float, form: str) -> tuple[float, int, str]:
-    """(how much one is, digits after the point, unit) that a value of that size is written in."""
-    if form == "time":
-        return (1, 0, " s") if value < 120 else (60, 0, " min") if value < 7200 else (3600, 1, " h")
-    if form == "mib":
-        return (1, 0, " MiB") if value < 10_240 else (1024, 1, " GiB")
-    if form == "seconds":
-        return (1, 2 if value < 100 else 0, " s")
-    return {"share": (0.01, 1, " %"), "sum": (1, 2, "")}.get(form, (1, 3, ""))
-
-
-def best(figures: Mapping[str, Figure | None], column: Column, among: Collection[str]) -> set[str]:
-    """Of the systems `among`, those with the best value as it is written; none where fewer than two were measured or
-    all are equal.
-
-    A background that never differs is that of the base model itself: nobody's merit.
-    """
-    measured = {name: figure for name, figure in figures.items() if figure is not None and name in among}
-    if column.key.startswith("background_"):
-        measured = {name: figure for name, figure in measured.items() if figure.high > 0}
-    if len(measured) < 2 or column.better == NEITHER:
-        return set()
-    demerit = {HIGHER: lambda value: -value, LOWER: lambda value: value, ZERO: abs}[column.better]
-    top = min((figure.value for figure in measured.values()), key=demerit)
-    written = {name: write_number(figure.value, column.form) for name, figure in measured.items()}
-    first = {name for name, text in written.items() if text == write_number(top, column.form)}
-    return first if len(first) < len(measured) else set()
-
-
-def verdict(difference: Figure, column: Column) -> str:
-    """BETTER, WORSE or UNDECIDED: whether, and on which side, the interval of a difference A - B leaves 0 out.
-
-    "" where the interval is not known or a difference says nothing: no direction, or best at 0.
-    """
-    if column.better not in (HIGHER, LOWER) or not math.isfinite(difference.low + difference.high):
-        return ""
-    if difference.low <= 0 <= difference.high:
-        return UNDECIDED
-    return BETTER if (difference.low > 0) == (column.better == HIGHER) else WORSE

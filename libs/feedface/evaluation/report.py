@@ -21,11 +21,10 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
-from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
@@ -35,11 +34,10 @@ from feedface.common.command_line import Parser
 from feedface.common.contact_sheet import Tile, tile_rows
 from feedface.common.errors import run_cli
 from feedface.common.files import atomic_file
-from feedface.evaluation import columns as words
-from feedface.evaluation.columns import NORMALISED, PAPER, TABLE_1, Column, best, column_of, ordered
+from feedface.evaluation.columns import NORMALISED, OF_ATTRIBUTES, PAPER, TABLE_1, Column, column_of, ordered
 from feedface.evaluation.metrics import Figure, per_person
 from feedface.evaluation.plots import scatter
-from feedface.evaluation.results import Results, as_figure, load_results, spread
+from feedface.evaluation.results import Results, as_figure, figures_of, load_results, spread
 from feedface.inference.outputs import save_png
 
 SHEET_PEOPLE = 10
@@ -48,11 +46,6 @@ FACE_AXIS = ("face_other", "face_reference", "nearest", "clip_face")
 TEXT_AXIS = ("attributes", "image_reward", "clip_text")
 # What stands for a system in one row where nothing was normalised, as far as it was measured.
 SHORT = ("detection_rate", "face_other", "nearest", "clip_face", "attributes", "image_reward", "clip_text", "seconds")
-PROTOCOLS = {
-    "ppr10k": "Real people: photos of PPR10K, several of each person.",
-    "mini": "People of this project's synthetic world, whom no model here was trained on, judged by a network (the "
-    "inspector) that was trained apart from all of them.",
-}
 
 
 def write_report(out: Path) -> None:
@@ -63,26 +56,23 @@ def write_report(out: Path) -> None:
     """
     out = Path(out)
     results = load_results(out)
-    text, face = axis(results, TEXT_AXIS), axis(results, FACE_AXIS)
-    points = {name: (results.figure(name, text.key), results.figure(name, face.key)) for name in results.systems}
+    axes = text, face = axis(results, TEXT_AXIS), axis(results, FACE_AXIS)
+    points = {name: (found.get(text.key), found.get(face.key)) for name, found in results.figures.items()}
     plot = out / "face_against_text.png"
-    scatter(plot, points, _axis_label(text), _axis_label(face))
+    scatter(plot, points, *(f"{one.name} ({'share, ' if one.form == 'share' else ''}{one.better} is better)"
+                            for one in axes))  # fmt: skip
     sheet = draw_sheet(results)
     save_png(sheet, out / "sheet.png")
     with Image.open(plot) as drawn:
-        pages = render(results, drawn.convert("RGB"), sheet, (text, face))
+        pages = render(results, drawn.convert("RGB"), sheet, axes)
     for name, content in pages.items():
         with atomic_file(out / name) as temporary:
             temporary.write_text(content, encoding="utf-8", newline="\n", errors="replace")
 
 
 def axis(results: Results, keys: tuple[str, ...]) -> Column:
-    counts = [sum(results.figure(name, key) is not None for name in results.systems) for key in keys]
+    counts = [sum(key in found for found in results.figures.values()) for key in keys]
     return column_of(keys[counts.index(max(counts))])
-
-
-def _axis_label(column: Column) -> str:
-    return f"{column.name} ({'share, ' if column.form == 'share' else ''}{column.better} is better)"
 
 
 def draw_sheet(results: Results) -> Image.Image:
@@ -100,8 +90,7 @@ def draw_sheet(results: Results) -> Image.Image:
     return tile_rows(rows)
 
 
-@dataclass(frozen=True)
-class Cell:
+class Cell(NamedTuple):
     """A figure as it stands in a table; None: not measured. span: of all intervals of its row together."""
 
     figure: Figure | None
@@ -109,206 +98,114 @@ class Cell:
     best: bool = False
     span: tuple[float, float] | None = None
 
-    @property
-    def number(self) -> str:
-        return "–" if self.figure is None else words.write_number(self.figure.value, self.column.form)
-
-    @property
-    def difference(self) -> str:
-        return words.write_difference(self.figure, self.column.form)
-
-    @property
-    def interval(self) -> str:
-        return "" if self.figure is None else words.write_interval(self.figure, self.column.form)
-
-    @property
-    def verdict(self) -> str:
-        return words.verdict(self.figure, self.column)
-
-    @property
-    def markdown(self) -> str:
-        return f"{f'**{self.number}**' if self.best else self.number} {self.interval}".rstrip()
-
-    @property
-    def latex(self) -> str:
-        number = _latex(self.number).replace("-", "$-$", 1) if self.figure else "--"
-        number = rf"\textbf{{{number}}}" if self.best else number
-        interval = self.interval.replace("-", "$-$")
-        return rf"{number} {{\scriptsize {interval}}}" if interval else number
-
-    def place(self, value: float, width: float) -> str:
-        """Of `value` on the scale of the row, `width` pixels long."""
-        low, high = self.span
-        return f"{width * (value - low) / (high - low):.1f}"
-
 
 Row = tuple[str, list[Cell]]
 
 
 def render(results: Results, plot: Image.Image, sheet: Image.Image, axes: tuple[Column, Column]) -> dict[str, str]:
     """File name -> content. plot: face against text, with `axes` (text, face); sheet: the systems side by side."""
-    measured = measured_columns(results)
     paper = paper_columns(results)
+    keys = [key for found in results.figures.values() for key in found]
+    measured = ordered(key for key in keys if not key.startswith(NORMALISED))
+    columns = paper or [column for column in measured if column.key in SHORT]
+    by_column = cells(results, columns)
+    pairs = {name: figures_of(entries) for name, entries in results.scores.comparisons.items()}
+    pairs = {name: found for name, found in pairs.items() if found}
     told = {
         "results": results,
         "scores": results.scores,
-        "protocol": PROTOCOLS.get(str(results.scores.protocol), ""),
         "others": ", ".join(name for name in results.systems if name not in results.drawn),
-        "columns": paper or [column for column in measured if column.key in SHORT],
-        "paper": bool(paper),
-        "published": published(results, paper) if results.scores.protocol == "ppr10k" else [],
         "measured": measured,
-        "figures": list(zip((column.title for column in measured), _by_column(results, measured), strict=True)),
-        "differences": differences(results),
+        "figures": list(zip((column.title for column in measured), cells(results, measured), strict=True)),
+        "columns": columns,
+        "paper": bool(paper),
+        "rows": [(name, [row[place] for row in by_column]) for place, name in enumerate(results.systems)],
+        "published": published(paper) if results.scores.protocol == "ppr10k" else [],
+        "differences": pairs,
+        "compared": ordered(key for found in pairs.values() for key in found),
         "missing": not_measured(results),
-        "left_out": left_out(results),
-        "arrows": {"higher": r" $\uparrow$", "lower": r" $\downarrow$", "zero": r" $\rightarrow 0$", "": ""},
-    }
-    told["rows"] = _by_system(results, told["columns"])
-    told["compared"] = ordered(key for cells in told["differences"].values() for key in cells)
-    pages = {name: _environment().get_template(name).render(told) for name in ("table.md", "table.tex")}
-    told |= {
-        "groups": [(group, list(rows)) for group, rows in groupby(told["figures"], lambda row: row[1][0].column.group)],
-        "cards": cards(results),
-        "text": axes[0],
-        "face": axes[1],
-        "plot": embed(plot, "PNG"),
-        "sheet": embed(sheet, "JPEG"),
-        "people": list(people(results, axes)),
+        "noted": [(case, notice) for case in results.people for notice in results.case(case).notices],
+        "axes": axes,
+        "plot": plot,
+        "sheet": sheet,
+        "people": lambda: people(results, axes),
+        "each": sorted(Counter(row["system"] for row in results.rows)[name] for name in results.systems),
         "listings": listings(results),
     }
-    return pages | {"report.html": _environment().get_template("report.html").render(told)}
+    return {name: _environment().get_template(name).render(told) for name in ("report.html", "table.md", "table.tex")}
 
 
 def paper_columns(results: Results) -> list[Column]:
     """The columns of the paper's table, named after what this evaluation scores text by; none if none was measured."""
     columns = [replace(column, key=NORMALISED + column.key) for column in TABLE_1]
-    if "attributes" in {entry.normalised.text_measure for entry in results.systems.values()}:
+    if "attributes" in {entry.normalised.text_measure for entry in results.scores.systems.values()}:
         place = [column.key for column in TABLE_1].index("text")
-        columns[place] = replace(columns[place], name="text (attributes)", about=words.OF_ATTRIBUTES)
-    measured = any(results.figure(name, column.key) for name in results.systems for column in columns)
+        columns[place] = replace(columns[place], name="text (attributes)", about=OF_ATTRIBUTES)
+    measured = any(column.key in found for found in results.figures.values() for column in columns)
     return columns if measured else []
 
 
-def published(results: Results, columns: Sequence[Column]) -> list[Row]:
-    """The paper's own rows."""
-    if not columns:
-        return []
-    pairs = {name: zip(row, columns, strict=True) for name, row in PAPER.items()}
+def published(columns: Sequence[Column]) -> list[Row]:
+    """The paper's own rows, where its columns were measured."""
+    pairs = {name: zip(row, columns, strict=True) for name, row in PAPER.items()} if columns else {}
     return [(f"{name}, as published", [Cell(as_figure(value), column) for value, column in row])
             for name, row in pairs.items()]  # fmt: skip
 
 
-def measured_columns(results: Results) -> list[Column]:
-    """The columns in which any system has a figure."""
-    keys = [key for name in results.systems for key in results.keys(name)]
-    columns = ordered(["detection_rate", *keys, "peak_memory_mib"])
-    return [column for column in columns if any(results.figure(name, column.key) for name in results.systems)]
-
-
-def _by_column(results: Results, columns: Sequence[Column], spans: bool = True) -> list[list[Cell]]:
-    """A row a column, a cell a system; `spans`: to be drawn on one scale."""
+def cells(results: Results, columns: Sequence[Column]) -> list[list[Cell]]:
+    """A row a column, a cell a system."""
     rows = []
     for column in columns:
-        figures = {name: results.figure(name, column.key) for name in results.systems}
-        winners, span = best(figures, column, results.drawn), _span(figures.values()) if spans else None
+        figures = {name: found.get(column.key) for name, found in results.figures.items()}
+        winners, span = column.best(figures, results.drawn), _span(figures.values())
         rows.append([Cell(figure, column, name in winners, span) for name, figure in figures.items()])
     return rows
 
 
-def _by_system(results: Results, columns: Sequence[Column]) -> list[Row]:
-    cells = _by_column(results, columns, spans=False)
-    return [(name, [row[place] for row in cells]) for place, name in enumerate(results.systems)]
-
-
 def _span(figures: Iterable[Figure | None]) -> tuple[float, float] | None:
     """What the intervals of a row span together; None where there is nothing to compare."""
-    ends = [
-        end for figure in figures if figure for end in (figure.low, figure.high, figure.value) if math.isfinite(end)
-    ]
+    ends = [end for figure in figures if figure for end in (figure.low, figure.high, figure.value)]
+    ends = [end for end in ends if math.isfinite(end)]
     return (min(ends), max(ends)) if len(ends) > 3 and max(ends) > min(ends) else None
-
-
-def differences(results: Results) -> dict[str, dict[str, Cell]]:
-    """ "A - B" -> key -> cell, in the order of the columns."""
-    found = {}
-    for name, entries in results.scores.comparisons.items():
-        known = {column.key: Cell(as_figure(entries[column.key]), column) for column in ordered(entries)}
-        found[name] = {key: cell for key, cell in known.items() if cell.figure}
-    return {name: cells for name, cells in found.items() if cells}
 
 
 def not_measured(results: Results) -> list[tuple[str, str, str]]:
     """(figure, systems, reason), systems with the same reason together."""
     found: dict[tuple[str, str], list[str]] = {}
-    for system in results.systems:
-        for key, reason in results.reasons(system).items():
-            found.setdefault((key, reason), []).append(system)
-    everyone = list(results.systems)
+    for system, reasons in results.reasons.items():
+        for pair in reasons.items():
+            found.setdefault(pair, []).append(system)
     rows = []
     for (key, reason), systems in found.items():
         name = column_of(key).name + (", in the paper's table" if key.startswith(NORMALISED) else "")
-        all_of_them = systems == everyone and len(everyone) > 1
-        rows.append((name, "all systems" if all_of_them else ", ".join(systems), reason))
+        everyone = systems == results.systems and len(systems) > 1
+        rows.append((name, "all systems" if everyone else ", ".join(systems), reason))
     return rows
 
 
-def left_out(results: Results) -> list[tuple[str, str]]:
-    """(person, why), and what is noted of others."""
-    notices = [(case, notice) for case in results.people for notice in results.case(case).notices]
-    return [*results.scores.cases.failed.items(), *notices]
-
-
-def cards(results: Results) -> list[tuple[Any, str]]:
-    """How much was evaluated: (number, of what)."""
-    each = sorted(Counter(row["system"] for row in results.rows)[name] for name in results.systems)
-    found = [
-        (len(results.drawn), "system" if len(results.drawn) == 1 else "systems"),
-        (len(results.people), "people"),
-        (len({(row["case"], row.get("prompt")) for row in results.rows}), "pairs of person and prompt"),
-        ("–".join(str(number) for number in dict.fromkeys((each[0], each[-1]))), "pictures a system"),
-    ]
-    if results.scores.cases.failed:
-        found.append((len(results.scores.cases.failed), "people left out, see below"))
-    judge = results.scores.judge
-    if isinstance(judge, dict) and isinstance(judge.get("face"), str):
-        found.append((judge["face"], "judge of faces"))
-    return found
-
-
-def people(results: Results, axes: tuple[Column, Column]) -> Iterable[tuple[Any, str, list[tuple[str, str, float]]]]:
-    """(reference, case, for each system its face and text and the share of faces found), so that a reader finds who
+def people(results: Results, axes: tuple[Column, Column]) -> Iterable[tuple]:
+    """(reference, case, for each system its text and face and the share of faces found), so that a reader finds who
     succeeds and who fails."""
-    text, face = axes
     of_system = [[row for row in results.rows if row["system"] == name] for name in results.systems]
-    means = [[per_person(rows, key) for key in (face.key, text.key, "face_found")] for rows in of_system]
+    means = [[per_person(rows, key) for key in (axes[0].key, axes[1].key, "face_found")] for rows in of_system]
     for case in results.people:
         reference = results.reference(case)
         if reference is not None:
             reference.thumbnail((64, 64), Image.Resampling.LANCZOS)
-        cells = []
-        for *values, found in means:
-            written = [words.write_number(of[case], column.form) if case in of else "–"
-                       for of, column in zip(values, (face, text), strict=True)]  # fmt: skip
-            cells.append((*written, found.get(case, 1.0)))
-        yield embed(reference, "JPEG") if reference else None, case, cells
+        yield reference, case, [[values.get(case) for values in of] for of in means]
 
 
 def listings(results: Results) -> dict[str, list[tuple[str, str]]]:
     """Title -> (name, value) of everything that scores.json says of how it was made."""
-    scores, found = results.scores, {}
-    for name, entry in results.systems.items():
-        found[name] = [
-            *_flat({"model": entry.model}),
-            *_flat(entry.settings),
-            *_flat({"seconds in all": entry.seconds}),
-        ]
-    judge = scores.judge if isinstance(scores.judge, dict) else {}
-    found["judge"] = _flat(judge)
-    rest = {"protocol": scores.protocol or None, "judge": scores.judge} | (scores.model_extra or {})
-    plain = {key: one for key, one in (scores.cases.model_extra or {}).items() if not isinstance(one, dict | list)}
-    other = {key: one for key, one in rest.items() if not isinstance(one, dict)}
-    found["cases and the rest"] = _flat(plain | other)
+    scores = results.scores
+    found = {
+        name: [*_flat({"model": entry.model}), *_flat(entry.settings), *_flat({"seconds in all": entry.seconds})]
+        for name, entry in scores.systems.items()
+    }
+    plain = {key: one for key, one in (scores.cases.model_extra or {}).items() if not isinstance(one, list)}
+    rest = plain | {"protocol": scores.protocol or None, "judge": scores.judge} | (scores.model_extra or {})
+    found["judge"] = _flat(scores.judge) if isinstance(scores.judge, dict) else []
+    found["cases and the rest"] = _flat({key: one for key, one in rest.items() if not isinstance(one, dict)})
     return {title: rows for title, rows in found.items() if rows}
 
 
@@ -322,26 +219,18 @@ def _flat(values: dict, prefix: str = "") -> list[tuple[str, str]]:
     return rows
 
 
-def embed(image: Image.Image, kind: str) -> dict:
-    """An image for a page that needs no other file: its source, width and height."""
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **({"quality": 88} if kind == "JPEG" else {"optimize": True}))
-    source = f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
-    return {"source": source, "width": image.width, "height": image.height}
-
-
 @cache
 def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("feedface.evaluation"),
-        autoescape=select_autoescape(["html"], default_for_string=False),
+        autoescape=select_autoescape(["html"]),
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
         undefined=StrictUndefined,
         finalize=_visible,
     )
-    environment.filters |= {"md": _markdown, "tex": _latex, "oneline": lambda text: " ".join(text.split())}
+    environment.filters |= {"markdown": _markdown, "latex": _latex, "embed": _embed}
     return environment
 
 
@@ -361,6 +250,13 @@ def _latex(text: str) -> str:
     escaped = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--",
                "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}  # fmt: skip
     return "".join(escaped.get(char, f"\\{char}" if char in "&%$#_{}" else char) for char in text)
+
+
+def _embed(image: Image.Image, kind: str) -> str:
+    """An image as its own address, so that the page needs no other file."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **({"quality": 88} if kind == "JPEG" else {"optimize": True}))
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def main() -> None:

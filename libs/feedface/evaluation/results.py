@@ -4,6 +4,7 @@ scores.json is described in `feedface.evaluation.report`. Nothing is measured he
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Required
@@ -90,45 +91,37 @@ _SCORES, _ROW = TypeAdapter(Scores), TypeAdapter(_Row)
 
 @dataclass(frozen=True)
 class Results:
+    """Attributes:
+    rows: of scores.jsonl, one a scored picture.
+    figures: system -> key (see `columns`) -> figure; NORMALISED stands before the key of a column of Table 1.
+    reasons: system -> key -> why it was not measured, or not of everybody.
+    """
+
     out: Path
     scores: Scores
-    rows: list[dict]  # of scores.jsonl, one a scored picture
+    rows: list[dict]
+    figures: dict[str, dict[str, Figure]]
+    reasons: dict[str, dict[str, str]]
 
     @property
-    def systems(self) -> dict[str, SystemScores]:
-        return self.scores.systems
+    def systems(self) -> list[str]:
+        return list(self.scores.systems)
 
     @property
-    def drawn(self) -> set[str]:
+    def drawn(self) -> list[str]:
         """Systems that are models; the others are pictures that no model drew, for comparison."""
-        return {name for name, entry in self.systems.items()
-                if not entry.model or entry.model.get("digest") is not None}  # fmt: skip
+        models = {name: entry.model for name, entry in self.scores.systems.items()}
+        return [name for name, model in models.items() if not model or model.get("digest") is not None]
 
     @property
     def people(self) -> list[str]:
         """Cases with a scored picture, in the order in which they come."""
         return list(dict.fromkeys(row["case"] for row in self.rows))
 
-    def figure(self, system: str, key: str) -> Figure | None:
-        """A figure of a system by its key in scores.jsonl (or attribute_NAME, diversity, detection_rate, …), or by
-        NORMALISED and the key of a column of Table 1."""
-        entry = self.systems[system]
-        if key.startswith(NORMALISED):
-            return as_figure((entry.normalised.model_extra or {}).get(key.removeprefix(NORMALISED)))
-        own = {"detection_rate": entry.detection_rate, "peak_memory_mib": entry.peak_memory_mib}
-        names = [key, *(stored for stored, known in SAME.items() if known == key)]
-        found = (as_figure((own if key in own else entry.figures).get(name)) for name in names)
-        return next(filter(None, found), None)
-
-    def keys(self, system: str) -> list[str]:
-        """Of the system's figures."""
-        return [SAME.get(key, key) for key in self.systems[system].figures]
-
-    def reasons(self, system: str) -> dict[str, str]:
-        """key -> why it was not measured, or not of everybody; NORMALISED before the key for a column of Table 1."""
-        entry = self.systems[system]
-        found = {SAME.get(key, key): str(reason) for key, reason in entry.not_measured.items()}
-        return found | {NORMALISED + key: str(reason) for key, reason in entry.normalised.left_out.items()}
+    @property
+    def pairs(self) -> set[tuple]:
+        """Of person and prompt."""
+        return {(row["case"], row.get("prompt")) for row in self.rows}
 
     def case(self, name: str) -> Person:
         """What scores.json says of a case."""
@@ -177,7 +170,26 @@ def load_results(out: Path) -> Results:
     lines = enumerate(read_text(path).split("\n"), 1)
     rows = [parse_line_as(line, _ROW, f"{path}:{number}") for number, line in lines if line.strip()]
     # Pictures of systems that were evaluated into this folder once and are not compared now.
-    return Results(out, scores, [row for row in rows if row["system"] in scores.systems])
+    rows = [row for row in rows if row["system"] in scores.systems]
+    figures = {name: figures_of(_stored(entry)) for name, entry in scores.systems.items()}
+    return Results(out, scores, rows, figures, {name: _reasons(entry) for name, entry in scores.systems.items()})
+
+
+def _stored(entry: SystemScores) -> dict[str, object]:
+    own = {"detection_rate": entry.detection_rate, "peak_memory_mib": entry.peak_memory_mib}
+    table_1 = {NORMALISED + key: value for key, value in (entry.normalised.model_extra or {}).items()}
+    return {SAME.get(key, key): value for key, value in entry.figures.items()} | own | table_1
+
+
+def _reasons(entry: SystemScores) -> dict[str, str]:
+    found = {SAME.get(key, key): str(reason) for key, reason in entry.not_measured.items()}
+    return found | {NORMALISED + key: str(reason) for key, reason in entry.normalised.left_out.items()}
+
+
+def figures_of(stored: Mapping[str, object]) -> dict[str, Figure]:
+    """Those that are figures."""
+    found = {key: as_figure(value) for key, value in stored.items()}
+    return {key: figure for key, figure in found.items() if figure is not None}
 
 
 def as_figure(value: object) -> Figure | None:
