@@ -13,7 +13,7 @@ from feedface.common.errors import UserError
 from feedface.evaluation.cases import crop_references, make_cases
 from feedface.evaluation.cli import main
 from feedface.evaluation.inspector import Inspector
-from feedface.evaluation.judging import InspectorEye
+from feedface.evaluation.judges import InspectorJudge
 from feedface.evaluation.mini import Judge, draw, encode_faces, load_judge
 from feedface.evaluation.protocols import MiniCases
 from feedface.faces.detect import Face
@@ -114,14 +114,14 @@ def test_a_picture_without_a_face_is_nobodys(cases, judge_folder):
 
     pictures = [cases.gallery[0, 0], np.zeros((64, 64, 3), np.uint8)]
     inspector = Inspector.from_pretrained(judge_folder)
-    looks = InspectorEye(inspector, Pack()).look(pictures)
+    looks = InspectorJudge(inspector, Pack()).look(pictures)
     assert looks.found.tolist() == [True, False] and not looks.embeddings[1].any() and looks.faces[1] is None
-    assert InspectorEye(inspector, None).look(pictures).found.all()
+    assert InspectorJudge(inspector, None).look(pictures).found.all()
 
 
 def test_cases_of_the_protocol(cases, judge_folder):
     protocol = MiniCases(PEOPLE, SAMPLES, references=2, size=64, seed=5, stride=3)
-    case = protocol.load(1, InspectorEye(Inspector.from_pretrained(judge_folder), None))
+    case = protocol.load(1, InspectorJudge(Inspector.from_pretrained(judge_folder), None))
     assert case.name == protocol.names[1] == "person_20001"
     assert list(case.prompts) == cases.prompts[1] and case.seeds == (5 + 2 * 3, 5 + 3 * 3)
     assert np.array_equal(case.references[0], cases.references[1, 0]) and len(case.crops) == 2

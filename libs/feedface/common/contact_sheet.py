@@ -1,4 +1,4 @@
-"""Contact sheets: labelled pictures under lines of text, all scaled to cells of one size.
+"""Contact sheets: labelled pictures under lines of text.
 
 `contact_sheet` shows a run: the faces it was given, and below what it drew for each prompt; `tile_rows` any rows.
 """
@@ -22,21 +22,37 @@ INK, FAINT, PAPER, GONE = (20, 20, 20), (110, 110, 110), (255, 255, 255), (225, 
 
 @dataclass(frozen=True)
 class Tile:
-    """A picture with a label under it; None: a picture that is not there."""
+    """A picture with a label under it, and a note of two lines under that; None: a picture that is not there."""
 
     image: Image.Image | None
     label: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True)
 class Block:
-    """Lines of text, and below them tiles, `columns` in a row, each with a label of at most `label_lines` lines."""
+    """Lines of text, and below them tiles, `across` in a row; each is scaled to fit `cell_px` (width, height), and its
+    label has at most `label_lines` lines."""
 
     lines: Sequence[str]
-    ink: tuple[int, int, int] = INK
+    ink: tuple[int, int, int] | str
     tiles: Sequence[Tile] = ()
-    columns: int = 1
+    across: int = 1
+    cell_px: tuple[int, int] = (CELL_PX, CELL_PX)
     label_lines: int = 1
+
+    def label(self, tile: Tile) -> list[str]:
+        return wrap_text(tile.label, self.cell_px[0], self.label_lines) or [""]
+
+    @property
+    def tile_height(self) -> int:
+        lines = max((len(self.label(tile)) for tile in self.tiles), default=1)
+        lines += 2 if any(tile.note for tile in self.tiles) else 0
+        return self.cell_px[1] + lines * LINE_PX + GAP_PX
+
+    @property
+    def height(self) -> int:
+        return len(self.lines) * LINE_PX + -(-len(self.tiles) // self.across) * self.tile_height
 
 
 def contact_sheet(
@@ -60,34 +76,33 @@ def contact_sheet(
     blocks += [Block(wrap_text(prompt, width - GAP_PX, 3), INK, tiles, columns) for prompt, tiles in rows]
     if shown < total:
         blocks.append(Block([f"the first {shown} of {total} samples"], FAINT))
-    return _stack(blocks, width)
+    return draw_blocks(blocks, width)
 
 
 def tile_rows(rows: Sequence[tuple[str, Sequence[Tile]]], label_lines: int = 3) -> Image.Image:
     """A row of tiles under each title, which has at most two lines and may be empty."""
-    columns = max((len(tiles) for _, tiles in rows), default=1)
-    width = columns * (CELL_PX + GAP_PX)
-    blocks = [Block(wrap_text(title, width - GAP_PX, 2), FAINT, tiles, columns, label_lines) for title, tiles in rows]
-    return _stack(blocks, width)
+    across = max((len(tiles) for _, tiles in rows), default=1)
+    width = across * (CELL_PX + GAP_PX)
+    titles = [wrap_text(title, width - GAP_PX, 2) for title, _ in rows]
+    blocks = [Block(lines, FAINT, tiles, across, label_lines=label_lines)
+              for lines, (_, tiles) in zip(titles, rows, strict=True)]  # fmt: skip
+    return draw_blocks(blocks, width)
 
 
-def _stack(blocks: Sequence[Block], width: int) -> Image.Image:
-    """The blocks one below the other; `width` of a row of cells in pixels."""
-    labels = [[wrap_text(tile.label, CELL_PX, block.label_lines) for tile in block.tiles] for block in blocks]
-    tile_heights = [CELL_PX + LINE_PX * max((1, *map(len, each))) + GAP_PX for each in labels]
-    heights = [
-        len(block.lines) * LINE_PX + -(-len(block.tiles) // block.columns) * tile_height
-        for block, tile_height in zip(blocks, tile_heights, strict=True)
-    ]
-    sheet = Image.new("RGB", (GAP_PX + width, GAP_PX + sum(heights) + GAP_PX * len(heights)), PAPER)
+def draw_blocks(blocks: Sequence[Block], width: int) -> Image.Image:
+    """Blocks below each other, `width` pixels without the margin on the left."""
+    sheet = Image.new("RGB", (GAP_PX + width, GAP_PX + sum(block.height + GAP_PX for block in blocks)), PAPER)
     top = GAP_PX
-    for block, each, tile_height, height in zip(blocks, labels, tile_heights, heights, strict=True):
+    for block in blocks:
         _write(sheet, block.lines, GAP_PX, top, block.ink)
         begin = top + len(block.lines) * LINE_PX
-        for index, (tile, lines) in enumerate(zip(block.tiles, each, strict=True)):
-            row, column = divmod(index, block.columns)
-            _paste(sheet, tile.image, lines, GAP_PX + column * (CELL_PX + GAP_PX), begin + row * tile_height)
-        top += height + GAP_PX
+        for index, tile in enumerate(block.tiles):
+            row, column = divmod(index, block.across)
+            left = GAP_PX + column * (block.cell_px[0] + GAP_PX)
+            below = _paste(sheet, tile.image, left, begin + row * block.tile_height, block.cell_px)
+            lines = [*block.label(tile), *wrap_text(tile.note, block.cell_px[0], 2)]
+            _write(sheet, lines, left, below + 2, FAINT)
+        top += block.height + GAP_PX
     return sheet
 
 
@@ -101,22 +116,20 @@ def _first(rows, limit: int) -> tuple[list, int]:
     return kept, sum(len(tiles) for _, tiles in kept)
 
 
-def _paste(sheet: Image.Image, image: Image.Image | None, label: Sequence[str], left: int, top: int) -> None:
-    """Scale the picture to fit its cell and set the label under it; grey and said so where there is none."""
+def _paste(sheet: Image.Image, image: Image.Image | None, left: int, top: int, cell_px: tuple[int, int]) -> int:
+    """Scale the picture to fit its cell; grey and said so where there is none. Returns where it ends."""
     if image is None:
-        sheet.paste(GONE, (left, top, left + CELL_PX, top + CELL_PX))
-        middle = left + (CELL_PX - sheet_font().getlength("no picture")) / 2
-        _write(sheet, ["no picture"], middle, top + (CELL_PX - LINE_PX) / 2, FAINT)
-        below = CELL_PX
-    else:
-        factor = CELL_PX / max(image.size)
-        size = [max(1, round(side * factor)) for side in image.size]
-        sheet.paste(image.convert("RGB").resize(size, Image.Resampling.LANCZOS), (left, top))
-        below = size[1]
-    _write(sheet, label, left, top + below + 2, FAINT)
+        sheet.paste(GONE, (left, top, left + cell_px[0], top + cell_px[1]))
+        middle = left + (cell_px[0] - sheet_font().getlength("no picture")) / 2
+        _write(sheet, ["no picture"], middle, top + (cell_px[1] - LINE_PX) / 2, FAINT)
+        return top + cell_px[1]
+    factor = min(cell / side for cell, side in zip(cell_px, image.size, strict=True))
+    size = [max(1, round(side * factor)) for side in image.size]
+    sheet.paste(image.convert("RGB").resize(size, Image.Resampling.LANCZOS), (left, top))
+    return top + size[1]
 
 
-def _write(sheet: Image.Image, lines: Sequence[str], left: float, top: float, ink: tuple[int, int, int]) -> None:
+def _write(sheet: Image.Image, lines: Sequence[str], left: float, top: float, ink: tuple[int, int, int] | str) -> None:
     for index, line in enumerate(lines):
         ImageDraw.Draw(sheet).text((left, top + index * LINE_PX), line, ink, sheet_font())
 
