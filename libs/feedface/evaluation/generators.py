@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from feedface.checkpoints.bundle import Bundle
+from feedface.diffusion.state import join
 from feedface.evaluation.draw import encode_faces, through_vae
 from feedface.evaluation.pictures import Request, SavedImage
 from feedface.evaluation.protocols import Case
@@ -19,6 +20,7 @@ from feedface.faces.references import Reference
 from feedface.inference.batching import default_batch_size, draw_batch, dtype_name, picture_settings
 from feedface.inference.model_files import load_model, model_digest
 from feedface.inference.outputs import PictureInfo, safe_name
+from feedface.methods.base import Identity
 from feedface.training.tracking import peak_memory
 
 FACE_SETTINGS = ("face_scale", "face_interval")  # without a face neither its weights nor its strength matter
@@ -63,7 +65,7 @@ class ModelGenerator:
         self.settings = system.settings.for_model(bundle.defaults, bundle.image_size, bundle.size_multiple, adapter)
         self.batch_size = batch_size or default_batch_size(self.settings, device)
         self.digest = model_digest(bundle)
-        parts = {kind: path for kind, path in bundle.components.items() if kind != "face_controlnet"}
+        parts = {kind: path for kind, path in bundle.components.items() if kind != "method"}
         self._base_digest = model_digest(replace(bundle, components=parts))
         self._settings = picture_settings(self.settings, dtype, adapter)
         self._base_settings = {key: value for key, value in self._settings.items() if key not in FACE_SETTINGS}
@@ -100,16 +102,16 @@ class ModelGenerator:
         return PictureInfo(case.prompts[prompt], seed, self.bundle.name, self._base_digest, self._base_settings, ())
 
     def draw(self, requests: Sequence[Request]) -> Iterator[tuple[Request, SavedImage]]:
-        """Faces are encoded once a person; a batch holds people whose faces have the same number of tokens."""
+        """Faces are encoded once a person; a batch holds people of whom the same number of faces is shown."""
         groups: dict[int, list[Request]] = {}
         for request in requests:
             groups.setdefault(len(request.crops), []).append(request)
         for group in groups.values():
-            tokens: dict[int, torch.Tensor] = {}
+            known: dict[int, Identity] = {}
             for start in range(0, len(group), self.batch_size):
                 batch = group[start : start + self.batch_size]
                 begun = time.perf_counter()
-                faces = self._faces(batch, tokens)
+                faces = self._faces(batch, known)
                 if self.device.type == "cuda":
                     torch.cuda.reset_peak_memory_stats(self.device)
                 prompts, seeds = zip(*((request.info.prompt, request.info.seed) for request in batch), strict=True)
@@ -119,15 +121,15 @@ class ModelGenerator:
                 for request, image in zip(batch, pictures, strict=True):
                     yield request, SavedImage(image, seconds, peak)
 
-    def _faces(self, batch: Sequence[Request], tokens: dict[int, torch.Tensor]) -> torch.Tensor | None:
-        """[B, n, D]; fills `tokens`, case -> [1, n, D]."""
+    def _faces(self, batch: Sequence[Request], known: dict[int, Identity]) -> Identity | None:
+        """Who is shown, a row a request; fills `known`, case -> one row."""
         if not batch[0].crops:
             return None
         for request in batch:
-            if request.case not in tokens:
+            if request.case not in known:
                 crops = [request.crops]
-                tokens[request.case] = encode_faces(self.bundle, crops, self.device, self.dtype, self.system.pool)
-        return torch.cat([tokens[request.case] for request in batch])
+                known[request.case] = encode_faces(self.bundle, crops, self.device, self.dtype, self.system.pool)
+        return join(*(known[request.case] for request in batch))
 
 
 class RealGenerator:

@@ -106,7 +106,7 @@ class PackJudge:
 
         A model that has learned to please its judge proves nothing.
         """
-        source = bundle.components.get("face_controlnet")
+        source = bundle.components.get("method")
         if source is None:
             return
         own = Path(self._recogniser.model_file)
