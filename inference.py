@@ -35,9 +35,18 @@ from feedface.faces.choose import check_choice
 from feedface.inference.config_file import ConfigFile, read_config
 from feedface.inference.jobs import Job, read_jobs
 from feedface.inference.outputs import check_writable
-from feedface.inference.prompts import check_prompt
-from feedface.settings import MAX_SAMPLES, MAX_SEED, PRESET_NAMES, Settings, check_range, parse_size
+from feedface.settings import (
+    MAX_SAMPLES,
+    MAX_SEED,
+    PRESET_NAMES,
+    UNCOND_MODES,
+    Settings,
+    check_prompt,
+    check_range,
+    parse_size,
+)
 
+GIVE = "give --prompt and --image, or -j with job files (python inference.py --help)"
 DEFAULT_MODEL = Path(__file__).resolve().parent / "models" / "mini"
 
 
@@ -45,6 +54,9 @@ def make_parser() -> Parser:
     parser = Parser(prog="inference.py", description=__doc__)
     what = parser.add_argument_group("what to draw")
     what.add_argument("--prompt", help="what the picture shows")
+    what.add_argument(
+        "--negative_prompt", help="what the picture is led away from; needs a model or --uncond with an empty prompt"
+    )
     what.add_argument("--image", nargs="+", metavar="FILE", help="pictures of one person")
     what.add_argument(
         "-j",
@@ -52,7 +64,7 @@ def make_parser() -> Parser:
         nargs="+",
         metavar="FILE",
         help="job files, or folders of them, instead; a job may set its own "
-        "seed, n_samples, guidance, face_scale and size",
+        "seed, n_samples, guidance, face_scale, size and negative_prompt",
     )
     what.add_argument("--output", default="outputs", help="folder to write to (default: outputs)")
     faces = parser.add_argument_group("faces")
@@ -72,9 +84,21 @@ def make_parser() -> Parser:
     )
     model = parser.add_argument_group("model")
     model.add_argument(
-        "--model", help="model folder (default: the one --ckpt_path belongs to, else the config's, else models/mini)"
+        "--model",
+        help="model folder, or a Stable Diffusion 1.x or 2.x: a diffusers folder, .safetensors or .ckpt (default: the "
+        "one --ckpt_path belongs to, else the config's, else models/mini)",
     )
-    model.add_argument("--ckpt_path", help="face-controlnet to use: feed-4800000.pt, our folder, a training checkpoint")
+    model.add_argument("--ckpt_path", help="method to use: feed-4800000.pt, our folder, a training checkpoint")
+    model.add_argument(
+        "--lora",
+        nargs="+",
+        default=(),
+        metavar="FILE[:STRENGTH]",
+        help="LoRA files (.safetensors) for Stable Diffusion, each with its strength (default: 1)",
+    )
+    model.add_argument(
+        "--clip_skip", type=int, default=0, help="last layers of Stable Diffusion's text encoder to leave out (0)"
+    )
     model.add_argument("--config", help="config file (.py): its `model`, `control` and `sample`; options come first")
     model.add_argument("--device", default="auto", help="auto (default), cuda, cuda:N, mps or cpu")
     model.add_argument("--dtype", default="auto", help="auto (default: fp16 on a GPU, else fp32), fp32, bf16 or fp16")
@@ -142,6 +166,12 @@ def make_parser() -> Parser:
     sampling.add_argument(
         "--guidance", type=float, help="g in e_u + g (e_c - e_u), 0 to 50; the paper's and release's scale is g - 1"
     )
+    sampling.add_argument(
+        "--uncond",
+        choices=UNCOND_MODES,
+        help="what guidance leads away from: noise in the text's place (true_uncond; U-ViT), the empty or negative "
+        "prompt (empty_token), or that with a zero face (paper); default: the model's",
+    )
     sampling.add_argument("--face_scale", type=float, help="strength of the face, 0 to 5 (release: 0.8)")
     sampling.add_argument("--size", help="of the pictures in pixels: 512, or 512x768 (width x height)")
     return parser
@@ -153,13 +183,24 @@ def find_jobs(args: argparse.Namespace) -> tuple[list[Job], list[str]]:
         if args.prompt is not None or args.image:
             raise UserError("-j takes prompts and pictures from its files: leave out --prompt and --image")
         return read_jobs(args.json)
-    if args.prompt is None or not args.image:
-        raise UserError("give --prompt and --image, or -j with job files (python inference.py --help)")
+    if args.prompt is None:
+        raise UserError(GIVE)
     try:
         check_prompt(args.prompt)
     except UserError as error:
         raise UserError(f"--prompt: {error}") from None
-    return [Job(None, (args.prompt,), tuple(map(Path, args.image)))], []
+    return [Job(None, (args.prompt,), tuple(map(Path, args.image or ())))], []
+
+
+def check_faces(model: str | Path, ckpt_path: str | None, jobs: Sequence[Job]) -> None:
+    """`UserError` for a job without pictures, unless the model can show nobody: before anything large is read."""
+    if all(job.images for job in jobs):
+        return
+    from feedface.checkpoints.bundle import read_index
+    from feedface.checkpoints.release import is_release
+
+    if ckpt_path is not None or is_release(model) or "method" in read_index(model).kinds:
+        raise UserError(GIVE)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -167,6 +208,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # All that can be checked quickly comes before the model is loaded.
     check_range("--n_samples", args.n_samples, 1, MAX_SAMPLES)
     check_range("--n_iter", args.n_iter, 1, 100_000)
+    check_range("--clip_skip", args.clip_skip, 0, 64)
     check_range("--seed", args.seed, 0, MAX_SEED - args.n_samples * args.n_iter)
     if args.batch_size is not None:
         check_range("--batch_size", args.batch_size, 1, 4096)
@@ -180,6 +222,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         guidance_interval=args.guidance_interval,
         face_interval=args.face_interval,
         reuse=args.reuse,
+        uncond=args.uncond,
+        negative_prompt=args.negative_prompt,
     )
     face = None if args.face is None else check_choice(args.face)
     if face is not None and args.no_detect:
@@ -201,6 +245,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from feedface.pipeline import FeedFacePipeline
 
     model = args.model or own_model(args.ckpt_path) or config.model or DEFAULT_MODEL
+    check_faces(model, args.ckpt_path, jobs)
     pipe = FeedFacePipeline.from_pretrained(
         model,
         ckpt_path=args.ckpt_path,
@@ -210,6 +255,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         low_memory=args.low_memory,
         compile=args.compile,
         int8=args.int8,
+        clip_skip=args.clip_skip,
+        loras=args.lora,
     )
     detector = make_detector(args.detector, pipe.bundle.faces_root)
     pipe.settings(settings)  # refuses a size that the model cannot draw, before any face is looked for

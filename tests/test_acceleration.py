@@ -63,11 +63,11 @@ def test_int8_weights_in_the_blocks_only(device: torch.device):
     assert 0 < change < 0.05  # of random networks; pictures are measured in docs/performance.md
     for block in blocks(networks):
         assert not any(isinstance(module, nn.Linear) for module in block.modules())
-    outside = (networks.uvit.text_embed, networks.uvit.decoder_pred, networks.face_controlnet.projector)
+    outside = (networks.backbone.text_embed, networks.backbone.decoder_pred, networks.method.projector)
     assert {type(module) for module in outside} == {nn.Linear}
     stored = sum(
         value.itemsize * value.numel()
-        for value in networks.uvit.mid_block.state_dict().values()
+        for value in networks.backbone.mid_block.state_dict().values()
         if isinstance(value, torch.Tensor)
     )
     assert stored < 0.5 * sum(4 * value.numel() for value in toy_uvit().mid_block.parameters())
@@ -90,7 +90,7 @@ def test_int8_on_a_cpu_with_inputs_in_half_precision(dtype: torch.dtype):
 
 def test_int8_of_weights_that_are_no_numbers():
     networks = toy_networks()
-    networks.uvit.mid_block.mlp.fc1.weight[0, 0] = float("nan")
+    networks.backbone.mid_block.mlp.fc1.weight[0, 0] = float("nan")
     with pytest.raises(UserError, match="--int8: the model's weights hold NaN"):
         quantise_int8(networks, CPU)
 

@@ -51,22 +51,22 @@ def test_all_parts_load_frozen_in_the_wanted_dtype(shared: Path):
 
 def test_weights_come_back(shared: Path, tmp_path):
     net = toy_face_controlnet()
-    save_component("face_controlnet", net, tmp_path / "face_controlnet", dtype=None)
-    write_derived_index(tmp_path, shared, own=["face_controlnet"], name="trained")
+    save_component("method", net, tmp_path / "face_controlnet", dtype=None)
+    write_derived_index(tmp_path, shared, own={"method": "face_controlnet"}, name="trained")
     bundle = load_bundle(tmp_path)
     assert bundle.name == "trained"
     for name, value in net.state_dict().items():
-        assert torch.equal(bundle.face_controlnet.state_dict()[name], value)
-    base = load_bundle(shared, components=["uvit"])
+        assert torch.equal(bundle.method.state_dict()[name], value)
+    base = load_bundle(shared, components=["backbone"])
     assert base.vae is None
-    for name, value in base.uvit.state_dict().items():
-        assert torch.equal(bundle.uvit.state_dict()[name], value)
+    for name, value in base.backbone.state_dict().items():
+        assert torch.equal(bundle.backbone.state_dict()[name], value)
         assert torch.equal(value, value.half().float())  # stored in half
 
 
 def test_only_what_was_asked_for_is_needed(folder: Path):
     (folder / "face_controlnet" / "model.safetensors").unlink()
-    assert load_bundle(folder, components=["uvit", "text_encoder"]).face_controlnet is None
+    assert load_bundle(folder, components=["backbone", "text_encoder"]).method is None
     with pytest.raises(UserError, match=r"face_controlnet/model.safetensors: no such file"):
         load_bundle(folder)
 
@@ -80,12 +80,23 @@ def edit(file: Path, **changes) -> None:
     ("changes", "message"),
     [
         ({"format": "diffusers"}, "format: must be 'feedface'"),
-        ({"version": 2}, "version: must be 1"),
+        ({"version": 3}, "version: must be 1 or 2"),
         ({"image_size": "64"}, "image_size: must be a whole number, not '64'"),
-        ({"components": None}, "components: missing"),
-        ({"components": {"unet": "unet"}}, "'unet'"),
-        ({"components": {"uvit": "uvit"}}, '"face_controlnet", which is needed'),
-        ({"components": {"uvit": "nowhere"}}, "nowhere: no such folder"),
+        ({"parts": None}, "parts: missing"),
+        ({"parts": {"unet": "unet"}}, "'unet'"),
+        ({"parts": {"vae": "vae"}}, 'names no "text_encoder", which is needed'),
+        ({"backbone": {"kind": "uvit", "folder": "nowhere"}}, "nowhere: no such folder"),
+        ({"backbone": {"kind": "uvit"}}, "backbone.folder: missing"),
+        ({"backbone": {"kind": "transformer", "folder": "uvit"}}, "'transformer' is no backbone"),
+        ({"backbone": {"kind": "unet", "folder": "uvit"}}, "uvit: is a uvit, but .*model_index.json says 'unet'"),
+        ({"method": {"kind": "flash", "folder": "face_controlnet"}}, "'flash' is no method"),
+        ({"parts": {"vae": "/models/vae"}}, 'parts.vae: must be relative to this file, such as "vae"'),
+        ({"parts": {"vae": "C:\\vae"}}, "parts.vae: must be relative"),
+        ({"parts": {"vae": ""}}, "parts.vae: must be a string with something in it"),
+        ({"version": 1}, "components: missing"),
+        ({"version": 1, "components": {"unet": "unet"}}, "'unet'"),
+        ({"version": 1, "components": {"uvit": "uvit"}}, 'names no "vae", which is needed'),
+        ({"version": 1, "components": {"uvit": "nowhere"}}, "nowhere: no such folder"),
         ({"defaults": {"stpes": 3}}, "'stpes'"),
         ({"defaults": {"steps": "many"}}, "'many'"),
         ({"defaults": {"uncond": "none"}}, "'none'"),
@@ -115,19 +126,19 @@ def test_wrong_parts_are_named(folder: Path):
     for broken in (b"", good[:1000], b"x" * 100):
         weights.write_bytes(broken)
         with pytest.raises(UserError, match=r"uvit/model.safetensors: not a safetensors file"):
-            load_bundle(folder, components=["uvit"])
+            load_bundle(folder, components=["backbone"])
     weights.write_bytes(good)
     edit(folder / "uvit" / "config.json", depth=4)
     with pytest.raises(
         UserError, match=r"uvit/model.safetensors: \d+ missing weights for UViT, the first is in_blocks.1"
     ):
-        load_bundle(folder, components=["uvit"])
+        load_bundle(folder, components=["backbone"])
     edit(folder / "uvit" / "config.json", depth=2, embed_dim=64)
     with pytest.raises(UserError, match=r"uvit/model.safetensors: \S+ has shape \[.*32.*\], needed is \[.*64.*\]"):
-        load_bundle(folder, components=["uvit"])
+        load_bundle(folder, components=["backbone"])
     edit(folder / "uvit" / "config.json", layers=2)
     with pytest.raises(UserError, match=r"uvit/config.json:\d+: does not describe a UViT: .*layers"):
-        load_bundle(folder, components=["uvit"])
+        load_bundle(folder, components=["backbone"])
 
 
 def test_large_files_are_read_in_pieces(shared: Path, tmp_path, monkeypatch):
@@ -144,9 +155,9 @@ def test_large_files_are_read_in_pieces(shared: Path, tmp_path, monkeypatch):
 
 
 def test_meta_tells_shapes_without_reading(shared: Path):
-    bundle = load_bundle(shared, "meta", None, ["uvit", "face_controlnet", "vae", "text_encoder"])
-    assert all(value.is_meta for value in (*bundle.uvit.parameters(), *bundle.vae.parameters()))
-    assert bundle.uvit.mid_block.mlp.fc1.weight.dtype == torch.float16
+    bundle = load_bundle(shared, "meta", None, ["backbone", "method", "vae", "text_encoder"])
+    assert all(value.is_meta for value in (*bundle.backbone.parameters(), *bundle.vae.parameters()))
+    assert bundle.backbone.mid_block.mlp.fc1.weight.dtype == torch.float16
     assert bundle.size_multiple == 16
 
 
@@ -171,8 +182,8 @@ def test_broken_library_parts_are_named(folder: Path):
 def test_parts_that_do_not_belong_together_are_named(folder: Path, tmp_path):
     net = toy_face_controlnet()
     net.config["sites"] = ["in_blocks.0", "out_blocks.7"]
-    save_component("face_controlnet", net, folder / "face_controlnet")
-    with pytest.raises(UserError, match=r"another U-ViT: sites \['out_blocks.7'\]"):
+    save_component("method", net, folder / "face_controlnet")
+    with pytest.raises(UserError, match=r"another backbone: the uvit has no site out_blocks.7"):
         load_bundle(folder)
     tokenizer = json.loads((folder / "tokenizer" / "tokenizer.json").read_text())
     tokenizer["model"]["vocab"].pop("A")
@@ -339,7 +350,7 @@ def test_whole_numbers_in_the_place_of_weights(folder: Path):
     state["norm.weight"] = state["norm.weight"].to(torch.int64)
     save_file(state, file)
     with pytest.raises(UserError, match=r"norm.weight is of torch.int64"):
-        load_bundle(folder, components=["uvit"])
+        load_bundle(folder, components=["backbone"])
 
 
 def test_tokens_beyond_the_vocabulary(folder: Path):

@@ -1,6 +1,7 @@
 """Distillation to few steps, on the toy model."""
 
 import json
+import math
 import sys
 from itertools import pairwise
 
@@ -16,8 +17,9 @@ from feedface.common.errors import UserError
 from feedface.data.records import read_records
 from feedface.diffusion.sampling import jumps_at, sample
 from feedface.diffusion.schedule import alphas_cumprod
+from feedface.diffusion.state import pack, take, unpack
 from feedface.distillation.draws import Draws
-from feedface.distillation.jumps import Joint, jump
+from feedface.distillation.ddim import ddim_step
 from feedface.distillation.student import LowRank, Student
 from feedface.distillation.teacher import Teacher, fine_timesteps
 from feedface.distillation.trajectories import Piece, Trajectories
@@ -82,37 +84,38 @@ def test_fine_timesteps_pass_the_students_and_are_even_in_log_snr_between():
             fine_timesteps(times, substeps)
 
 
-def test_a_jump_is_the_samplers_step():
+def test_a_ddim_step_is_the_samplers_step():
     x, noise, solver = torch.randn(2, 50), torch.randn(2, 50), jumps_at(TIMES)
     for (start, end), timestep in zip(pairwise([*TIMES, 0]), solver.timesteps, strict=True):
-        assert jump(x, noise, start, end) == pytest.approx(solver.step(noise, timestep, x).prev_sample, abs=1e-5)
+        assert ddim_step(x, noise, start, end) == pytest.approx(solver.step(noise, timestep, x).prev_sample, abs=1e-5)
 
 
 @pytest.mark.parametrize("uncond", ["true_uncond", "paper"])
 def test_the_teachers_last_state_is_the_guided_models_picture(bundle, uncond):
     bundle.defaults["uncond"] = uncond
-    text, faces, seeds = bundle.text_encoder.encode(["a", "b c"]), torch.randn(2, 5, 32), [3, 4]
-    states = Teacher(bundle, TIMES, 10, CPU).draw(text, seeds, faces)
-    options = {"text": text, "seeds": seeds, "guidance": 2.0, "uncond_mode": uncond, "face_tokens": faces}
-    options |= {"empty_text": bundle.text_encoder.encode([""]), "face_controlnet": bundle.face_controlnet}
-    exact = Joint.merge(*sample(bundle.uvit, steps=100, **options))
-    coarse = Joint.merge(*sample(bundle.uvit, steps=3, scheduler="ddim", **options))
+    prompt, empty = ({"text": bundle.text_encoder.encode(texts)} for texts in (["a", "b c"], [""]))
+    identity, seeds = {"tokens": torch.randn(2, 5, 32)}, [3, 4]
+    states = Teacher(bundle, TIMES, 10, CPU).draw(prompt, seeds, identity)
+    options = {"prompt": prompt, "seeds": seeds, "guidance": 2.0, "uncond_mode": uncond, "identity": identity}
+    options |= {"empty_prompt": empty, "method": bundle.method}
+    exact = pack(sample(bundle.backbone, steps=100, **options))
+    coarse = pack(sample(bundle.backbone, steps=3, scheduler="ddim", **options))
     assert states.shape == (2, 4, exact.shape[1])
     assert (states[:, -1] - exact).norm() < 0.05 * (coarse - exact).norm()
     torch.manual_seed(0)
-    again = Teacher(bundle, TIMES, 1, CPU).draw(text[1:], seeds[1:], faces[1:])
+    again = Teacher(bundle, TIMES, 1, CPU).draw(take(prompt, slice(1, 2)), seeds[1:], take(identity, slice(1, 2)))
     assert torch.equal(again[0, 0], states[1, 0])  # the noise depends on the seed only
 
 
 def test_only_the_low_rank_matrices_are_trained_and_fresh_ones_change_nothing(bundle):
     student, piece = toy_student(bundle)
-    low_rank = LowRank(bundle.uvit, bundle.face_controlnet, {"uvit": 2, "face_controlnet": 3})
+    low_rank = LowRank(bundle.backbone, bundle.method, {"backbone": 2, "method": 3})
     names = set(low_rank.weights())
-    assert "uvit.decoder_pred" in names and "uvit.out_blocks.0.skip_linear" in names
-    assert "face_controlnet.blocks.0.cross_attn.to_k" in names and "uvit.text_embed" not in names
+    assert "backbone.decoder_pred" in names and "backbone.out_blocks.0.skip_linear" in names
+    assert "method.blocks.0.cross_attn.to_k" in names and "backbone.text_embed" not in names
     plain = student.draw(piece)
     own = torch.tensor([True, False, True])
-    with low_rank.attached(bundle.uvit, bundle.face_controlnet):
+    with low_rank.attached(bundle.backbone, bundle.method):
         assert torch.equal(student.draw(piece), plain)
         student.loss(piece, own)[0].backward()
         grown = {name for name, p in low_rank.named_parameters() if name.endswith("B") and p.grad.abs().sum() > 0}
@@ -121,7 +124,7 @@ def test_only_the_low_rank_matrices_are_trained_and_fresh_ones_change_nothing(bu
             torch.nn.init.normal_(parameter, std=0.1)
         assert not torch.equal(student.draw(piece), plain)
     assert torch.equal(student.draw(piece), plain)
-    networks = (*bundle.uvit.parameters(), *bundle.face_controlnet.parameters())
+    networks = (*bundle.backbone.parameters(), *bundle.method.parameters())
     assert all(parameter.grad is None for parameter in networks)
 
 
@@ -130,27 +133,25 @@ def test_a_jump_starts_where_the_teacher_was_or_where_the_student_has_come_to(bu
     taught, own = (student.loss(piece, torch.full((3,), flag))[1] for flag in (False, True))
     assert taught["jump1"] == own["jump1"] and taught["jump2"] != own["jump2"]
     # Taught, the second jump is the closed form from the teacher's state.
-    noise = torch.cat([*_noise(bundle, student, piece, 1)], dim=1)
-    reached = jump(piece.states[:, 1], noise, TIMES[1], TIMES[2])
-    expected = student.joint.split((reached - piece.states[:, 2]).square())[0].mean()
+    noise = _noise(bundle, student, piece, 1)
+    reached = ddim_step(piece.states[:, 1], noise, TIMES[1], TIMES[2])
+    expected = unpack((reached - piece.states[:, 2]).square(), student.shapes)["img"].mean()
     assert float(taught["jump2"]) == pytest.approx(float(expected), rel=1e-4)
 
 
 def _noise(bundle, student, piece, index):
-    img, clip_img = student.joint.split(piece.states[:, index])
+    state = unpack(piece.states[:, index], student.shapes)
     t = torch.full((3,), float(TIMES[index]))
-    control = bundle.face_controlnet.bind(piece.faces, 0.5)
-    data_type = torch.ones(3, dtype=torch.long)
-    out = bundle.uvit(img, clip_img, piece.text, t, torch.zeros(3), data_type, control=control)
-    return out.img.flatten(1), out.clip_img.flatten(1)
+    control = bundle.method.bind(bundle.backbone, piece.identity, 0.5)
+    return pack(bundle.backbone(state, t, bundle.backbone.conditions(piece.prompt), control))
 
 
 def toy_student(bundle):
-    joint = Joint.of(bundle.uvit)
-    numbers = joint.latent[0] * joint.latent[1] * joint.latent[2] + joint.clip_img[1]
+    numbers = sum(math.prod(shape) for shape in bundle.backbone.state_shapes().values())
     torch.manual_seed(0)
-    piece = Piece(torch.randn(3, len(TIMES) + 1, numbers), torch.randn(3, 16, 8), torch.randn(3, 5, 32))
-    return Student(bundle.uvit, bundle.face_controlnet, FewStep(TIMES, 2.0, 0.5, "paper"), 0.1), piece
+    states, text, tokens = torch.randn(3, len(TIMES) + 1, numbers), torch.randn(3, 16, 8), torch.randn(3, 5, 32)
+    piece = Piece(states, {"text": text}, {"tokens": tokens})
+    return Student(bundle.backbone, bundle.method, FewStep(TIMES, 2.0, 0.5, "paper"), 0.1), piece
 
 
 # ----------------------------------------------------------------------------------------------------- the whole way
@@ -170,8 +171,9 @@ def test_trajectories_go_on_from_where_they_were_and_shares_make_the_whole(folde
     assert [(folder / "shared" / "trajectories" / shard.name).read_bytes() for shard in shards] == bytes_before
 
     lessons = Trajectories(folder / "one" / "trajectories")
-    faces = [lessons.piece(shard, slice(2, 5), CPU).faces for shard in range(3)]
-    assert faces[1] is None and faces[0].shape[0] == 3 and faces[2].shape[1] == 2 * faces[0].shape[1]
+    people = [lessons.piece(shard, slice(2, 5), CPU).identity for shard in range(3)]
+    one, two = (people[shard]["tokens"] for shard in (0, 2))
+    assert people[1] is None and one.shape[0] == 3 and two.shape[1] == 2 * one.shape[1]
     states = lessons.piece(0, slice(0, 8), CPU).states
     assert len({tuple(row) for row in states[:, 0, :4].tolist()}) == 8  # all of different noise
     with pytest.raises(UserError, match="another seed"):
@@ -186,22 +188,22 @@ def test_the_student_comes_nearer_and_is_a_model(folder):
 
     # What `inference` draws with the adapter is what was measured.
     bundle = load_bundle(folder / "two" / "model")
-    adapter, (uvit, net) = bundle.few_step, bundle.networks(few_step=True)
+    adapter, (backbone, method) = bundle.few_step, bundle.networks(few_step=True)
     assert adapter.timesteps == TIMES and adapter.guidance == 2.0
     lessons = Trajectories(folder / "two" / "trajectories")
     seeds = [(1 << 40) + row for row in range(8)]  # shard 0
     piece = lessons.piece(0, slice(0, 8), CPU)
     drawn = sample(
-        uvit,
-        text=piece.text,
-        seeds=seeds,
+        backbone,
+        piece.prompt,
+        seeds,
         timesteps=adapter.timesteps,
         guidance=1.0,
-        face_controlnet=net,
-        face_tokens=piece.faces,
-        face_scale=adapter.face_scale,
-    )[0]
-    teacher = Joint.of(bundle.uvit).split(piece.states[:, -1])[0]
+        method=method,
+        identity=piece.identity,
+        scale=adapter.face_scale,
+    )["img"]
+    teacher = unpack(piece.states[:, -1], bundle.backbone.state_shapes())["img"]
     distance = float((drawn - teacher).square().mean().sqrt())
     assert distance == pytest.approx(metrics["latent_rms"], rel=0.01)  # trajectories are in half precision
 

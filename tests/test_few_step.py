@@ -19,7 +19,7 @@ from feedface.checkpoints.few_step import (
 from feedface.common.errors import UserError
 from feedface.inference.model_files import load_model
 
-MODULES = {"uvit.mid_block.attn.qkv": (32, 96), "face_controlnet.blocks.1.mlp.fc1": (32, 128)}  # in, out
+MODULES = {"backbone.mid_block.attn.qkv": (32, 96), "method.blocks.1.mlp.fc1": (32, 128)}  # in, out
 
 
 def some_adapter(rank: int = 3) -> FewStep:
@@ -57,17 +57,17 @@ def test_it_comes_back_from_its_folder_in_8_bits(tmp_path):
 
 def test_a_matrix_of_zeros_can_be_stored(tmp_path):
     a, b = torch.randn(2, 32), torch.zeros(96, 2)
-    save_few_step(tmp_path, FewStep((1000,), 1.0, 1.0, "paper", {"uvit.mid_block.attn.qkv": (a, b)}))
-    a, b = read_few_step(tmp_path).weights["uvit.mid_block.attn.qkv"]
+    save_few_step(tmp_path, FewStep((1000,), 1.0, 1.0, "paper", {"backbone.mid_block.attn.qkv": (a, b)}))
+    a, b = read_few_step(tmp_path).weights["backbone.mid_block.attn.qkv"]
     assert torch.equal(b @ a, torch.zeros(96, 32))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_second_pair_has_the_adapter_and_the_first_is_left_alone(toy, dtype):
     plain, bundle = load_bundle(toy, dtype=dtype), load_bundle(toy, dtype=dtype)
-    pair = dict(zip(("uvit", "face_controlnet"), bundle.networks(few_step=True), strict=True))
+    pair = dict(zip(("backbone", "method"), bundle.networks(few_step=True), strict=True))
     assert bundle.networks(few_step=True) == tuple(pair.values())  # made once
-    assert bundle.networks() == (bundle.uvit, bundle.face_controlnet)
+    assert bundle.networks() == (bundle.backbone, bundle.method)
     for kind, network in pair.items():
         own, before = getattr(bundle, kind).state_dict(), getattr(plain, kind).state_dict()
         assert all(torch.equal(value, own[key]) for key, value in before.items())
@@ -81,18 +81,18 @@ def test_the_second_pair_has_the_adapter_and_the_first_is_left_alone(toy, dtype)
 
 
 def test_the_second_network_of_a_compiled_one_is_compiled(toy):
-    uvit = load_bundle(toy, components=["uvit"]).uvit
+    uvit = load_bundle(toy, components=["backbone"]).backbone
     uvit.mid_block.compile()
-    twin = adapted(some_adapter(), "uvit", uvit)
+    twin = adapted(some_adapter(), "backbone", uvit)
     compiled = [name for name, module in twin.named_modules() if module._compiled_call_impl is not None]
     assert compiled == ["mid_block"]
 
 
 def test_an_adapter_is_not_used_with_other_weights_than_its_own(toy, tmp_path):
     """A training checkpoint points to its base's parts and has its own control; nor does `ckpt_path` keep it."""
-    other = load_bundle(toy, components=["uvit", "face_controlnet"])
-    save_component("face_controlnet", other.face_controlnet, tmp_path / "face_controlnet")
-    write_derived_index(tmp_path, toy, ["face_controlnet"], "trained")
+    other = load_bundle(toy, components=["backbone", "method"])
+    save_component("method", other.method, tmp_path / "face_controlnet")
+    write_derived_index(tmp_path, toy, {"method": "face_controlnet"}, "trained")
     assert "few_step" in read_index(toy).components and "few_step" not in read_index(tmp_path).components
     assert "few_step" not in load_model(toy, tmp_path, torch.device("cpu"), torch.float32).components
 
@@ -102,23 +102,40 @@ def test_adding_keeps_the_rest_of_the_index(toy, tmp_path):
     before = json.loads((plain / "model_index.json").read_text())
     add_few_step(plain, toy / "few_step")
     after = json.loads((plain / "model_index.json").read_text())
-    assert after["components"].pop("few_step") == "few_step"
+    assert after["adapters"].pop("few_step") == "few_step"
     assert after == before
     assert read_few_step(read_index(plain).components["few_step"]).steps == 3
 
 
 def test_what_is_wrong_is_said(toy, tmp_path):
     with pytest.raises(UserError, match="no few-step adapter"):
-        load_bundle(make_toy_bundle(tmp_path / "plain"), components=["uvit"]).networks(few_step=True)
-    uvit = load_bundle(toy, components=["uvit"]).uvit
+        load_bundle(make_toy_bundle(tmp_path / "plain"), components=["backbone"]).networks(few_step=True)
+    uvit = load_bundle(toy, components=["backbone"]).backbone
     for name, shape, words in (
-        ("uvit.mid_block.attn.query", (32, 96), "no such linear"),
-        ("uvit.norm", (32, 32), "no such linear"),
-        ("uvit.mid_block.attn.qkv", (64, 192), "another model"),
+        ("backbone.mid_block.attn.query", (32, 96), "no such linear"),
+        ("backbone.norm", (32, 32), "no such linear"),
+        ("backbone.mid_block.attn.qkv", (64, 192), "another model"),
     ):
         weights = {name: (torch.zeros(1, shape[0]), torch.zeros(shape[1], 1))}
         with pytest.raises(UserError, match=words):
-            merge_network(FewStep((1000,), 1.0, 1.0, "paper", weights), "uvit", uvit)
+            merge_network(FewStep((1000,), 1.0, 1.0, "paper", weights), "backbone", uvit)
+    method = load_bundle(toy, components=["method"]).method
+    weights = {"method.projector": (torch.eye(32), torch.eye(32))}  # identities would depend on the adapter
+    with pytest.raises(UserError, match="blocks only"):
+        merge_network(FewStep((1000,), 1.0, 1.0, "paper", weights), "method", method)
+
+
+def test_names_of_older_adapters(tmp_path):
+    save_few_step(tmp_path, some_adapter())
+    old = {"backbone": "uvit", "method": "face_controlnet"}
+    state = load_file(tmp_path / "model.safetensors")
+    renamed = {old[key.partition(".")[0]] + "." + key.partition(".")[2]: value for key, value in state.items()}
+    new = read_few_step(tmp_path).weights
+    save_file(renamed, tmp_path / "model.safetensors")
+    weights = read_few_step(tmp_path).weights
+    assert weights.keys() == MODULES.keys()
+    for name, pair in weights.items():
+        assert all(torch.equal(*both) for both in zip(pair, new[name], strict=True))
 
 
 @pytest.mark.parametrize(
@@ -147,12 +164,12 @@ def test_broken_config(toy, tmp_path, change):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"uvit.mid_block.attn.qkv.lora_A": None}, "needs lora_A"),
-        ({"uvit.mid_block.attn.qkv.lora_B": torch.zeros(96, 2)}, "needs lora_A"),
-        ({"uvit.mid_block.attn.qkv.lora_scale": torch.zeros(4)}, "lora_scale"),
-        ({"uvit.mid_block.attn.qkv.bias": torch.zeros(96)}, "bias is unknown"),
-        ({"uvit.mid_block.attn.qkv.lora_scale": torch.tensor([1, float("nan"), 1])}, "holds NaN or infinity"),
-        ({f"face_controlnet.projector.lora_{end}": torch.eye(32) for end in "AB"}, "blocks only"),
+        ({"backbone.mid_block.attn.qkv.lora_A": None}, "needs lora_A"),
+        ({"backbone.mid_block.attn.qkv.lora_B": torch.zeros(96, 2)}, "needs lora_A"),
+        ({"backbone.mid_block.attn.qkv.lora_scale": torch.zeros(4)}, "lora_scale"),
+        ({"backbone.mid_block.attn.qkv.bias": torch.zeros(96)}, "bias is unknown"),
+        ({"backbone.mid_block.attn.qkv.lora_scale": torch.tensor([1, float("nan"), 1])}, "holds NaN or infinity"),
+        ({f"vae.decoder.conv_in.lora_{end}": torch.eye(32) for end in "AB"}, "backbone and method only"),
     ],
 )
 def test_broken_weights(toy, tmp_path, change, words):

@@ -282,7 +282,7 @@ def test_a_preset_that_loses_its_adapter_is_said(run, here, toy, capsys):
     from feedface.pipeline import FeedFacePipeline
 
     shutil.copytree(toy, "model")
-    weights = {"uvit.mid_block.attn.qkv": (torch.zeros(1, 32), torch.zeros(96, 1))}
+    weights = {"backbone.mid_block.attn.qkv": (torch.zeros(1, 32), torch.zeros(96, 1))}
     save_few_step(here / "adapter", FewStep((1000, 500), 2.0, 1.0, "true_uncond", weights), {})
     add_few_step(here / "model", here / "adapter")
     run(*single("--preset", "fast"), model="model")
@@ -458,7 +458,7 @@ def test_a_photo_shown_to_the_miniature(run, here, toy, detector, capsys):
     (here / "model/faces/models/mini").mkdir(parents=True)
     (here / "model/faces/models/mini/detector.onnx").touch()
     index = json.loads((here / "model/model_index.json").read_text())
-    index["components"]["faces"] = "faces"
+    index["extras"]["faces"] = "faces"
     (here / "model/model_index.json").write_text(json.dumps(index))
     run(*single(), model="model", detect=True)
     assert "the model 'toy' knows drawn portraits only" in capsys.readouterr().out
@@ -507,8 +507,8 @@ def test_not_measured_without_a_recogniser(run, capsys):
 def test_another_face_controlnet(run, here, toy):
     """--ckpt_path: a face_controlnet folder, or a training checkpoint that points to its base."""
     torch.manual_seed(3)
-    save_component("face_controlnet", toy_face_controlnet(), here / "checkpoint" / "face_controlnet")
-    write_derived_index(here / "checkpoint", toy, ["face_controlnet"], name="trained")
+    save_component("method", toy_face_controlnet(), here / "checkpoint" / "face_controlnet")
+    write_derived_index(here / "checkpoint", toy, {"method": "face_controlnet"}, name="trained")
     run(*single("--output", "base"))
     run(*single("--output", "folder", "--ckpt_path", "checkpoint/face_controlnet"))
     options = ["--device", "cpu", "--no_detect", *single("--output", "checkpointed", "--ckpt_path", "checkpoint")]

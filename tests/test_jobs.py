@@ -49,7 +49,7 @@ def test_how_a_job_is_drawn(folder):
     [
         ({"clas_word": "man"}, "clas_word", "is class_word meant?"),
         ({"Guidance": 3}, "Guidance", "is guidance meant?"),
-        ({"negative_prompt": "hat"}, "negative_prompt", "not used; guidance leads away"),
+        ({"uncond": "paper"}, "uncond", "--uncond of inference.py"),
         ({"steps": 5}, "steps", "--steps of inference.py"),
         ({"colour": 5}, "colour", "known are id, caption_list"),
         ({"source_group": [{"path": "face.png", "bbox": [1]}]}, "source_group[0].bbox", "known are path"),

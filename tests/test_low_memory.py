@@ -26,7 +26,7 @@ def toy(tmp_path_factory) -> Path:
     folder = make_toy_bundle(tmp_path_factory.mktemp("toy"))
     weight = toy_uvit().get_submodule(SITE).weight
     pair = (torch.randn(2, weight.shape[1]), torch.randn(weight.shape[0], 2) / 4)
-    adapter = FewStep((800, 400), 2.0, 1.0, "true_uncond", {f"uvit.{SITE}": pair})
+    adapter = FewStep((800, 400), 2.0, 1.0, "true_uncond", {f"backbone.{SITE}": pair})
     save_few_step(folder / "few_step", adapter)
     index = read_index(folder)
     write_index(
@@ -34,7 +34,7 @@ def toy(tmp_path_factory) -> Path:
         name=index.name,
         image_size=index.image_size,
         defaults=index.defaults,
-        components={kind: path.name for kind, path in index.components.items()} | {"few_step": "few_step"},
+        components={part: path.name for part, path in index.components.items()} | {"few_step": "few_step"},
     )
     return folder
 
@@ -48,22 +48,13 @@ def draw(bundle: Bundle, few_step: bool = False) -> torch.Tensor:
     """A picture as the pipeline draws it: text, face, sampling, decoding."""
     text = bundle.text_encoder.encode(["a man"])
     crop = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    tokens = bundle.face_controlnet.encode(crop)
-    uvit, net = bundle.networks(few_step)
-    latents, _ = sample(
-        uvit,
-        text=text,
-        seeds=[5],
-        steps=2,
-        guidance=2.0,
-        uncond_mode="true_uncond",
-        empty_text=None,
-        face_controlnet=net,
-        face_tokens=tokens,
-        face_scale=1.0,
-        latent_size=(8, 8),
+    features = {name: value[None] for name, value in bundle.method.features(crop).items()}
+    identity = bundle.method.identity(features)
+    backbone, method = bundle.networks(few_step)
+    state = sample(
+        backbone, {"text": text}, [5], steps=2, guidance=2.0, method=method, identity=identity, latent_size=(8, 8)
     )
-    return bundle.vae.decode(latents)
+    return bundle.vae.decode(state["img"])
 
 
 def in_memory(bundle: LowMemoryBundle) -> set[str]:
@@ -77,31 +68,31 @@ def test_the_same_picture_with_one_group_in_memory_at_a_time(toy: Path):
     expected = draw(load(toy))
     assert torch.equal(draw(bundle), expected)
     assert in_memory(bundle) == {"vae"}
-    uvit = bundle.uvit
-    assert in_memory(bundle) == {"uvit"}
+    uvit = bundle.backbone
+    assert in_memory(bundle) == {"backbone"}
     assert bundle.text_encoder.encode(["a man"]).shape == (1, 16, 8)
     assert in_memory(bundle) == {"text_encoder"}
     assert all(parameter.is_meta for parameter in uvit.parameters())  # a reference holds no memory
     assert torch.equal(draw(bundle), expected)
-    assert bundle.uvit is uvit
+    assert bundle.backbone is uvit
     assert bundle.image_encoder is None
 
 
 def test_weights_stored_in_half_stay_so_in_the_blocks(toy: Path):
     bundle = load(toy, low_memory=True)
     plain = load(toy)
-    for network, parts in ((bundle.uvit, plain.uvit), (bundle.face_controlnet, plain.face_controlnet)):
+    for network, parts in ((bundle.backbone, plain.backbone), (bundle.method, plain.method)):
         wide = {name for name, module in network.named_modules() if isinstance(module, WideningLinear)}
         for name, value in parts.state_dict().items():
             own = network.state_dict()[name]
             assert own.dtype == (torch.float16 if name.rpartition(".")[0] in wide else torch.float32)
             assert torch.equal(own.float(), value)
-    assert isinstance(bundle.uvit.get_submodule(SITE), WideningLinear)
-    assert isinstance(bundle.face_controlnet.blocks[0].cross_attn.to_k, WideningLinear)
-    assert bundle.face_controlnet.projector.weight.dtype == torch.float32  # others ask it what tokens should be
+    assert isinstance(bundle.backbone.get_submodule(SITE), WideningLinear)
+    assert isinstance(bundle.method.blocks[0].cross_attn.to_k, WideningLinear)
+    assert bundle.method.projector.weight.dtype == torch.float32  # others ask it what tokens should be
     half = load_model(toy, None, CPU, torch.float16, low_memory=True)
-    assert {value.dtype for value in half.uvit.parameters()} == {torch.float16}
-    assert not any(isinstance(module, WideningLinear) for module in half.uvit.modules())
+    assert {value.dtype for value in half.backbone.parameters()} == {torch.float16}
+    assert not any(isinstance(module, WideningLinear) for module in half.backbone.modules())
 
 
 def test_what_is_known_without_weights(toy: Path):
@@ -127,7 +118,7 @@ def test_what_is_broken_is_said_at_once(toy: Path, tmp_path):
 
 
 def test_another_face_controlnet_is_read_from_where_it_is(toy: Path, tmp_path):
-    save_component("face_controlnet", toy_face_controlnet(), tmp_path / "net")
+    save_component("method", toy_face_controlnet(), tmp_path / "net")
     low, plain = (load_model(toy, tmp_path / "net", CPU, torch.float32, low_memory=low) for low in (True, False))
     assert torch.equal(draw(low), draw(plain))
     assert not torch.equal(draw(low), draw(load(toy)))
@@ -157,7 +148,7 @@ def test_int8_weights_stay_in_memory(toy: Path):
     for bundle in (low, plain):
         quantise_int8(bundle, CPU)
     assert torch.equal(draw(low), draw(plain))
-    assert in_memory(low) == {"uvit", "face_controlnet", "vae"}
+    assert in_memory(low) == {"backbone", "method", "vae"}
     with pytest.raises(UserError, match="8 bits cannot take a few-step adapter"):
         low.networks(few_step=True)
 
@@ -190,7 +181,7 @@ def test_int8_of_networks_that_do_not_fit(toy: Path, monkeypatch, fits_now: bool
 
 def test_only_gpus_can_be_too_small(toy: Path, monkeypatch):
     bundle = load_model(toy, None, torch.device("meta"), None)
-    numbers = sum(value.numel() for net in (bundle.uvit, bundle.face_controlnet) for value in net.parameters())
+    numbers = sum(value.numel() for net in (bundle.backbone, bundle.method) for value in net.parameters())
     monkeypatch.setattr(low_memory, "RESERVE_BYTES", 0)
     for free, dtype, fits in ((2 * numbers, torch.float16, True), (2 * numbers - 1, torch.float16, False)):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _, free=free: (free, 0))

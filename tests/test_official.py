@@ -19,11 +19,11 @@ from feedface.checkpoints.bundle import NETWORKS, load_bundle, read_index
 from feedface.checkpoints.release import FILES, Architecture, convert, load_release
 from feedface.common.errors import UserError, run_cli
 from feedface.inference.low_memory import LowMemoryBundle
-from feedface.methods.feedface import FaceControlNet
+from feedface.methods.feedface import FeedFace
 
 LOADERS = {
-    "uvit": official.load_uvit,
-    "face_controlnet": official.load_face_controlnet,
+    "backbone": official.load_uvit,
+    "method": official.load_face_controlnet,
     "vae": official.load_vae,
     "text_encoder": official.load_text_prefix,
 }
@@ -35,22 +35,22 @@ def full_size(kind: str) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("kind", "millions"), [("uvit", 952.5), ("face_controlnet", 782.6), ("vae", 83.7), ("text_encoder", 0.05)]
+    ("kind", "millions"), [("backbone", 952.5), ("method", 782.6), ("vae", 83.7), ("text_encoder", 0.05)]
 )
 def test_released_names_and_shapes_at_full_size(kind: str, millions: float):
     module = LOADERS[kind](full_size(kind))
     assert sum(value.numel() for value in module.parameters()) / 1e6 == pytest.approx(millions, abs=0.06)
-    if kind == "uvit":
-        assert set(module.state_dict()) == set(full_size("uvit"))
+    if kind == "backbone":
+        assert set(module.state_dict()) == set(full_size("backbone"))
         assert set(official.OFFICIAL_SITES) < set(module.block_names)
 
 
 @pytest.mark.parametrize(
     ("kind", "key"),
     [
-        ("uvit", "out_blocks.3.skip_linear.weight"),
-        ("face_controlnet", "blocks.13.blocks.0.attn2.to_out.0.bias"),
-        ("face_controlnet", "preprocess_module.clip_model.vision_model.pre_layrnorm.weight"),
+        ("backbone", "out_blocks.3.skip_linear.weight"),
+        ("method", "blocks.13.blocks.0.attn2.to_out.0.bias"),
+        ("method", "preprocess_module.clip_model.vision_model.pre_layrnorm.weight"),
         ("vae", "decoder.conv_in.weight"),
         ("vae", "encoder.mid.attn_1.q.weight"),
         ("text_encoder", "module.encode_prefix.weight"),
@@ -70,7 +70,7 @@ def test_missing_extra_and_misshapen_keys_are_named(kind: str, key: str):
 
 
 def test_a_state_dict_saved_from_data_parallel():
-    state = {f"module.{key}": value for key, value in full_size("uvit").items()}
+    state = {f"module.{key}": value for key, value in full_size("backbone").items()}
     assert official.load_uvit(state).embed_dim == 1536
 
 
@@ -107,8 +107,8 @@ def test_broken_files_are_refused(tmp_path, capsys):
 VAE = {"block_out_channels": [8] * 4, "norm_num_groups": 4, "layers_per_block": 2}
 SMALL = Architecture(
     image_size=64,
-    uvit=toy_uvit().config,
-    face_controlnet={"sites": ["in_blocks.0"], "num_heads": 4, "clip_config": CLIP_CONFIG, "mlp_ratio": 2},
+    backbone=toy_uvit().config,
+    method={"sites": ["in_blocks.0"], "num_heads": 4, "clip_config": CLIP_CONFIG, "mlp_ratio": 2},
     vae=VAE,
     text_prefix={"out_features": 8},
 )
@@ -120,7 +120,7 @@ def release(tmp_path):
     folder = tmp_path / "models"
     folder.mkdir()
     uvit = {name: [*value.shape] for name, value in toy_uvit().state_dict().items()}
-    net = FaceControlNet(32, **SMALL.face_controlnet)
+    net = FeedFace(widths=32, context_dim=32, **SMALL.method)
     adapter = {official._their_face_key(name): [*value.shape] for name, value in net.state_dict().items()}
     vae = {}
     for name, shape in golden.shapes()["autoencoder_kl.pth"].items():
@@ -132,8 +132,8 @@ def release(tmp_path):
     for file, shapes in zip(FILES.values(), (uvit, vae, text, adapter), strict=True):
         torch.save(golden.weights(shapes), folder / file)
     position_ids = "preprocess_module.clip_model.vision_model.embeddings.position_ids"
-    state = torch.load(folder / FILES["face_controlnet"])
-    torch.save({**state, position_ids: torch.arange(5)[None]}, folder / FILES["face_controlnet"])
+    state = torch.load(folder / FILES["method"])
+    torch.save({**state, position_ids: torch.arange(5)[None]}, folder / FILES["method"])
     save_toy_clips(tmp_path / "text", tmp_path / "image")
     return folder
 
@@ -156,7 +156,7 @@ def test_conversion_reads_back_equal(release, tmp_path):
     prompts = ["a man with a hat", ""]
     assert torch.equal(converted.text_encoder.encode(prompts), direct.text_encoder.encode(prompts))
     pixels = torch.rand(1, 3, 32, 32)
-    assert torch.equal(converted.face_controlnet.encode(pixels), direct.face_controlnet.encode(pixels))
+    assert torch.equal(converted.method.encode(pixels), direct.method.encode(pixels))
     # again, over the old one, in half the size
     convert(release, target, architecture=SMALL, dtype=torch.float16, **clips(release))
     assert (target / "uvit" / "model.safetensors").stat().st_size < 0.6 * (release / "uvit_v1.pth").stat().st_size
@@ -166,12 +166,12 @@ def test_with_little_memory(release):
     def read(kinds, device, dtype):
         return load_release(release, components=kinds, architecture=SMALL, device=device, dtype=dtype, **clips(release))
 
-    kinds = ["uvit", "face_controlnet", "vae", "text_encoder"]
+    kinds = ["backbone", "method", "vae", "text_encoder"]
     cpu = torch.device("cpu")
     low = LowMemoryBundle(read(kinds, torch.device("meta"), None), read, cpu, torch.float32)
     direct = read(kinds, cpu, torch.float32)
     assert low.size_multiple == direct.size_multiple == 16
-    for kind in (*kinds, "uvit"):
+    for kind in (*kinds, "backbone"):
         ours, theirs = (getattr(bundle, kind).state_dict() for bundle in (low, direct))
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs), kind
 
@@ -186,12 +186,12 @@ def test_conversion_refuses_and_leaves_nothing_half_written(release, tmp_path):
         convert(release, release, architecture=SMALL, **clips(release))
     with pytest.raises(UserError, match=r"--text_encoder"):
         convert(release, target, architecture=SMALL, **{**clips(release), "text_encoder": str(tmp_path / "none")})
-    with pytest.raises(UserError, match=r"16 tokens, but the U-ViT takes 12"):
-        other = {**SMALL.uvit, "num_text_tokens": 12}
+    with pytest.raises(UserError, match=r"16 tokens, but the uvit takes 12"):
+        other = {**SMALL.backbone, "num_text_tokens": 12}
         state = torch.load(release / "uvit_v1.pth")
         state["pos_embed"] = state["pos_embed"][:, 4:].contiguous()
         torch.save(state, release / "uvit_v1.pth")
-        convert(release, target, architecture=Architecture(**{**vars(SMALL), "uvit": other}), **clips(release))
+        convert(release, target, architecture=Architecture(**{**vars(SMALL), "backbone": other}), **clips(release))
     assert not target.exists()
 
 
@@ -241,11 +241,11 @@ def test_state_dicts_that_are_none(tmp_path, state, message):
 
 
 def test_whole_numbers_in_the_place_of_weights(release):
-    path = release / FILES["uvit"]
+    path = release / FILES["backbone"]
     state = torch.load(path)
     torch.save({**state, "norm.weight": state["norm.weight"].to(torch.int64)}, path)
     with pytest.raises(UserError, match=r"norm.weight is of torch.int64"):
-        official.load_uvit(path, **SMALL.uvit)
+        official.load_uvit(path, **SMALL.backbone)
 
 
 def test_every_flipped_bit_and_every_cut_of_a_torch_file_is_named(release):
@@ -272,39 +272,39 @@ def test_every_flipped_bit_and_every_cut_of_a_torch_file_is_named(release):
 
 
 def test_a_torch_file_is_a_file_of_stored_parts(release):
-    path = release / FILES["uvit"]
+    path = release / FILES["backbone"]
     with zipfile.ZipFile(path) as archive:
         parts = {part.filename: archive.read(part) for part in archive.infolist()}
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in parts.items():
             archive.writestr(name, content)
     with pytest.raises(UserError, match=r"compressed"):
-        official.load_uvit(path, **SMALL.uvit)
+        official.load_uvit(path, **SMALL.backbone)
     path.unlink()
     os.mkfifo(path)
     with pytest.raises(UserError, match=r"not a regular file"):
-        official.load_uvit(path, **SMALL.uvit)
+        official.load_uvit(path, **SMALL.backbone)
 
 
 def test_an_adapter_as_safetensors(release, tmp_path):
     from safetensors.torch import save_file
 
-    state = torch.load(release / FILES["face_controlnet"])
+    state = torch.load(release / FILES["method"])
     path = tmp_path / "adapter.safetensors"
     save_file(state, path)
-    net = official.load_face_controlnet(path, **SMALL.face_controlnet)
-    wanted = official.load_face_controlnet(release / FILES["face_controlnet"], **SMALL.face_controlnet)
+    net = official.load_face_controlnet(path, **SMALL.method)
+    wanted = official.load_face_controlnet(release / FILES["method"], **SMALL.method)
     assert all(torch.equal(value, wanted.state_dict()[key]) for key, value in net.state_dict().items())
     for broken in (b"", path.read_bytes()[:1000], pickle.dumps({"payload": Payload()})):
         path.write_bytes(broken)
         with pytest.raises(UserError, match=r"adapter.safetensors: not a safetensors file"):
-            official.load_face_controlnet(path, **SMALL.face_controlnet)
+            official.load_face_controlnet(path, **SMALL.method)
 
 
 def test_an_archive_is_checked_once(release, monkeypatch):
     """With little memory a file is opened for every picture."""
-    path, read = release / FILES["uvit"], []
+    path, read = release / FILES["backbone"], []
     monkeypatch.setattr(zipfile.ZipFile, "testzip", lambda archive: read.append(archive))
     for _ in range(3):
-        official.load_uvit(path, **SMALL.uvit)
+        official.load_uvit(path, **SMALL.backbone)
     assert len(read) == 1

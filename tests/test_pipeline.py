@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from toy import make_toy_bundle
+from toy import FOLDERS, make_toy_bundle
 
 from feedface.checkpoints.few_step import FewStep, save_few_step
 from feedface.common.errors import UserError
@@ -194,8 +194,8 @@ def test_settings_come_from_the_model(pipe):
     ("part", "key"),
     [
         ("text_encoder", "prefix.weight"),
-        ("uvit", "mid_block.mlp.fc1.weight"),
-        ("face_controlnet", "blocks.0.mlp.fc1.weight"),
+        ("backbone", "mid_block.mlp.fc1.weight"),
+        ("method", "blocks.0.mlp.fc1.weight"),
         ("vae", "vae.decoder.conv_out.bias"),
     ],
 )
@@ -203,15 +203,15 @@ def test_settings_come_from_the_model(pipe):
 def test_weights_that_are_no_numbers_draw_no_picture(pipe, part, key, number):
     pipe.set_faces([noise_face()])
     getattr(pipe.bundle, part).state_dict()[key][0] = number
-    with pytest.raises(UserError, match=rf"/{part}: its weights hold NaN or infinity"):
+    with pytest.raises(UserError, match=rf"/{FOLDERS.get(part, part)}: its weights hold NaN or infinity"):
         draw(pipe)
 
 
 def test_faces_that_are_no_numbers_are_refused(pipe):
-    tokens = pipe.face_tokens(find_faces([noise_face()], None)[0])
-    with pytest.raises(UserError, match="the face tokens hold NaN"):
-        list(pipe.draw([("a man", 0, tokens * float("nan"))]))
-    pipe.bundle.face_controlnet.projector.weight[0, 0] = float("nan")
+    identity = pipe.identity(find_faces([noise_face()], None)[0])
+    with pytest.raises(UserError, match="the identity holds NaN"):
+        list(pipe.draw([("a man", 0, {name: value * float("nan") for name, value in identity.items()})]))
+    pipe.bundle.method.projector.weight[0, 0] = float("nan")
     with pytest.raises(UserError, match="/face_controlnet: its weights hold NaN"):
         pipe.set_faces([noise_face()])
     assert pipe.references == []
@@ -271,7 +271,7 @@ def test_a_batch_that_does_not_fit_is_split(pipe, monkeypatch):
 def people(pipe, *counts):
     """One person with each number of references, as tokens; 0: no face."""
     pictures = [[noise_face(10 * count + i) for i in range(count)] for count in counts]
-    return [pipe.face_tokens(find_faces(some, None)[0]) if some else None for some in pictures]
+    return [pipe.identity(find_faces(some, None)[0]) if some else None for some in pictures]
 
 
 def test_many_prompts_and_people_share_batches(pipe, monkeypatch):
@@ -397,12 +397,12 @@ def few(tmp_path_factory):
     folder = make_toy_bundle(tmp_path_factory.mktemp("few"))
     random = partial(torch.randn, generator=torch.Generator().manual_seed(0))
     weights = {
-        "uvit.mid_block.mlp.fc1": (random(2, 32), random(64, 2) / 4),
-        "face_controlnet.blocks.0.zero_linear": (random(2, 32), random(32, 2) / 4),
+        "backbone.mid_block.mlp.fc1": (random(2, 32), random(64, 2) / 4),
+        "method.blocks.0.zero_linear": (random(2, 32), random(32, 2) / 4),
     }
     save_few_step(folder / "few_step", FewStep((1000, 600), 2.0, 1.0, "true_uncond", weights))
     index = json.loads((folder / "model_index.json").read_text())
-    index["components"]["few_step"] = "few_step"
+    index["adapters"]["few_step"] = "few_step"
     (folder / "model_index.json").write_text(json.dumps(index))
     return FeedFacePipeline.from_pretrained(folder, device="cpu")
 
@@ -434,7 +434,7 @@ def test_threads_get_what_each_gets_alone(few, low_memory):
     def work(job):
         request, settings = job
         assert pipe.prompt_notice("a man") is None
-        return arrays(pipe.draw([request], settings)), pipe.face_tokens(find_faces([noise_face(10)], None)[0])
+        return arrays(pipe.draw([request], settings)), pipe.identity(find_faces([noise_face(10)], None)[0])
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the long prompt

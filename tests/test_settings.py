@@ -6,7 +6,7 @@ import pytest
 
 from feedface.checkpoints.few_step import FewStep
 from feedface.common.errors import UserError
-from feedface.presets import PLAIN, PRESETS
+from feedface.settings import PLAIN, PRESETS
 from feedface.settings import COST_KNOBS, EVERYWHERE, PRESET_NAMES, Settings
 
 DEFAULTS = {"guidance": 4.0, "face_scale": 1.0, "uncond": "true_uncond"}  # a model's

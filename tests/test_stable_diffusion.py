@@ -16,7 +16,8 @@ from feedface.checkpoints import ldm
 from feedface.checkpoints.clip_tokenizer import clip_tokenizer
 from feedface.checkpoints.ldm import SD1, SD2, Version
 from feedface.checkpoints.official import VAE_CONFIG, load_vae
-from feedface.checkpoints.stable_diffusion import is_stable_diffusion, merge_lora, open_stable_diffusion
+from feedface.checkpoints.parts import is_stable_diffusion
+from feedface.checkpoints.stable_diffusion import merge_lora, open_stable_diffusion
 from feedface.checkpoints.storage import quiet_transformers
 from feedface.common.errors import UserError
 from feedface.encoders import TextEncoder

@@ -12,6 +12,7 @@ from feedface.encoders import ImageEncoder, LatentCodec, TextEncoder, load_token
 from feedface.methods.feedface import FaceControlNet
 
 IMAGE_SIZE = 64
+FOLDERS = {"backbone": "uvit", "method": "face_controlnet"}  # of the toy bundle, where not the part's name
 CLIP_CONFIG = {
     "hidden_size": 32,
     "intermediate_size": 64,
@@ -97,19 +98,20 @@ def make_toy_bundle(folder: str | Path, seed: int = 0) -> Path:
         tokenizer = toy_tokenizer(folder / "tokenizer")
         text, image = toy_clips(tokenizer)
         parts = {
-            "uvit": uvit,
-            "face_controlnet": toy_face_controlnet(uvit),
+            "backbone": uvit,
+            "method": toy_face_controlnet(uvit),
             "vae": LatentCodec(vae),
             "text_encoder": TextEncoder(text, tokenizer, nn.Linear(16, uvit.text_dim)),
             "image_encoder": ImageEncoder(image),
         }
-    for kind, module in parts.items():
-        save_component(kind, module, folder / kind)
+    folders = {name: FOLDERS.get(name, name) for name in (*parts, "tokenizer")}
+    for name, module in parts.items():
+        save_component(name, module, folder / folders[name])
     write_index(
         folder,
         name="toy",
         image_size=IMAGE_SIZE,
-        components={kind: kind for kind in (*parts, "tokenizer")},
+        components=folders,
         defaults={"steps": 3, "guidance": 2.0, "face_scale": 1.0},
     )
     return folder

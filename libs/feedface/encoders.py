@@ -23,6 +23,8 @@ if TYPE_CHECKING:  # heavy, and only named here
     from diffusers import AutoencoderKL
     from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
+    from feedface.methods.base import ReferenceSpec
+
 # What CLIP was trained with (Radford et al. 2021); the face encoder takes 0.5 and 0.5 instead.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -53,8 +55,19 @@ def to_uint8(pixels: Tensor) -> np.ndarray:
 
 
 def preprocess_face(image: np.ndarray, size: int = 224) -> Tensor:
-    """A square face crop, uint8 RGB [H,W,3] -> [3,size,size] in [-1,1], as `FaceControlNet.encode` takes it."""
+    """A square face crop, uint8 RGB [H,W,3] -> [3,size,size] in [-1,1], as CLIP's vision towers take it here."""
     return resize_and_crop(to_tensor(image)[None], size)[0]
+
+
+def preprocess_reference(spec: "ReferenceSpec", crop: np.ndarray) -> Tensor:
+    """A square face crop, uint8 RGB [H,W,3], as a method wants it. `UserError` for one that wants no crops."""
+    if spec.kind != "crop":
+        raise UserError(f"this method takes references of kind {spec.kind!r}, and only crops can be made here")
+    pixels = preprocess_face(crop, spec.size)
+    if spec.mean == spec.std == (0.5, 0.5, 0.5):
+        return pixels
+    mean, std = (torch.tensor(values).reshape(3, 1, 1) for values in (spec.mean, spec.std))
+    return ((pixels + 1) / 2 - mean) / std
 
 
 class _TokenizerConfig(TypedDict, total=False):
@@ -111,11 +124,19 @@ class TextEncoder(nn.Module):
     ):
         super().__init__()
         check_vocabulary(tokenizer, clip.config.vocab_size)
-        layers = clip.config.num_hidden_layers
-        if not 0 <= clip_skip < layers:
-            raise UserError(f"clip_skip {clip_skip}: use 0 to {layers - 1} for this text encoder of {layers} layers")
         self.clip, self.tokenizer, self.prefix, self.clip_skip = clip, tokenizer, prefix, clip_skip
         self.requires_grad_(False).eval()
+
+    @property
+    def clip_skip(self) -> int:
+        return self._clip_skip
+
+    @clip_skip.setter
+    def clip_skip(self, count: int) -> None:
+        layers = self.clip.config.num_hidden_layers
+        if not 0 <= count < layers:
+            raise UserError(f"clip_skip {count}: use 0 to {layers - 1} for this text encoder of {layers} layers")
+        self._clip_skip = count
 
     @property
     def num_tokens(self) -> int:

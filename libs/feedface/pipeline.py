@@ -5,11 +5,11 @@ pipe.set_faces(["face.png", "another.png"])
 images = pipe.generate("a smiling man with a red hat", n_samples=4, seed=7)    # list of PIL images
 
 Many prompts and people share the passes through the model:
-anna, ben = (pipe.face_tokens(find_faces([file], None)[0]) for file in ("anna.png", "ben.png"))
+anna, ben = (pipe.identity(find_faces([file], None)[0]) for file in ("anna.png", "ben.png"))
 images = pipe.draw([Request("a woman on a beach", 0, anna), Request("a man with a red hat", 0, ben)])
 
 Threads may share a pipeline: they take turns, a batch each, and get what each would get alone. The faces of `set_faces`
-are the pipeline's, so threads with people of their own use `face_tokens` and `draw`.
+are the pipeline's, so threads with people of their own use `identity` and `draw`.
 """
 
 from __future__ import annotations
@@ -21,33 +21,34 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from PIL import Image
-from torch import Tensor
 
 from feedface.common.device import pick_device, pick_dtype
 from feedface.common.errors import UserError
 from feedface.common.progress import progress as watch
-from feedface.encoders import preprocess_face
+from feedface.diffusion.state import join
+from feedface.encoders import preprocess_reference
 from feedface.faces.references import Picture, Reference, as_pictures, find_faces
 from feedface.inference.acceleration import channels_last, compile_blocks, quantise_int8
 from feedface.inference.batching import batches, check_finite, default_batch_size, draw_batch, picture_settings
-from feedface.inference.model_files import load_model, model_digest
-from feedface.inference.prompts import check_prompt
-from feedface.settings import MAX_SAMPLES, MAX_SEED, Settings, whole_number
+from feedface.inference.model_files import Changes, load_model, model_digest, parse_lora
+from feedface.settings import MAX_SAMPLES, MAX_SEED, Settings, check_prompt, whole_number
 
 if TYPE_CHECKING:
+    from feedface.backbones.base import Prompt
     from feedface.checkpoints.bundle import Bundle
     from feedface.checkpoints.few_step import FewStep
     from feedface.faces.detect import FaceDetector
+    from feedface.methods.base import Identity
 
 MAX_BATCH = 4096
 
 
 class Request(NamedTuple):
-    """One picture that is wanted: `faces` are tokens [1, n, D] of `FeedFacePipeline.face_tokens`, None for no face."""
+    """One picture that is wanted: `identity` is of `FeedFacePipeline.identity`, None for nobody in particular."""
 
     prompt: str
     seed: int
-    faces: Tensor | None = None
+    identity: Identity | None = None
 
 
 class FeedFacePipeline:
@@ -73,7 +74,7 @@ class FeedFacePipeline:
         self.low_memory, self.int8 = low_memory, int8
         self.digest = model_digest(bundle)
         self.references: list[Reference] = []
-        self._face_tokens: Tensor | None = None  # [1, n, D]
+        self._identity: Identity | None = None  # of one row
 
     @classmethod
     def from_pretrained(
@@ -87,12 +88,15 @@ class FeedFacePipeline:
         low_memory: bool = False,
         compile: bool = False,
         int8: bool = False,
+        clip_skip: int = 0,
+        loras: Sequence[str] = (),
     ) -> FeedFacePipeline:
         """Load a model.
 
         Args:
-            path: a model folder of this project, or one with the authors' files.
-            ckpt_path: another face-controlnet than the model's own.
+            path: a model folder of this project, a Stable Diffusion 1.x or 2.x (a diffusers folder or a single file),
+                or a folder with the authors' files.
+            ckpt_path: another method than the model's own.
             device: "cuda", "cuda:1", "mps", "cpu"; by default the best there is.
             dtype: "fp32", "bf16", "fp16"; by default fp16 on a GPU, fp32 on a CPU.
             control: for an adapter file in the authors' naming that is not built as theirs.
@@ -100,12 +104,15 @@ class FeedFacePipeline:
             compile: compile the blocks: a minute at first, and faster from then on.
             int8: weights in 8 bits: less memory, on a CPU also faster; pictures differ a little. Without the few-step
                 adapter, which has to be merged into full weights.
+            clip_skip: of Stable Diffusion's text encoder, how many of its last layers are left out.
+            loras: LoRA files for Stable Diffusion, each "FILE" or "FILE:STRENGTH".
 
         `model_files.load_model` says more about `path`, `ckpt_path` and `control`, `acceleration` about the last two.
         """
         picked = pick_device(device)
         number = pick_dtype(dtype, picked)
-        bundle = load_model(path, ckpt_path, picked, number, control, low_memory=low_memory)
+        changes = Changes(clip_skip, tuple(map(parse_lora, loras)))
+        bundle = load_model(path, ckpt_path, picked, number, control, low_memory, changes)
         if int8:
             quantise_int8(bundle, picked)
         if compile:
@@ -139,9 +146,17 @@ class FeedFacePipeline:
         return None if self.int8 else self.bundle.few_step
 
     def settings(self, wanted: Settings | None = None) -> Settings:
-        """`wanted`, complete: with the preset's and the model's; `UserError` for a size the model cannot draw."""
+        """`wanted`, complete: with the preset's and the model's; `UserError` for what the model cannot draw."""
         bundle = self.bundle
-        return (wanted or Settings()).for_model(bundle.defaults, bundle.image_size, bundle.size_multiple, self.adapter)
+        backbone = bundle.backbone_class
+        return (wanted or Settings()).for_model(
+            bundle.defaults,
+            bundle.image_size,
+            bundle.size_multiple,
+            self.adapter,
+            backbone.uncond_modes,
+            backbone.reusable,
+        )
 
     def settings_notice(self, wanted: Settings) -> str | None:
         """What to tell the user if `wanted` names a preset that is not drawn as it is meant."""
@@ -195,18 +210,36 @@ class FeedFacePipeline:
     @torch.inference_mode()
     def show(self, references: Sequence[Reference], pool: str = "concat") -> None:
         """Like `set_faces`, with faces that were found before."""
-        tokens = self.face_tokens(references, pool) if references else None
-        self.references, self._face_tokens = list(references), tokens
+        identity = self.identity(references, pool) if references else None
+        self.references, self._identity = list(references), identity
 
     @torch.inference_mode()
-    def face_tokens(self, references: Sequence[Reference], pool: str = "concat") -> Tensor:
-        """Tokens [1, n, D] of one person's faces, at least one, for `Request`; pool: see `set_faces`."""
+    def identity(self, references: Sequence[Reference], pool: str = "concat") -> Identity:
+        """One person, by their faces, at least one, for `Request`: a row by name. `pool`: see `set_faces`.
+
+        `UserError` for a model without a method to show somebody with.
+        """
+        if notice := self.method_notice():
+            raise UserError(notice)
         with self.bundle.lock:
-            net = self.bundle.face_controlnet
-            pixels = torch.stack([preprocess_face(reference.crop, net.face_size) for reference in references])
-            tokens = net.encode(pixels.to(self.device, self.dtype))  # [F, n, D]
-            check_finite(self.bundle, "face_controlnet", tokens)
-        return net.join(tokens[None], pool)
+            method = self.bundle.method
+            pixels = torch.stack([preprocess_reference(method.reference, reference.crop) for reference in references])
+            features = method.features(pixels.to(self.device, self.dtype))  # [F, …] each
+            identity = method.identity({name: value[None] for name, value in features.items()}, pool)
+            for value in identity.values():
+                check_finite(self.bundle, "method", value)
+        return identity
+
+    face_tokens = identity  # its name when there was one method, whose identity is tokens
+
+    def method_notice(self) -> str | None:
+        """What to tell a user who shows faces to a model that can show nobody."""
+        if self.bundle.method_class is not None:
+            return None
+        return (
+            f"{self.bundle.path}: has no method to show a face with; give one that was trained on it with --ckpt_path "
+            "(train.py trains one)"
+        )
 
     def generate(
         self,
@@ -226,6 +259,7 @@ class FeedFacePipeline:
         face_interval: tuple[float, float] | None = None,
         reuse: int | None = None,
         few_step: bool | None = None,
+        negative_prompt: str | None = None,
         batch_size: int | None = None,
         progress: bool | Callable[[], None] = True,
     ) -> list[Image.Image]:
@@ -240,7 +274,7 @@ class FeedFacePipeline:
             n_samples: how many; they get the seeds `seed`, `seed` + 1, …
             seed: or a `torch.Generator`, from which the seeds are drawn.
             seeds: one seed per sample instead.
-            steps … few_step: see `Settings`; by default the model's own.
+            steps … negative_prompt: see `Settings`; by default the model's own.
             batch_size: samples drawn at a time, at most: memory against speed; by default what should fit.
             progress: show a bar, or call this after each step of each batch.
 
@@ -263,12 +297,13 @@ class FeedFacePipeline:
             face_interval,
             reuse,
             few_step,
+            negative_prompt,
         )
         full = self.settings(wanted)
         if notice := self.settings_notice(wanted):
             warnings.warn(notice, stacklevel=2)
-        faces = self._face_tokens  # one person, also where another is set meanwhile
-        requests = [_checked((prompt, value, faces)) for prompt in prompts for value in seeds]
+        identity = self._identity  # one person, also where another is set meanwhile
+        requests = [_checked((prompt, value, identity)) for prompt in prompts for value in seeds]
         if callable(progress):
             return list(self.draw(requests, full, batch_size, lambda pictures: progress()))
         with watch(total=full.steps * len(requests), desc="drawing", disable=not progress) as bar:
@@ -283,7 +318,8 @@ class FeedFacePipeline:
     ) -> Iterator[Image.Image]:
         """Draw many prompts and people, `batch_size` pictures at a time whoever they show.
 
-        Pictures with different numbers of face tokens go in different batches; it costs least to have few such numbers.
+        Identities of different sizes, as those of one face and of two, go in different batches; it costs least to have
+        few such sizes.
 
         Args:
             requests: or plain tuples; read as far as the next batch needs.
@@ -296,10 +332,10 @@ class FeedFacePipeline:
         """
         full = self.settings(settings)
         size = self.batch_size(full) if batch_size is None else whole_number("batch_size", batch_size, 1, MAX_BATCH)
-        texts: dict[str, Tensor] = {}
+        texts: dict[str, Prompt] = {}
         finished: dict[int, Image.Image] = {}
         due = 0
-        for batch in batches(enumerate(map(_checked, requests)), size, lambda item: _count(item[1].faces)):
+        for batch in batches(enumerate(map(_checked, requests)), size, lambda item: _shapes(item[1].identity)):
             for prompt in {request.prompt: None for _, request in batch if request.prompt not in texts}:
                 if notice := self.prompt_notice(prompt):
                     warnings.warn(f"{prompt[:40]!r}: {notice}", stacklevel=2)
@@ -314,15 +350,15 @@ class FeedFacePipeline:
         requests: Sequence[Request],
         settings: Settings,
         *,
-        texts: dict[str, Tensor] | None = None,
+        texts: dict[str, Prompt] | None = None,
         on_step: Callable[[int], object] | None = None,
     ) -> list[Image.Image]:
-        """One batch of requests with equally many face tokens; see `drawing.draw_batch` for the arguments."""
-        faces = None
-        if requests[0].faces is not None:
-            faces = torch.cat([request.faces for request in requests])
+        """One batch of requests with identities of one size; see `batching.draw_batch` for the arguments."""
+        identity = None
+        if requests[0].identity is not None:
+            identity = join(*(request.identity for request in requests))
         prompts, seeds = ([getattr(request, name) for request in requests] for name in ("prompt", "seed"))
-        pixels = draw_batch(self.bundle, prompts, seeds, faces, settings, self.device, texts=texts, on_step=on_step)
+        pixels = draw_batch(self.bundle, prompts, seeds, identity, settings, self.device, texts=texts, on_step=on_step)
         return [Image.fromarray(image) for image in pixels]
 
 
@@ -339,5 +375,5 @@ def _seeds(seed: int | torch.Generator, count: int) -> list[int]:
     return [first + index for index in range(count)]
 
 
-def _count(faces: Tensor | None) -> int:
-    return 0 if faces is None else faces.shape[1]
+def _shapes(identity: Identity | None) -> tuple:
+    return () if identity is None else tuple((name, value.shape) for name, value in identity.items())

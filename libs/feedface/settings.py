@@ -1,4 +1,4 @@
-"""How pictures are sampled: the numbers a user may set, their ranges, and where the rest comes from.
+"""How pictures are sampled: what a user may set, in which ranges, the presets, and where the rest comes from.
 
 What is not set comes from, in this order: the preset that the user names, the config file, the model's own defaults,
 the preset "balanced". Within one of these an option that is set comes before a preset that is named beside it.
@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import numbers
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from feedface.common.errors import UserError
-
-if TYPE_CHECKING:  # brings in torch: not needed to parse a command line
-    from feedface.checkpoints.few_step import FewStep
+from feedface.diffusion.names import SCHEDULERS, UNCOND_MODES
 
 MAX_SEED = 2**63 - 1
 MAX_SAMPLES = 256  # pictures of a prompt at once
@@ -24,6 +22,26 @@ PRESET_NAMES, DEFAULT_PRESET = ("quality", "balanced", "fast"), "balanced"
 EVERYWHERE = (0.0, 1000.0)  # the interval of timesteps that leaves nothing out
 # What decides how long a picture takes: all that a preset fixes.
 COST_KNOBS = ("steps", "scheduler", "guidance_interval", "face_interval", "reuse", "few_step")
+WITHOUT_PROMPT = ("true_uncond",)  # the unconditional modes that no empty or negative prompt belongs to
+# Far more than any text encoder reads (CLIP: 77 tokens); what is longer was put here by mistake.
+MAX_PROMPT_CHARACTERS = 2000
+
+
+def check_prompt(prompt: str) -> str:
+    """Return the prompt, or raise `UserError` if it is empty, too long or not text that can be stored as UTF-8."""
+    if not isinstance(prompt, str):
+        raise UserError(f"a prompt is text, not {type(prompt).__name__}")
+    if not prompt.strip():
+        raise UserError("the prompt is empty; describe the picture, as in 'a woman on a beach'")
+    if len(prompt) > MAX_PROMPT_CHARACTERS:
+        raise UserError(
+            f"the prompt has {len(prompt)} characters, the limit is {MAX_PROMPT_CHARACTERS} (CLIP reads 77 tokens)"
+        )
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"the prompt is not valid UTF-8 text (character {error.start + 1})") from None
+    return prompt
 
 
 def check_range(name: str, value: float, low: float, high: float) -> None:
@@ -41,6 +59,15 @@ def whole_number(name: str, value: object, low: int, high: int) -> int:
     return int(value)
 
 
+class Adapter(Protocol):
+    """What settings must know of a model's few-step adapter: see `checkpoints.few_step.FewStep`."""
+
+    steps: int
+    guidance: float
+    face_scale: float
+    uncond: str
+
+
 @dataclass(frozen=True)
 class Settings:
     """Sampling settings; `None` stands for what was not set (`Settings.for_model` fills it in).
@@ -52,13 +79,14 @@ class Settings:
         guidance: g in eps_u + g (eps_c - eps_u), 0 to 50; the paper's and the release's "scale s" is g = 1 + s.
         face_scale: strength of the face, 0 (ignored) to 5; the release uses 0.8, the paper's text 1.
         size: (width, height) in pixels; one number stands for both.
-        uncond: what the unconditional half sees: "true_uncond", "empty_token" (both of the release) or "paper".
-        preset: one of `PRESET_NAMES`: fixes all of `COST_KNOBS` that are not set; see `presets.py`.
+        uncond: what the unconditional half sees, one of the backbone's `uncond_modes`: see `diffusion.guidance`.
+        preset: one of `PRESETS`: fixes all of `COST_KNOBS` that are not set.
         scheduler: the solver, one of `diffusion.sampling.SCHEDULERS`.
         guidance_interval: where guidance acts; outside, only the conditional half is evaluated.
         face_interval: where the face acts; outside, its control is not evaluated.
         reuse: the deep blocks are evaluated at every so many steps, 1 to 999; 1: at each.
         few_step: draw with the model's few-step adapter, which fixes steps, solver and guidance.
+        negative_prompt: what guidance leads away from, in the place of the empty prompt; not with "true_uncond".
     """
 
     steps: int | None = None
@@ -72,6 +100,7 @@ class Settings:
     face_interval: tuple[float, float] | None = None
     reuse: int | None = None
     few_step: bool | None = None
+    negative_prompt: str | None = None
 
     def __post_init__(self):
         # Always Python's own numbers, and floats or tuples: equal settings look the same in every file.
@@ -86,20 +115,21 @@ class Settings:
         if self.size is not None:
             object.__setattr__(self, "size", _size(self.size))
         if self.uncond is not None:
-            from feedface.diffusion.guidance import UNCOND_MODES  # brings in torch, as above
-
             _check_name("uncond", self.uncond, UNCOND_MODES)
         if self.preset is not None:
             _check_name("--preset", self.preset, PRESET_NAMES)
         if self.scheduler is not None:
-            from feedface.diffusion.sampling import SCHEDULERS
-
             _check_name("--scheduler", self.scheduler, SCHEDULERS)
         for name in ("guidance_interval", "face_interval"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, _interval(f"--{name}", getattr(self, name)))
         if self.few_step is not None and not isinstance(self.few_step, bool):
             raise UserError(f"few_step {self.few_step!r}: use true or false")
+        if self.negative_prompt not in (None, ""):
+            try:
+                check_prompt(self.negative_prompt)
+            except UserError as error:
+                raise UserError(f"--negative_prompt: {error}") from None
 
     def over(self, base: Settings) -> Settings:
         """These settings, with those of `base` where these say nothing.
@@ -115,24 +145,34 @@ class Settings:
         defaults: Mapping[str, object],
         image_size: int,
         multiple: int,
-        adapter: FewStep | None = None,
+        adapter: Adapter | None = None,
+        uncond_modes: Sequence[str] | None = None,
+        reusable: bool = True,
     ) -> Settings:
-        """Complete settings: no None in them, and a size that the model's grid allows. Complete ones stay as they are.
+        """Complete settings: no None in them, and all that the model can do. Complete ones stay as they are.
 
         Args:
             defaults: the bundle's guidance, face_scale and uncond, perhaps steps and preset.
             image_size: side in pixels of the model's training pictures.
-            multiple: both sides must be multiples of it (VAE factor x patch size).
+            multiple: both sides must be multiples of it (VAE factor x the backbone's latent multiple).
             adapter: the model's few-step adapter, None where it has none or cannot use it.
+            uncond_modes, reusable: what the backbone can do; None: any mode.
         """
-        from feedface.presets import PRESETS  # which is made of these
-
-        full = self.over(Settings(size=(image_size, image_size), **defaults))
+        full = self.over(Settings(size=(image_size, image_size), negative_prompt="", **defaults))
         full = replace(full, preset=full.preset or DEFAULT_PRESET)
         for knob in COST_KNOBS:
             if getattr(full, knob) is None:
                 full = replace(full, **{knob: getattr(PRESETS[full.preset], knob)})
         full = full._with_adapter(self, adapter)
+        if uncond_modes is not None and full.uncond not in uncond_modes:
+            raise UserError(f"--uncond {full.uncond}: this model's backbone has {', '.join(uncond_modes)}")
+        if full.reuse > 1 and not reusable:
+            raise UserError(f"--reuse {full.reuse}: this model's backbone has no deep blocks to reuse; leave it out")
+        if full.negative_prompt and full.uncond in WITHOUT_PROMPT:
+            raise UserError(
+                f"--negative_prompt: without effect, as the model is guided away from noise in the text's place "
+                f"(--uncond {full.uncond}); add --uncond empty_token"
+            )
         low, high = max(multiple, image_size // 4), min(4 * image_size, MAX_SIZE_PX)
         for side in full.size:
             if side % multiple or not low <= side <= high:
@@ -143,7 +183,7 @@ class Settings:
                 )
         return full
 
-    def _with_adapter(self, asked: Settings, adapter: FewStep | None) -> Settings:
+    def _with_adapter(self, asked: Settings, adapter: Adapter | None) -> Settings:
         """These settings with what the few-step adapter fixes, if it is to be used: not against what was asked for."""
         if not self.few_step:
             return self
@@ -161,7 +201,7 @@ class Settings:
         return replace(self, face_scale=face_scale, **_fixed_by(adapter))
 
     @staticmethod
-    def _against(asked: Settings, adapter: FewStep) -> tuple[str, object, object] | None:
+    def _against(asked: Settings, adapter: Adapter) -> tuple[str, object, object] | None:
         """The first setting asked for that the adapter cannot draw with: name, value, the adapter's value."""
         for key, value in _fixed_by(adapter).items():
             wanted = getattr(asked, key)
@@ -169,10 +209,8 @@ class Settings:
                 return key, wanted, value
         return None
 
-    def adapter_notice(self, full: Settings, adapter: FewStep | None) -> str | None:
+    def adapter_notice(self, full: Settings, adapter: Adapter | None) -> str | None:
         """What to tell the user if `full`, made of these, draws without the few-step adapter that its preset is for."""
-        from feedface.presets import PRESETS  # as above
-
         if full.few_step or self.few_step is not None or not PRESETS[full.preset].few_step:
             return None
         wrong = adapter and self._against(self, adapter)
@@ -195,11 +233,10 @@ class Settings:
         A knob that approximates nothing is left out, and so is the preset: pictures of the time before there were any
         keep their fingerprints.
         """
-        from feedface.presets import PLAIN  # as above
-
         always = ("steps", "guidance", "face_scale", "size", "uncond")
         knobs = [knob for knob in COST_KNOBS if knob not in always and getattr(self, knob) != getattr(PLAIN, knob)]
-        return {key: getattr(self, key) for key in (*always, *knobs)}
+        said = ["negative_prompt"] if self.negative_prompt else []
+        return {key: getattr(self, key) for key in (*always, *knobs, *said)}
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -211,7 +248,7 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(width), int(height)
 
 
-def _fixed_by(adapter: FewStep) -> dict[str, object]:
+def _fixed_by(adapter: Adapter) -> dict[str, object]:
     """What drawing with the adapter leaves no choice in."""
     return {
         "steps": adapter.steps,
@@ -221,6 +258,7 @@ def _fixed_by(adapter: FewStep) -> dict[str, object]:
         "guidance_interval": EVERYWHERE,
         "face_interval": EVERYWHERE,
         "reuse": 1,
+        "negative_prompt": "",
     }
 
 
@@ -250,3 +288,19 @@ def _interval(name: str, value: object) -> tuple[float, float]:
     if low >= high:
         raise UserError(f"{name} {low:g} {high:g}: the first is the lower end (0 is clean, 1000 noise)")
     return low, high
+
+
+# Every step evaluates all of the model, with guidance and face: what the other knobs are measured against.
+PLAIN = Settings(
+    scheduler="dpmsolver++", guidance_interval=EVERYWHERE, face_interval=EVERYWHERE, reuse=1, few_step=False
+)
+# How much work a picture takes. They fix what costs time and leave guidance, face and size to the model. "quality"
+# approximates nothing; "balanced" is the default of models that name none; "fast" draws with the model's few-step
+# adapter where it has one, else with the few evaluations that stand here.
+# Chosen by docs/performance.md: up to ten evaluations, times that are uniform come nearest to the exact solution, and
+# leaving guidance out at the last, nearly clean time costs least of all that it may be left out at.
+PRESETS = {
+    "quality": Settings(steps=20, scheduler="unipc:karras").over(PLAIN),
+    "balanced": Settings(steps=8, scheduler="dpmsolver++:uniform", guidance_interval=(150, 1000)).over(PLAIN),
+    "fast": Settings(steps=5, scheduler="dpmsolver++:uniform", few_step=True).over(PLAIN),
+}

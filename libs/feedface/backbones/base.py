@@ -13,9 +13,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from feedface.common.errors import UserError
+from feedface.common.validation import arguments_of
 from feedface.diffusion.state import State, expand, join, length
 
 if TYPE_CHECKING:
@@ -86,6 +88,11 @@ class Backbone(nn.Module):
     uncond_modes: tuple[str, ...]
     reusable = False
     gradient_checkpointing: bool
+
+    @classmethod
+    def config_type(cls) -> TypeAdapter:
+        """A description of `config` as files hold it: by default what the constructor's annotations allow."""
+        return arguments_of(cls)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:

@@ -12,15 +12,18 @@ import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Len
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import AttnProcessor2_0
 from diffusers.models.resnet import ResnetBlock2D
+from pydantic import TypeAdapter
 from torch import Tensor, nn
+from typing_extensions import TypedDict  # pydantic takes this one before Python 3.12
 
 from feedface.backbones import base
 from feedface.backbones.base import Backbone, Prompt, Site
@@ -31,6 +34,8 @@ from feedface.backbones.control import (
     controlled_block,
     controlled_residuals,
 )
+from feedface.common.sizes import Layers, SidePx, Width
+from feedface.common.validation import OPEN
 from feedface.diffusion.schedule import signal_and_noise
 from feedface.diffusion.state import State
 
@@ -41,6 +46,25 @@ PREDICTIONS = ("epsilon", "v_prediction")
 MID = "mid_block"  # its residual's name; those of the skips are "skips.0", …, in the order of evaluation
 # Where a block's positional arguments have these: gradient checkpointing passes all arguments so.
 KWARGS = list(inspect.signature(BasicTransformerBlock.forward).parameters).index("cross_attention_kwargs") - 1
+
+
+class UNetConfig(TypedDict, total=False):
+    """diffusers' `UNet2DConditionModel`; what is wrong in it otherwise, that class says."""
+
+    __pydantic_config__ = OPEN
+    kind: Literal["unet"]
+    prediction: Literal[PREDICTIONS]
+    in_channels: Width
+    out_channels: Width
+    block_out_channels: Annotated[list[Width], Len(1, 16)]
+    layers_per_block: Layers | Annotated[list[Layers], Len(1, 16)]
+    cross_attention_dim: Width | Annotated[list[Width], Len(1, 16)]
+    attention_head_dim: Width | Annotated[list[Width], Len(1, 16)]
+    sample_size: SidePx | Annotated[list[SidePx], Len(2, 2)] | None
+    quantization_config: None
+
+
+CONFIG = TypeAdapter(UNetConfig)
 
 
 @dataclass(frozen=True)
@@ -134,7 +158,8 @@ class UNet(Backbone):
                 f"{unet.config.addition_embed_type}, is none of Stable Diffusion 1.x or 2.x"
             )
         self.unet, self.prediction = unet, prediction
-        self.config = {**unet.config, "prediction": prediction}
+        own = {key: value for key, value in unet.config.items() if not key.startswith("_")}  # not the library's version
+        self.config = {**own, "prediction": prediction}
         self.latent_channels = unet.config.in_channels
         size = unet.config.sample_size
         self.latent_size = (size, size) if isinstance(size, int) else tuple(size)
@@ -144,9 +169,15 @@ class UNet(Backbone):
         self._find_sites()
 
     @classmethod
+    def config_type(cls) -> TypeAdapter:
+        return CONFIG
+
+    @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
         """`config` is that of diffusers' model, perhaps with "prediction" beside."""
-        return cls(UNet2DConditionModel.from_config(dict(config)), config.get("prediction", "epsilon"))
+        own = dict(config)
+        prediction = own.pop("prediction", "epsilon")
+        return cls(UNet2DConditionModel.from_config(own), prediction)
 
     def _find_sites(self) -> None:
         processors = {}

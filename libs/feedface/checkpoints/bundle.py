@@ -1,11 +1,12 @@
 """Bundles: a model as a folder of safetensors and JSON, each part in its own folder, named by `model_index.json`.
 
-A part may also lie elsewhere: a training checkpoint holds the face-controlnet it trained and points to the frozen parts
-of the bundle it started from. Nothing here reads a pickle.
+A part may also lie elsewhere: a training checkpoint holds the method it trained and points to the frozen parts of the
+bundle it started from; models may share a VAE. A Stable Diffusion, folder or single file, is read as a bundle without
+a method. Nothing here reads a pickle that could run code.
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,28 +17,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from feedface.backbones.uvit import UViT
+from feedface.backbones.base import Backbone, backbone_class
 from feedface.checkpoints.few_step import COMPONENT, FewStep, adapted, read_few_step
-from feedface.checkpoints.index import DEFAULTS, FORMAT, INDEX, NETWORKS, VERSION, Defaults, read_index_file
-from feedface.checkpoints.libraries import from_pretrained, read_library_config
-from feedface.checkpoints.storage import (
-    cast_state,
-    empty,
-    fill,
-    load_network,
-    quiet_transformers,
-    read_config,
-    read_json,
-    read_safetensors,
-    write_json,
-    write_state,
+from feedface.checkpoints.index import DEFAULTS, INDEX, Defaults, index_content, read_index_file
+from feedface.checkpoints.libraries import read_library_config
+from feedface.checkpoints.parts import (
+    NETWORKS,
+    PARTS,
+    SEAM,
+    is_stable_diffusion,
+    kind_class,
+    load_part,
+    part_class,
+    part_config,
 )
+from feedface.checkpoints.storage import read_json, write_json, write_state
 from feedface.common.errors import UserError
 from feedface.common.files import atomic_file, atomic_folder, follow
 from feedface.common.reading import foreign
 from feedface.common.validation import check_as
-from feedface.encoders import ImageEncoder, LatentCodec, TextEncoder, latent_factor, load_tokenizer
-from feedface.methods.feedface import FaceControlNet
+from feedface.diffusion.names import UNCOND_MODES
+from feedface.encoders import ImageEncoder, LatentCodec, TextEncoder, latent_factor
+from feedface.methods.base import Method, method_class
 
 
 @dataclass
@@ -45,9 +46,10 @@ class Bundle:
     """The parts of a model that were asked for; the others are None.
 
     `image_size` is the side in pixels that the model was trained at. `defaults`: guidance (the g of
-    ε_u + g (ε_c − ε_u)), face_scale, uncond; perhaps steps and preset (`settings.Settings`). `faces_root` is an
-    insightface root, where the bundle has its own pack. `lock`: held by whoever draws or encodes, so that threads take
-    turns: tokenizers keep settings between calls, and memory is for one batch.
+    ε_u + g (ε_c − ε_u)), face_scale, uncond; perhaps steps and preset (`settings.Settings`). `components`: where each
+    part lies; `kinds`: which backbone and method they are. `faces_root` is an insightface root, where the bundle has
+    its own pack. `variant`: what else changes pictures, such as LoRAs in the weights. `lock`: held by whoever draws or
+    encodes, so that threads take turns: tokenizers keep settings between calls, and memory is for one batch.
     """
 
     path: Path
@@ -55,31 +57,48 @@ class Bundle:
     image_size: int
     defaults: dict[str, Any]
     components: dict[str, Path]
-    uvit: UViT | None = None
-    face_controlnet: FaceControlNet | None = None
+    kinds: dict[str, str]
+    backbone: Backbone | None = None
+    method: Method | None = None
     vae: LatentCodec | None = None
     text_encoder: TextEncoder | None = None
     image_encoder: ImageEncoder | None = None
+    variant: str = ""
     lock: RLock = field(default_factory=RLock, init=False, repr=False, compare=False)
-    _adapted: tuple[UViT, FaceControlNet] | None = field(default=None, init=False, repr=False, compare=False)
+    _adapted: tuple[Backbone, Method] | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
     def faces_root(self) -> Path | None:
         return self.components.get("faces")
 
     @property
+    def backbone_class(self) -> type[Backbone]:
+        """Also where it is not loaded."""
+        return backbone_class(self.kinds["backbone"])
+
+    @property
+    def method_class(self) -> type[Method] | None:
+        """Also where it is not loaded; None for a model that shows nobody."""
+        return method_class(self.kinds["method"]) if "method" in self.kinds else None
+
+    @property
     def size_multiple(self) -> int:
-        """Both sides of a picture must be multiples of so many pixels: a latent cell's times a patch's side.
+        """Both sides of a picture must be multiples of so many pixels: a latent cell's times the backbone's multiple.
 
         Read from the parts' descriptions where they are not loaded.
         """
-        if self.vae is not None and self.uvit is not None:
-            return self.vae.factor * self.uvit.patch_size
+        if self.vae is not None and self.backbone is not None:
+            return self.vae.factor * self.backbone.latent_multiple
         from diffusers import AutoencoderKL
 
-        vae, uvit = self.components["vae"], read_config(UViT, self.components["uvit"])
+        vae, folder = self.components["vae"], self.components["backbone"]
+        if is_stable_diffusion(vae) or is_stable_diffusion(folder):
+            return load_bundle(self.path, "meta", None, ["backbone", "vae"]).size_multiple
+        config = part_config("backbone", folder)
+        with foreign(f"{folder}: does not describe a {self.backbone_class.__name__}"), torch.device("meta"):
+            multiple = self.backbone_class.from_config(config).latent_multiple
         with foreign(f"{vae}: lacks a size"):
-            return latent_factor(read_library_config(AutoencoderKL, vae)) * uvit["patch_size"]
+            return latent_factor(read_library_config(AutoencoderKL, vae)) * multiple
 
     @cached_property
     def few_step(self) -> FewStep | None:
@@ -87,20 +106,19 @@ class Bundle:
         folder = self.components.get(COMPONENT)
         return None if folder is None else read_few_step(folder)
 
-    def networks(self, few_step: bool = False) -> tuple[UViT, FaceControlNet]:
-        """U-ViT and face-controlnet as they are evaluated at each step; `few_step`: with the adapter in them.
+    def networks(self, few_step: bool = False) -> tuple[Backbone, Method | None]:
+        """Backbone and method as they are evaluated at each step; `few_step`: with the adapter in them.
 
         These are a second pair, made when it is first asked for; it takes the memory of what the adapter changes.
         """
         if not few_step:
-            return self.uvit, self.face_controlnet
+            return self.backbone, self.method
         with self.lock:
             if self._adapted is None:
                 adapter = self._checked_adapter()
                 # What is made in inference mode could not be changed outside of it.
                 with torch.inference_mode(False), torch.no_grad():
-                    pair = (adapted(adapter, kind, getattr(self, kind)) for kind in ("uvit", "face_controlnet"))
-                    self._adapted = tuple(pair)
+                    self._adapted = tuple(adapted(adapter, name, getattr(self, name)) for name in SEAM)
             return self._adapted
 
     def _checked_adapter(self) -> FewStep:
@@ -112,12 +130,12 @@ class Bundle:
         """Move the networks."""
         with self.lock:
             self._adapted = None
-            for kind in NETWORKS:
-                if (module := getattr(self, kind)) is not None:
+            for name in NETWORKS:
+                if (module := getattr(self, name)) is not None:
                     module.to(device)
 
     @contextmanager
-    def hold(self, *kinds: str) -> Iterator[None]:
+    def hold(self, *names: str) -> Iterator[None]:
         """Inside the `with`, change these parts: a `LowMemoryBundle` will not read them from their files again."""
         yield
 
@@ -128,6 +146,8 @@ class Bundle:
 def read_index(path: str | os.PathLike) -> Bundle:
     """Read and check `model_index.json` of the bundle `path`, without loading any part."""
     path = follow(path)
+    if is_stable_diffusion(path) and not _is_bundle(path):
+        return _stable_diffusion(path)
     if not path.is_dir():
         raise UserError(f"{path}: no such model folder; see models/README.md for where models come from")
     file = path / INDEX
@@ -137,8 +157,30 @@ def read_index(path: str | os.PathLike) -> Bundle:
             f"`python -m feedface.checkpoints convert`"
         )
     index = read_index_file(file)
-    components = {kind: path / folder for kind, folder in index.components.items()}  # absolute ones stay as they are
-    return Bundle(path, index.name, index.image_size, index.defaults.model_dump(exclude_none=True), components)
+    defaults, kinds = index.defaults.model_dump(exclude_none=True), index.kinds
+    classes = {name: kind_class(name, kind, file) for name, kind in kinds.items()}
+    modes = classes["backbone"].uncond_modes if "backbone" in classes else UNCOND_MODES
+    if defaults.setdefault("uncond", modes[0]) not in modes:
+        raise UserError(f"{file}: defaults.uncond: this backbone has {', '.join(modes)}, not {defaults['uncond']!r}")
+    components = {name: path / folder for name, folder in index.components.items()}  # of version 1 perhaps absolute
+    return Bundle(path, index.name, index.image_size, defaults, components, kinds)
+
+
+def _is_bundle(path: Path) -> bool:
+    """Whether it is ours: folders of diffusers have a model_index.json, too."""
+    return (path / INDEX).is_file() and "_class_name" not in read_json(path / INDEX)
+
+
+def _stable_diffusion(path: Path) -> Bundle:
+    from feedface.checkpoints.stable_diffusion import open_stable_diffusion
+
+    image_size = open_stable_diffusion(path).image_size
+    defaults = Defaults(guidance=7.5).model_dump(exclude_none=True)  # usual there
+    defaults["uncond"] = backbone_class("unet").uncond_modes[0]
+    components = dict.fromkeys(("backbone", "vae", "text_encoder"), path)
+    return Bundle(
+        path, path.stem if path.is_file() else path.name, image_size, defaults, components, {"backbone": "unet"}
+    )
 
 
 def load_bundle(
@@ -150,130 +192,77 @@ def load_bundle(
     """Load a bundle's networks to `device` in `dtype`, whatever they are stored in, ready to infer.
 
     `components` limits it to some of `NETWORKS`; by default all that the bundle has, which must then be enough to
-    generate (all but the image encoder). Weights are mapped from disk and cast one tensor at a time, so that memory
-    never holds them twice; dtype None keeps what is stored; device "meta" checks the networks' files without reading
-    their weights. Raises `UserError` naming the file, key or folder that is missing or does not fit.
+    generate (all but method and image encoder). Weights are mapped from disk and cast one tensor at a time, so that
+    memory never holds them twice; dtype None keeps what is stored; device "meta" checks the networks' files without
+    reading their weights. Raises `UserError` naming the file, key or folder that is missing or does not fit.
     """
     bundle = read_index(path)
     if components is None:
-        wanted = [kind for kind in NETWORKS if kind != "image_encoder" or kind in bundle.components]
-    else:
-        wanted = list(components)
-    for kind in wanted:
-        if kind not in NETWORKS:
-            raise ValueError(f"unknown component {kind!r}; known are {', '.join(NETWORKS)}")
-        if kind not in bundle.components:
-            raise UserError(f'{bundle.path / INDEX}: "components" has no "{kind}", which is needed here')
-        setattr(bundle, kind, _load_component(kind, bundle, device, dtype))
-    check_parts(bundle)
+        components = [name for name in NETWORKS if name in bundle.components or name not in ("method", "image_encoder")]
+    load_parts(bundle, components, device, dtype)
     return bundle
+
+
+def load_parts(bundle: Bundle, names: Iterable[str], device: str | torch.device, dtype: torch.dtype | None) -> None:
+    """Load some of the networks of a bundle that `read_index` gave; `UserError` unless all parts belong together."""
+    for name in names:
+        if name not in NETWORKS:
+            raise ValueError(f"unknown component {name!r}; known are {', '.join(NETWORKS)}")
+        if name not in bundle.components:
+            raise UserError(f'{bundle.path / INDEX}: names no "{name}", which is needed here')
+        folder = bundle.components[name]
+        if not folder.exists():
+            raise UserError(f"{folder}: no such folder, but {bundle.path / INDEX} names it as its {name}")
+        if name in SEAM and part_class(name, folder).kind != bundle.kinds[name]:
+            found = part_class(name, folder).kind
+            raise UserError(f"{folder}: is a {found}, but {bundle.path / INDEX} says {bundle.kinds[name]!r}")
+        setattr(bundle, name, load_part(name, bundle.components, device, dtype))
+    check_parts(bundle)
 
 
 def check_parts(bundle: Bundle) -> None:
     """`UserError` unless the loaded parts belong together."""
-    uvit = bundle.uvit
-    if uvit is None:
+    backbone = bundle.backbone
+    if backbone is None:
         return
-    if bundle.face_controlnet is not None:
-        check_fit(uvit, bundle.face_controlnet, bundle.components["face_controlnet"])
-    sizes = []  # part, what of it, its size, the U-ViT's
+    if bundle.method is not None:
+        bundle.method.check(backbone, bundle.components["method"])
+    sizes = []  # part, what of it, its size, the backbone's
     if bundle.text_encoder is not None:
         text = bundle.text_encoder
-        sizes += [("text_encoder", "tokens", text.num_tokens, uvit.num_text_tokens)]
-        sizes += [("text_encoder", "numbers a token", text.text_dim, uvit.text_dim)]
-    if bundle.image_encoder is not None:
+        sizes += [("text_encoder", "tokens", text.num_tokens, backbone.text_tokens or text.num_tokens)]
+        sizes += [("text_encoder", "numbers a token", text.text_dim, backbone.text_dim)]
+    if bundle.image_encoder is not None and "clip_img" in backbone.state_shapes():
         numbers = bundle.image_encoder.clip.config.projection_dim
-        sizes += [("image_encoder", "numbers an image", numbers, uvit.clip_img_dim)]
+        sizes += [("image_encoder", "numbers an image", numbers, backbone.state_shapes()["clip_img"][-1])]
     if bundle.vae is not None:
-        sizes += [("vae", "latent channels", bundle.vae.vae.config.latent_channels, uvit.in_chans)]
-    for kind, what, size, needed in sizes:
+        sizes += [("vae", "latent channels", bundle.vae.vae.config.latent_channels, backbone.latent_channels)]
+    for name, what, size, needed in sizes:
         if size != needed:
-            raise UserError(f"{bundle.components[kind]}: gives {size} {what}, but the U-ViT takes {needed}")
-
-
-def check_fit(uvit: UViT, net: FaceControlNet, source: Path) -> None:
-    """`UserError` unless the face-controlnet has the backbone's width and only sites that exist in it."""
-    unknown = [site for site in net.sites if site not in uvit.block_names]
-    if unknown or net.embed_dim != uvit.embed_dim:
-        problem = f"sites {unknown} do not exist" if unknown else f"width {net.embed_dim} is not {uvit.embed_dim}"
-        raise UserError(f"{source}: this face-controlnet belongs to another U-ViT: {problem}")
-
-
-def _load_component(kind: str, bundle: Bundle, device: str | torch.device, dtype: torch.dtype | None) -> nn.Module:
-    folder = bundle.components[kind]
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder, but {bundle.path / INDEX} names it as its {kind}")
-    if kind == "uvit":
-        module = load_network(UViT, folder, device, dtype)
-    elif kind == "face_controlnet":
-        module = load_network(FaceControlNet, folder, device, dtype)
-    elif kind == "vae":
-        from diffusers import AutoencoderKL
-
-        vae = from_pretrained(AutoencoderKL, folder, torch_dtype=dtype)
-        with foreign(f"{folder}"):
-            module = LatentCodec(vae)
-    elif kind == "text_encoder":
-        from transformers import CLIPTextModel
-
-        clip = from_pretrained(CLIPTextModel, folder, dtype=dtype)
-        if "tokenizer" not in bundle.components:
-            raise UserError(f'{bundle.path / INDEX}: "components" has no "tokenizer", which the text encoder needs')
-        module = TextEncoder(clip, load_tokenizer(bundle.components["tokenizer"]), _load_prefix(folder, dtype))
-    else:
-        from transformers import CLIPVisionModelWithProjection
-
-        module = ImageEncoder(from_pretrained(CLIPVisionModelWithProjection, folder, dtype=dtype))
-    return module.to(device).eval().requires_grad_(False)
-
-
-def _load_prefix(folder: Path, dtype: torch.dtype | None) -> nn.Linear | None:
-    file = folder / "prefix.safetensors"
-    if not file.is_file():
-        return None
-    state = read_safetensors(file, "cpu", dtype)
-    if "weight" not in state or state["weight"].dim() != 2:
-        raise UserError(f'{file}: holds no matrix "weight"')
-    text_dim, width = state["weight"].shape
-    return fill(empty(nn.Linear, {"in_features": width, "out_features": text_dim}, file), state, file)
+            raise UserError(f"{bundle.components[name]}: gives {size} {what}, but the {backbone.kind} takes {needed}")
 
 
 # ---------------------------------------------------------------------------------------------------------- writing
 
 
 def save_component(
-    kind: str, module: Any, folder: str | os.PathLike, dtype: torch.dtype | None = torch.float16
+    name: str, module: Any, folder: str | os.PathLike, dtype: torch.dtype | None = torch.float16
 ) -> None:
     """Write one part into its own `folder`, whole or not at all; dtype None keeps the weights' own.
 
-    `kind` is one of `NETWORKS`, or "tokenizer" (a transformers tokenizer).
+    `name` is one of `NETWORKS`, or "tokenizer" (a transformers tokenizer).
     """
+    save = PARTS[name].save if name in PARTS else None
+    if save is None:
+        raise ValueError(f"unknown component {name!r}")
     with atomic_folder(folder) as temporary:
-        if kind == "tokenizer":
-            module.save_pretrained(temporary)
-        elif kind in ("uvit", "face_controlnet"):
-            write_json(temporary / "config.json", module.config)
-            write_state(temporary / "model.safetensors", module.state_dict(), dtype)
-        elif kind == "vae":
-            vae = module.vae if isinstance(module, LatentCodec) else module
-            vae.save_config(temporary)
-            config = read_json(temporary / "config.json")
-            config.pop("_name_or_path", None)  # where it was loaded from: nobody else has that folder
-            write_json(temporary / "config.json", config)
-            write_state(temporary / "diffusion_pytorch_model.safetensors", vae.state_dict(), dtype)
-        elif kind in ("text_encoder", "image_encoder"):
-            with quiet_transformers():
-                module.clip.save_pretrained(temporary, state_dict=cast_state(module.clip.state_dict(), dtype))
-            if getattr(module, "prefix", None) is not None:
-                write_state(temporary / "prefix.safetensors", module.prefix.state_dict(), dtype)
-        else:
-            raise ValueError(f"unknown component {kind!r}")
+        save(module, temporary, dtype)
 
 
 def save_network(
     folder: str | os.PathLike, config: dict[str, Any], state: dict[str, Tensor], dtype: torch.dtype | None
 ) -> None:
-    """Write a U-ViT or face-controlnet out of its `config` and `state`, where there is no module that holds both."""
+    """Write a network out of its `config` and `state`, where there is no module that holds both."""
     with atomic_folder(folder) as temporary:
         write_json(temporary / "config.json", config)
         write_state(temporary / "model.safetensors", state, dtype)
@@ -294,30 +283,27 @@ def write_index(
     *,
     name: str,
     image_size: int,
-    components: dict[str, str],
+    components: Mapping[str, str | os.PathLike],
     defaults: dict[str, Any] | None = None,
 ) -> None:
-    """Write `model_index.json` of the bundle `path`; `components` maps a part to its folder (relative or absolute)."""
-    file = Path(path) / INDEX
-    checked = check_as(defaults or {}, DEFAULTS, f"{file}: defaults", lambda: list(Defaults.model_fields))
-    index = {
-        "format": FORMAT,
-        "version": VERSION,
-        "name": name,
-        "image_size": image_size,
-        "defaults": checked.model_dump(exclude_none=True),
-        "components": dict(components),
-    }
-    with atomic_file(file) as temporary:
-        write_json(temporary, index)
-
-
-def write_derived_index(path: str | os.PathLike, base: str | os.PathLike, own: Iterable[str], name: str) -> None:
-    """Write an index for `path`, which holds the parts `own` (each in a folder of its name), the rest is `base`'s."""
-    bundle = read_index(base)
+    """Write `model_index.json` of the bundle `path`; `components` maps a part to its folder, relative or absolute."""
     # The way up from a folder is the one that the disk knows, not the one in its name: that may pass a link.
-    here = os.path.realpath(path)
-    components = {kind: os.path.relpath(os.path.realpath(f), here) for kind, f in bundle.components.items()}
-    components.pop("few_step", None)  # it was made for the base's weights
-    components.update({kind: kind for kind in own})
-    write_index(path, name=name, image_size=bundle.image_size, components=components, defaults=bundle.defaults)
+    path, here = Path(path), os.path.realpath(path)
+    relative = {
+        part: os.path.relpath(os.path.realpath(folder), here) if os.path.isabs(folder) else os.fspath(folder)
+        for part, folder in components.items()
+    }
+    kinds = {part: part_class(part, path / relative[part]).kind for part in SEAM if part in relative}
+    checked = check_as(defaults or {}, DEFAULTS, f"{path / INDEX}: defaults", lambda: list(Defaults.model_fields))
+    with atomic_file(path / INDEX) as temporary:
+        write_json(temporary, index_content(name, image_size, relative, kinds, checked))
+
+
+def write_derived_index(path: str | os.PathLike, base: str | os.PathLike, own: Mapping[str, str], name: str) -> None:
+    """Write an index for `path`, which holds the parts `own` in folders of these names; the rest is `base`'s."""
+    bundle = read_index(base)
+    components = {part: os.path.realpath(folder) for part, folder in bundle.components.items()}
+    components.pop(COMPONENT, None)  # it was made for the base's weights
+    write_index(
+        path, name=name, image_size=bundle.image_size, components={**components, **own}, defaults=bundle.defaults
+    )

@@ -1,4 +1,4 @@
-"""The frozen face encoder by itself: out of a CLIP vision folder, a face-controlnet's folder, or a bundle.
+"""The frozen face encoder by itself: out of a CLIP vision folder, a FeedFace method's folder, or a bundle.
 
 Training keeps it apart from what is trained, and from memory altogether once faces are encoded.
 """
@@ -11,11 +11,11 @@ import torch
 
 from feedface.checkpoints.bundle import INDEX, read_index
 from feedface.checkpoints.libraries import from_pretrained, read_library_config
-from feedface.checkpoints.storage import empty, fill, read_config, read_json, read_safetensors
+from feedface.checkpoints.parts import part_config
+from feedface.checkpoints.storage import empty, fill, read_json, read_safetensors
 from feedface.common.errors import UserError
 from feedface.common.files import follow
 from feedface.common.reading import foreign
-from feedface.methods.feedface import FaceControlNet
 
 if TYPE_CHECKING:  # heavy, and only named here
     from transformers import CLIPVisionModel
@@ -29,27 +29,27 @@ PREFIX = "face_encoder."
 
 
 def find_face_encoder(path: str | os.PathLike) -> Path:
-    """The folder that `load_face_encoder` takes: `path` itself, or the face-controlnet of the bundle `path`."""
+    """The folder that `load_face_encoder` takes: `path` itself, or the method of the bundle `path`."""
     path = follow(path)
     if not path.is_dir():
         raise UserError(f"{path}: no such folder; it must hold a CLIP vision model, or be a model folder")
     if not (path / INDEX).is_file():
         return path
     components = read_index(path).components
-    if "face_controlnet" not in components:
-        raise UserError(f"{path}: has no face_controlnet, so no face encoder either")
-    return components["face_controlnet"]
+    if "method" not in components:
+        raise UserError(f"{path}: has no method, so no face encoder either")
+    return components["method"]
 
 
 def is_face_controlnet(folder: Path) -> bool:
-    """Whether `folder` holds a face-controlnet of ours, with its encoder inside, and not a bare CLIP vision model."""
+    """Whether `folder` holds a FeedFace method, with its encoder inside, and not a bare CLIP vision model."""
     return "clip_config" in read_json(folder / "config.json")
 
 
 def clip_config(folder: Path) -> dict[str, Any]:
     """Arguments for `transformers.CLIPVisionConfig`, without loading weights."""
     if is_face_controlnet(folder):
-        return read_config(FaceControlNet, folder)["clip_config"]
+        return part_config("method", folder)["clip_config"]
     from transformers import CLIPVisionConfig, CLIPVisionModel
 
     read_library_config(CLIPVisionModel, folder)

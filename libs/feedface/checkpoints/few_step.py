@@ -1,10 +1,10 @@
 """Few-step adapters: what a model needs on top of its weights to draw in four evaluations without guidance.
 
 A bundle's folder `few_step/`: config.json (`FewStep` but its weights) and model.safetensors with two matrices for each
-changed linear layer, `<network>.<module>.lora_A` [r, in] and `.lora_B` [out, r], network "uvit" or "face_controlnet";
-`.lora_scale` [r], if there, multiplies the columns of B, so that both may be in 8 bits. Merged, W + B A, they cost
-no time at sampling: a second pair of networks has them (`Bundle.networks`), the model's own weights never change. Low
-rank: Hu et al. 2021, "LoRA". `docs/few_steps.md` says how one is made.
+changed linear layer, `<network>.<module>.lora_A` [r, in] and `.lora_B` [out, r], network "backbone" or "method" (in
+older ones "uvit" and "face_controlnet"); `.lora_scale` [r], if there, multiplies the columns of B, so that both may be
+in 8 bits. Merged, W + B A, they cost no time at sampling: a second pair of networks has them (`Bundle.networks`), the
+model's own weights never change. Low rank: Hu et al. 2021, "LoRA". `docs/few_steps.md` says how one is made.
 """
 
 import copy
@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from feedface.checkpoints.storage import read_json, read_safetensors, write_json, write_state
 from feedface.common.errors import UserError
-from feedface.common.files import atomic_file, atomic_folder
-from feedface.diffusion.guidance import UNCOND_MODES
+from feedface.common.files import atomic_folder
+from feedface.diffusion.names import UNCOND_MODES
 from feedface.diffusion.schedule import NUM_TIMESTEPS
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -31,6 +31,7 @@ COMPONENT = "few_step"
 A, B, SCALE = ".lora_A", ".lora_B", ".lora_scale"
 CONFIG_KEYS = ("timesteps", "guidance", "face_scale", "uncond")
 MAX_STEPS = 32
+NETWORKS, OLD_NETWORKS = ("backbone", "method"), {"uvit": "backbone", "face_controlnet": "method"}
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class FewStep:
     Attributes:
         timesteps: t of each evaluation, whole, falling within 1000 … 1; the last step goes to 0.
         guidance, face_scale, uncond: those of the guided model that was distilled: its pictures are imitated.
-        weights: by module, such as "uvit.mid_block.mlp.fc1": A [r, in] and B [out, r], float32.
+        weights: by module, such as "backbone.mid_block.mlp.fc1": A [r, in] and B [out, r], float32.
         digest: changes with config and weights.
     """
 
@@ -73,13 +74,14 @@ def read_few_step(folder: str | os.PathLike) -> FewStep:
             raise UserError(f"{file}: {name} needs {A[1:]} [r, in] and {B[1:]} [out, r]")
         if scale is not None and scale.shape != (len(a),):
             raise UserError(f"{file}: {name}{SCALE} has shape {[*scale.shape]}, needed is [{len(a)}]")
-        # The projector is left alone, so that face tokens are the same with and without the adapter.
-        if not name.startswith(("uvit.", "face_controlnet.blocks.")):
-            raise UserError(f"{file}: {name}: an adapter changes linears of uvit and of face_controlnet.blocks only")
+        network, _, module = name.partition(".")
+        network = OLD_NETWORKS.get(network, network)
+        if network not in NETWORKS:
+            raise UserError(f"{file}: {name}: an adapter changes linears of {' and '.join(NETWORKS)} only")
         a, b = a.float(), b.float() if scale is None else b.float() * scale
         if not (a.isfinite().all() and b.isfinite().all()):
             raise UserError(f"{file}: {name} holds NaN or infinity; fetch or make the adapter anew")
-        weights[name] = (a, b)
+        weights[f"{network}.{module}"] = (a, b)
     if state:
         raise UserError(f"{file}: {next(iter(state))} is unknown; known are {A}, {B} and {SCALE} of linears")
     if not weights:
@@ -140,13 +142,17 @@ def _in_8_bits(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def merge_network(adapter: FewStep, kind: str, network: nn.Module) -> None:
     """Put W + B A, computed in float32 and rounded once to W's dtype, in the place of each weight W it changes.
 
-    `kind` is "uvit" or "face_controlnet". The old weights are left as they are, for whoever else has them. Adding it
+    Of a method only what works at every step may change, so that identities are the same with and without the adapter.
+    `kind` is one of `NETWORKS`. The old weights are left as they are, for whoever else has them. Adding it
     twice is the caller's mistake; quantise after it, not before.
     """
+    changeable = {module for block in network.step_blocks() for module in block.modules()} if kind == "method" else None
     for name, (a, b) in adapter.weights.items():
         part, _, module = name.partition(".")
         if part == kind:
             linear = _linear(network, module, name)
+            if changeable is not None and linear not in changeable:
+                raise UserError(f"{name}: a few-step adapter changes a method's blocks only")
             weight = linear.weight
             if weight.shape != (len(b), a.shape[1]):
                 raise UserError(
@@ -184,15 +190,19 @@ def adapted(adapter: FewStep, kind: str, network: Network) -> Network:
 
 def add_few_step(model: str | os.PathLike, folder: str | os.PathLike) -> None:
     """Copy the adapter in `folder` into the model folder `model`, as its part "few_step"."""
-    from feedface.checkpoints.bundle import INDEX, read_index
+    from feedface.checkpoints.bundle import read_index, write_index
+    from feedface.checkpoints.index import INDEX, read_index_file
 
-    read_index(model)
+    model, folder = read_index(model).path, Path(folder)
     read_few_step(folder)
-    model, folder = Path(model), Path(folder)
     with atomic_folder(model / COMPONENT) as temporary:
         for name in ("config.json", "model.safetensors"):
             shutil.copyfile(folder / name, temporary / name)
-    index = read_json(model / INDEX)
-    index["components"][COMPONENT] = COMPONENT
-    with atomic_file(model / INDEX) as temporary:
-        write_json(temporary, index)
+    index = read_index_file(model / INDEX)
+    write_index(
+        model,
+        name=index.name,
+        image_size=index.image_size,
+        components={**index.components, COMPONENT: COMPONENT},
+        defaults=index.defaults.model_dump(exclude_none=True),
+    )

@@ -72,37 +72,26 @@ class Autoencoder(TypedDict, total=False):
     quantization_config: None
 
 
-class Unet(TypedDict, total=False):
-    """diffusers' `UNet2DConditionModel`; what is wrong in it otherwise, the class says."""
-
-    __pydantic_config__ = OPEN
-    in_channels: Width
-    out_channels: Width
-    block_out_channels: Annotated[list[Width], Len(1, 16)]
-    layers_per_block: Layers | Annotated[list[Layers], Len(1, 16)]
-    cross_attention_dim: Width | Annotated[list[Width], Len(1, 16)]
-    attention_head_dim: Width | Annotated[list[Width], Len(1, 16)]
-    sample_size: SidePx | None
-    quantization_config: None
-
-
 CLIP = TypeAdapter(Clip)
-DIFFUSERS = {"AutoencoderKL": TypeAdapter(Autoencoder), "UNet2DConditionModel": TypeAdapter(Unet)}
+DIFFUSERS = {"AutoencoderKL": TypeAdapter(Autoencoder)}
 
 
-def read_library_config(kind: type, folder: Path) -> dict[str, Any]:
-    """`config.json` of a part, its sizes checked; `UserError` names file, line and key."""
+def read_library_config(kind: type, folder: Path, described: TypeAdapter | None = None) -> dict[str, Any]:
+    """`config.json` of a part, its sizes checked; `UserError` names file, line and key. `described`: of other classes."""
     check_folder(folder)
-    described = DIFFUSERS.get(kind.__name__, CLIP)
+    described = described or DIFFUSERS.get(kind.__name__, CLIP)
     return read_json_as(folder / "config.json", described, what=f"does not describe a {kind.__name__}")
 
 
-def from_pretrained(kind: type, folder: Path, whole: bool = True, **options: Any) -> nn.Module:
+def from_pretrained(
+    kind: type, folder: Path, whole: bool = True, described: TypeAdapter | None = None, **options: Any
+) -> nn.Module:
     """The libraries' own loading from a folder, made strict and free of pickles.
 
-    `whole`: the folder holds this network and nothing else; else, as a tower of a CLIP, it may be a part.
+    `whole`: the folder holds this network and nothing else; else, as a tower of a CLIP, it may be a part. `described`:
+    see `read_library_config`.
     """
-    config = read_library_config(kind, folder)
+    config = read_library_config(kind, folder, described)
     # The names by which the libraries look, for one file or several.
     files = sorted(
         file for name in ("model", "diffusion_pytorch_model") for file in folder.glob(f"{name}*.safetensors")

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from feedface.backbones.uvit import UViT
+from feedface.backbones.base import Backbone, backbone_class
 from feedface.checkpoints.foreign import read_weights
 from feedface.checkpoints.storage import empty, fill
 from feedface.common.errors import UserError
 from feedface.common.reading import foreign
-from feedface.methods.feedface import OFFICIAL_SITES, FaceControlNet
+from feedface.methods.base import Method, method_class
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -30,6 +30,7 @@ CLIP_VIT_B32 = {
     "image_size": 224,
     "patch_size": 32,
 }
+OFFICIAL_SITES = [f"{half}.{i}" for half in ("in_blocks", "out_blocks") for i in range(0, 14, 2)]
 OFFICIAL_HEADS = 64
 # The KL-f8 autoencoder of Stable Diffusion 1.
 VAE_CONFIG = {
@@ -77,10 +78,10 @@ def _pick(
     return {ours: state[key] for ours, key in names.items()}
 
 
-def load_uvit(source: Source, **config: Any) -> UViT:
+def load_uvit(source: Source, **config: Any) -> Backbone:
     """`uvit_v1.pth`; `config` are arguments of `UViT` that differ from the authors' (which are its defaults)."""
     state, name = read_state_dict(source)
-    uvit = empty(UViT, config, name)
+    uvit = empty(backbone_class("uvit"), config, name)
     return fill(uvit, _pick(state, uvit.state_dict(), lambda key: key, name), name).eval()
 
 
@@ -91,7 +92,7 @@ def load_face_controlnet(
     num_heads: int = OFFICIAL_HEADS,
     clip_config: Mapping[str, Any] | None = None,
     **config: Any,
-) -> FaceControlNet:
+) -> Method:
     """`feed-4800000.pt`, or any adapter in its naming; `clip_config` is CLIP ViT-B/32's by default.
 
     `sites` are the blocks it was trained at, in the order of its own `blocks`. The width is read from the projector.
@@ -102,7 +103,7 @@ def load_face_controlnet(
         raise UserError(f"{name}: has no matrix {projector}, so it is not an adapter of FeedFace")
     width = len(state[projector])
     settings = {"embed_dim": width, "num_heads": num_heads, "sites": sites, "clip_config": clip_config or CLIP_VIT_B32}
-    net = empty(FaceControlNet, {**settings, **config}, name)
+    net = empty(method_class("feedface"), {**settings, **config}, name)
     # a buffer that transformers once saved, and now makes itself
     position_ids = _their_face_key("face_encoder.embeddings.position_ids")
     picked = _pick(state, net.state_dict(), _their_face_key, name, lambda key: key == position_ids)
@@ -110,7 +111,7 @@ def load_face_controlnet(
 
 
 def _their_face_key(ours: str) -> str:
-    """Our name of a weight of the face-controlnet -> the authors' (with transformers' naming of before version 5)."""
+    """Our name of a weight of FeedFace -> the authors' (with transformers' naming of before version 5)."""
     part, rest = ours.split(".", 1)
     if part == "face_encoder":
         return f"preprocess_module.clip_model.vision_model.{rest}"

@@ -9,22 +9,23 @@ from typing import Any
 import torch
 from torch import nn
 
+from feedface.backbones.base import backbone_class
 from feedface.checkpoints import official
-from feedface.checkpoints.bundle import INDEX, NETWORKS, Bundle, check_parts, save_component, write_index
-from feedface.checkpoints.index import Defaults
+from feedface.checkpoints.bundle import Bundle, check_parts, save_component, write_index
+from feedface.checkpoints.index import INDEX, Defaults
 from feedface.checkpoints.libraries import from_pretrained
+from feedface.checkpoints.parts import NETWORKS
 from feedface.checkpoints.storage import quiet_transformers
 from feedface.common.errors import UserError
 from feedface.common.files import atomic_folder
 from feedface.encoders import ImageEncoder, LatentCodec, TextEncoder, load_tokenizer
 
-UVIT_FILE, VAE_FILE, TEXT_FILE, FACE_FILE = (
-    "uvit_v1.pth",
-    "autoencoder_kl.pth",
-    "caption_decoder.pth",
-    "feed-4800000.pt",
-)
-FILES = {"uvit": UVIT_FILE, "vae": VAE_FILE, "text_encoder": TEXT_FILE, "face_controlnet": FACE_FILE}
+FILES = {
+    "backbone": "uvit_v1.pth",
+    "vae": "autoencoder_kl.pth",
+    "text_encoder": "caption_decoder.pth",
+    "method": "feed-4800000.pt",
+}
 TEXT_ENCODER, IMAGE_ENCODER = "openai/clip-vit-large-patch14", "openai/clip-vit-base-patch32"
 
 
@@ -33,8 +34,8 @@ class Architecture:
     """Arguments of the `official.load_…` functions where they differ from the authors' model: for tests."""
 
     image_size: int = 512
-    uvit: Mapping[str, Any] = field(default_factory=dict)
-    face_controlnet: Mapping[str, Any] = field(default_factory=dict)
+    backbone: Mapping[str, Any] = field(default_factory=dict)
+    method: Mapping[str, Any] = field(default_factory=dict)
     vae: Mapping[str, Any] = field(default_factory=dict)
     text_prefix: Mapping[str, Any] = field(default_factory=dict)
 
@@ -62,36 +63,52 @@ def load_release(
     `components`: some of `NETWORKS`; by default all but the image encoder, which only training needs. `text_encoder`
     and `image_encoder` are folders with CLIP ViT-L/14 and ViT-B/32, or their names on the model hub.
     """
-    from transformers import CLIPTextModel, CLIPVisionModelWithProjection
-
     folder = Path(folder)
-    wanted = [kind for kind in NETWORKS if kind != "image_encoder"] if components is None else list(components)
-    missing = [FILES[kind] for kind in wanted if kind in FILES and not (folder / FILES[kind]).is_file()]
+    wanted = [name for name in NETWORKS if name != "image_encoder"] if components is None else list(components)
+    missing = [FILES[name] for name in wanted if name in FILES and not (folder / FILES[name]).is_file()]
     if missing:
         raise UserError(f"{folder}: lacks {', '.join(missing)} of the authors' release; get it from {official.HOME}")
-    sources = {kind: folder / file for kind, file in FILES.items()}
     bundle = Bundle(
-        folder, folder.resolve().name, architecture.image_size, Defaults().model_dump(exclude_none=True), sources
+        folder,
+        folder.resolve().name,
+        architecture.image_size,
+        {**Defaults().model_dump(exclude_none=True), "uncond": backbone_class("uvit").uncond_modes[0]},
+        components={name: folder / file for name, file in FILES.items()},
+        kinds={"backbone": "uvit", "method": "feedface"},
     )
-    for kind in wanted:
-        if kind == "uvit":
-            module = official.load_uvit(sources[kind], **architecture.uvit)
-        elif kind == "face_controlnet":
-            module = official.load_face_controlnet(sources[kind], **architecture.face_controlnet)
-        elif kind == "vae":
-            module = LatentCodec(official.load_vae(sources[kind], **architecture.vae))
-        elif kind == "text_encoder":
-            sources["tokenizer"] = _tokenizer_folder(text_encoder)
-            clip = _load_clip(CLIPTextModel, text_encoder, "--text_encoder")
-            prefix = {"in_features": clip.config.hidden_size, **architecture.text_prefix}
-            prefix = official.load_text_prefix(sources[kind], **prefix)
-            module = TextEncoder(clip, load_tokenizer(sources["tokenizer"]), prefix)
-        else:
-            sources["image_encoder"] = Path(image_encoder)
-            module = ImageEncoder(_load_clip(CLIPVisionModelWithProjection, image_encoder, "--image_encoder"))
-        setattr(bundle, kind, module.to(device, dtype).eval().requires_grad_(False))
+    clips = {"text_encoder": text_encoder, "image_encoder": image_encoder}
+    for name in wanted:
+        module = _LOADERS[name](bundle.components, architecture, clips)
+        setattr(bundle, name, module.to(device, dtype).eval().requires_grad_(False))
     check_parts(bundle)
     return bundle
+
+
+def _load_text_encoder(files: dict[str, Path], architecture: Architecture, clips: Mapping[str, str]) -> TextEncoder:
+    from transformers import CLIPTextModel
+
+    files["tokenizer"] = _tokenizer_folder(clips["text_encoder"])
+    clip = _load_clip(CLIPTextModel, clips["text_encoder"], "--text_encoder")
+    prefix = {"in_features": clip.config.hidden_size, **architecture.text_prefix}
+    prefix = official.load_text_prefix(files["text_encoder"], **prefix)
+    return TextEncoder(clip, load_tokenizer(files["tokenizer"]), prefix)
+
+
+def _load_image_encoder(files: dict[str, Path], architecture: Architecture, clips: Mapping[str, str]) -> ImageEncoder:
+    from transformers import CLIPVisionModelWithProjection
+
+    files["image_encoder"] = Path(clips["image_encoder"])
+    return ImageEncoder(_load_clip(CLIPVisionModelWithProjection, clips["image_encoder"], "--image_encoder"))
+
+
+# (files by part, architecture, the CLIPs' folders or names) -> module; what files it takes besides, it adds
+_LOADERS = {
+    "backbone": lambda files, shape, _: official.load_uvit(files["backbone"], **shape.backbone),
+    "method": lambda files, shape, _: official.load_face_controlnet(files["method"], **shape.method),
+    "vae": lambda files, shape, _: LatentCodec(official.load_vae(files["vae"], **shape.vae)),
+    "text_encoder": _load_text_encoder,
+    "image_encoder": _load_image_encoder,
+}
 
 
 def convert(
@@ -117,16 +134,12 @@ def convert(
         dtype=None,
         architecture=architecture,
     )
+    folders = {name: bundle.kinds.get(name, name) for name in (*NETWORKS, "tokenizer")}
     with atomic_folder(target) as temporary:
-        for kind in NETWORKS:
-            save_component(kind, getattr(bundle, kind), temporary / kind, dtype)
-        save_component("tokenizer", bundle.text_encoder.tokenizer, temporary / "tokenizer")
-        write_index(
-            temporary,
-            name=target.name,
-            image_size=bundle.image_size,
-            components={kind: kind for kind in (*NETWORKS, "tokenizer")},
-        )
+        for name in NETWORKS:
+            save_component(name, getattr(bundle, name), temporary / folders[name], dtype)
+        save_component("tokenizer", bundle.text_encoder.tokenizer, temporary / folders["tokenizer"])
+        write_index(temporary, name=target.name, image_size=bundle.image_size, components=folders)
 
 
 def _tokenizer_folder(source: str) -> Path:

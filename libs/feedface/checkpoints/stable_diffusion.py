@@ -15,13 +15,13 @@ from feedface.backbones.unet import PREDICTIONS, UNet
 from feedface.checkpoints.clip_tokenizer import clip_tokenizer
 from feedface.checkpoints.ldm import NEEDED, VERSIONS, LdmFile, Version, what_else
 from feedface.checkpoints.libraries import from_pretrained
+from feedface.checkpoints.parts import WEIGHT_FILES
 from feedface.checkpoints.storage import read_json, read_safetensors
 from feedface.common.errors import UserError
 from feedface.diffusion.schedule import BETA_END, BETA_START, NUM_TIMESTEPS
 from feedface.encoders import LatentCodec, TextEncoder, load_tokenizer
 
 FACTOR = 8  # pixels along a latent cell, of Stable Diffusion's VAEs
-SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth")
 # The schedule that `diffusion.schedule` has, in the words of a scheduler_config.json.
 SCHEDULE = {
     "beta_start": BETA_START,
@@ -70,15 +70,9 @@ def open_stable_diffusion(
         return _Folder(path, prediction)
     if not path.is_file():
         raise UserError(f"{path}: no such file or folder; {NEEDED}")
-    if path.suffix not in SUFFIXES:
-        raise UserError(f"{path}: not one of {', '.join(SUFFIXES)}; {NEEDED}")
+    if path.suffix not in WEIGHT_FILES:
+        raise UserError(f"{path}: not one of {', '.join(WEIGHT_FILES)}; {NEEDED}")
     return _SingleFile(path, prediction, versions)
-
-
-def is_stable_diffusion(path: str | os.PathLike) -> bool:
-    """Whether `open_stable_diffusion` is the one to ask about it: a diffusers folder, or a file of weights."""
-    path = Path(path)
-    return (path / "unet").is_dir() or (path.is_file() and path.suffix in SUFFIXES)
 
 
 class _SingleFile:
@@ -162,7 +156,8 @@ class _Folder:
         from diffusers import UNet2DConditionModel
 
         try:
-            return _ready(UNet(self._read("unet", UNet2DConditionModel, torch_dtype=dtype), self.prediction), device)
+            unet = self._read("unet", UNet2DConditionModel, described=UNet.config_type(), torch_dtype=dtype)
+            return _ready(UNet(unet, self.prediction), device)
         except ValueError as error:
             raise UserError(f"{self.path / 'unet'}: {error}") from None
 
@@ -191,11 +186,11 @@ def _ready(module: nn.Module, device: str | torch.device) -> Any:
 
 
 def merge_lora(
-    file: str | os.PathLike, unet: UNet, text_encoder: TextEncoder | None = None, scale: float = 1.0
+    file: str | os.PathLike, unet: UNet | None, text_encoder: TextEncoder | None = None, scale: float = 1.0
 ) -> None:
     """Add a LoRA to the weights of a model, in place, through diffusers' loader (its own, kohya's and peft's naming).
 
-    Without `text_encoder` its part for that is left out. Raises `UserError` for a file that is none, or belongs to
+    Its part for a network that is not given is left out. Raises `UserError` for a file that is none, or belongs to
     another model.
     """
     from diffusers.loaders import StableDiffusionLoraLoaderMixin as Loader
@@ -210,9 +205,9 @@ def merge_lora(
     if what is None or not what.startswith("a LoRA"):
         raise UserError(f"{file}: this is {what or 'no LoRA'}; needed is a LoRA of Stable Diffusion 1.x or 2.x")
     try:
-        weights, alphas, *_ = Loader.lora_state_dict(state, unet_config=unet.unet.config)
+        weights, alphas, *_ = Loader.lora_state_dict(state, unet_config=unet and unet.unet.config)
         parts = {key.split(".")[0] for key in weights}
-        if "unet" in parts or not parts & {"text_encoder"}:
+        if unet is not None and ("unet" in parts or not parts & {"text_encoder"}):
             Loader.load_lora_into_unet(weights, alphas, unet.unet)
             unet.unet.fuse_lora(scale)
             unet.unet.unload_lora()

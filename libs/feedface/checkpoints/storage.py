@@ -7,7 +7,6 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from logging import CRITICAL, getLogger
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from feedface.common.errors import UserError
 from feedface.common.json_files import load_json
 from feedface.common.reading import check_file, foreign
-from feedface.common.validation import argument_names, arguments_of, read_json_as
+from feedface.common.validation import arguments_of, read_json_as
 
 MAPPED_BYTES = 256 << 20
 
@@ -32,10 +31,25 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_config(kind: type, folder: Path) -> dict[str, Any]:
-    """All arguments of one of our own networks, from `config.json`, as its constructor's annotations allow them."""
-    known = partial(argument_names, kind)
+    """What makes one of our own networks again, from `config.json`: as the class describes it, else its constructor.
+
+    Without the kind that folders of backbones and methods name.
+    """
+    described = kind.config_type() if _of_seam(kind) else arguments_of(kind)
     what = f"does not describe a {kind.__name__}"
-    return dict(read_json_as(folder / "config.json", arguments_of(kind), known, what))
+    known = lambda: list(described.json_schema()["properties"])  # noqa: E731
+    config = dict(read_json_as(folder / "config.json", described, known, what))
+    config.pop("kind", None)
+    return config
+
+
+def _of_seam(kind: type) -> bool:
+    """Whether it is a `Backbone` or `Method`, whose configs change with versions: they make themselves of them."""
+    return hasattr(kind, "config_type")
+
+
+def _make(kind: type, config: dict[str, Any]) -> nn.Module:
+    return kind.from_config(config) if _of_seam(kind) else kind(**config)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -109,12 +123,12 @@ def fill(module: nn.Module, state: dict[str, Tensor], source: str | os.PathLike)
 
 
 def empty(kind: type, config: dict[str, Any], source: str | os.PathLike) -> nn.Module:
-    """`kind(**config)` whose weights take no memory yet, for `fill`."""
+    """A network of that kind whose weights take no memory yet, for `fill`."""
     from accelerate import init_empty_weights
 
     # Networks raise all kinds of errors for arguments that do not go together.
     with foreign(f"{source}: does not describe a {kind.__name__}"), init_empty_weights():
-        return kind(**config)
+        return _make(kind, config)
 
 
 def load_network(kind: type, folder: Path, device: str | torch.device, dtype: torch.dtype | None) -> nn.Module:
@@ -122,7 +136,7 @@ def load_network(kind: type, folder: Path, device: str | torch.device, dtype: to
     config, source, weights = read_config(kind, folder), folder / "config.json", folder / "model.safetensors"
     # Before any memory is taken: `empty` makes each tensor for a moment.
     with foreign(f"{source}: does not describe a {kind.__name__}"), torch.device("meta"):
-        described = kind(**config)
+        described = _make(kind, config)
     check_weights(described, stored_shapes(weights), weights)
     return fill(empty(kind, config, source), read_safetensors(weights, device, dtype), weights)
 

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Annotated, TypeVar, get_type_hints
+from typing import Annotated, Literal, TypeVar, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
 from pydantic_core import from_json
@@ -130,25 +130,18 @@ def explain(
     return location, f"{words}, not {first['input']!r:.60}"
 
 
+@cache
 def arguments_of(kind: type) -> TypeAdapter[BaseModel]:
     """A description of a class's arguments, out of its constructor's annotations; without those marked `IN_CODE`."""
-    return _arguments(kind)[0]
-
-
-def argument_names(kind: type) -> list[str]:
-    """The keys that `arguments_of` knows."""
-    return _arguments(kind)[1]
-
-
-@cache
-def _arguments(kind: type) -> tuple[TypeAdapter, list[str]]:
     hints = get_type_hints(kind.__init__, include_extras=True)
     fields = {
         name: (hints[name], ... if parameter.default is parameter.empty else parameter.default)
         for name, parameter in inspect.signature(kind).parameters.items()
         if IN_CODE not in getattr(hints[name], "__metadata__", ())
     }
-    return TypeAdapter(create_model(kind.__name__, __config__=CLOSED, **fields)), list(fields)
+    if isinstance(name := getattr(kind, "kind", None), str):  # a backbone or a method, whose files name it
+        fields["kind"] = (Literal[name], name)
+    return TypeAdapter(create_model(kind.__name__, __config__=CLOSED, **fields))
 
 
 def _joined(location: Location, problem: str) -> str:

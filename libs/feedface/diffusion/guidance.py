@@ -5,7 +5,7 @@ The paper's and the release's "scale s" adds to the conditional prediction, ε =
 What "unconditional" means (`uncond_mode`; each backbone has its own `uncond_modes`):
 - "true_uncond" (the release's default): text replaced by Gaussian noise and declared to be so (t_text = 1000), no face;
 - "empty_token" (the release's other choice): the empty prompt, or a negative one, no face;
-- "paper": the same text and the zero face vector, which still passes through the control blocks.
+- "paper": the empty prompt, or a negative one, and the zero face vector, which still passes through the control blocks.
 
 B samples are 2 B rows under guidance: the conditional half, then the unconditional one. Nothing here knows a backbone
 or a method; `backbones/base.py` and `methods/base.py` say what they must offer.
@@ -22,8 +22,6 @@ from feedface.diffusion.state import State, expand, join, length
 if TYPE_CHECKING:  # they stand above this module
     from feedface.backbones.base import Backbone
     from feedface.methods.base import Identity, Method
-
-UNCOND_MODES = ("true_uncond", "empty_token", "paper")
 
 
 class GuidedModel:

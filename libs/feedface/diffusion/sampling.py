@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from feedface.diffusion.guidance import GuidedModel
+from feedface.diffusion.names import SCHEDULERS
 from feedface.diffusion.plan import Evaluation, Interval, plan_evaluations
 from feedface.diffusion.schedule import BETA_END, BETA_START, NUM_TIMESTEPS, timestep_of
 from feedface.diffusion.state import State, expand, pack, unpack
@@ -30,9 +31,6 @@ if TYPE_CHECKING:  # they stand above this module
     from feedface.backbones.base import Backbone
     from feedface.methods.base import Identity, Method
 
-MULTISTEP = ("dpmsolver++", "dpmsolver++3m", "unipc")
-GRIDS = ("karras", "uniform")
-SCHEDULERS = (*MULTISTEP, *(f"{name}:{grid}" for name in MULTISTEP for grid in GRIDS), "dpmsolver++singlestep", "ddim")
 MAX_STEPS = NUM_TIMESTEPS - 1
 
 

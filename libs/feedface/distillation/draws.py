@@ -1,21 +1,18 @@
-"""Who and what the trajectories are of: captions and people of the training records, mixed.
-
-Shapes: B people, n tokens of all faces of one person, D their width.
-"""
+"""Who and what the trajectories are of: captions and people of the training records, mixed."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from feedface.checkpoints.bundle import Bundle
 from feedface.common.errors import UserError
 from feedface.common.images import read_image
 from feedface.data.records import Box, Record
-from feedface.encoders import preprocess_face
+from feedface.encoders import preprocess_reference
 from feedface.faces.crop import crop_square
+from feedface.methods.base import Identity
 
 
 class Draws:
@@ -58,11 +55,11 @@ def _pictures(record: Record) -> list[tuple[Path, Box]]:
 
 
 @torch.no_grad()
-def face_tokens(bundle: Bundle, people: Sequence[Sequence[np.ndarray]], device: torch.device) -> Tensor | None:
-    """Tokens [B,n,D] of B people with equally many crops each; None if nobody is shown."""
+def identities(bundle: Bundle, people: Sequence[Sequence[np.ndarray]], device: torch.device) -> Identity | None:
+    """Of B people with equally many crops each, a row a person; None if nobody is shown."""
     if not people[0]:
         return None
-    net = bundle.face_controlnet
-    pixels = torch.stack([preprocess_face(crop, net.face_size) for crops in people for crop in crops])
-    tokens = net.encode(pixels.to(device, net.projector.weight.dtype))
-    return net.join(tokens.unflatten(0, (len(people), -1)))
+    method = bundle.method
+    pixels = torch.stack([preprocess_reference(method.reference, crop) for crops in people for crop in crops])
+    features = method.features(pixels.to(device, bundle.backbone.dtype))
+    return method.identity({name: value.unflatten(0, (len(people), -1)) for name, value in features.items()})

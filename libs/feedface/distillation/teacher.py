@@ -1,6 +1,6 @@
 """The teacher: the model under guidance, solved finely from noise to picture; what it passes on the way is the lesson.
 
-Shapes: B batch, S student steps, J numbers of a joint vector (see `jumps`), T text tokens, n face tokens.
+Shapes: B batch, S student steps, J numbers of a packed `State`.
 """
 
 from collections.abc import Sequence
@@ -9,11 +9,14 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from feedface.backbones.base import Prompt
 from feedface.checkpoints.bundle import Bundle
-from feedface.diffusion.guidance import GuidedNoise
+from feedface.diffusion.guidance import GuidedModel
 from feedface.diffusion.sampling import initial_noise, jumps_at
 from feedface.diffusion.schedule import NUM_TIMESTEPS, alphas_cumprod, timestep_of
-from feedface.distillation.jumps import Joint
+from feedface.diffusion.state import pack, unpack
+from feedface.methods.base import Identity
+from feedface.settings import WITHOUT_PROMPT
 
 
 def fine_timesteps(timesteps: Sequence[int], substeps: int) -> list[int]:
@@ -41,40 +44,40 @@ class Teacher:
     def __init__(self, bundle: Bundle, timesteps: Sequence[int], substeps: int, device: torch.device):
         self.bundle, self.timesteps, self.device = bundle, tuple(timesteps), device
         self.fine = fine_timesteps(timesteps, substeps)
-        self.joint = Joint.of(bundle.uvit)
+        self.shapes = bundle.backbone.state_shapes()
         self.guidance, self.face_scale, self.uncond = (
             bundle.defaults[key] for key in ("guidance", "face_scale", "uncond")
         )
-        self._empty_text: Tensor | None = None
+        self._empty: Prompt | None = None
 
     @torch.no_grad()
-    def draw(self, text: Tensor, seeds: Sequence[int], faces: Tensor | None) -> Tensor:
+    def draw(self, prompt: Prompt, seeds: Sequence[int], identity: Identity | None) -> Tensor:
         """States [B,S+1,J], float32: at each of the student's timesteps, the first pure noise, and at 0.
 
-        `text` [B,T,Dt], `faces` [B,n,D] or None. The noise is that of `sample` with the same seeds.
+        The noise is that of `sample` with the same seeds.
         """
-        uvit = self.bundle.uvit
-        shapes = (self.joint.latent, self.joint.clip_img, (uvit.num_text_tokens, uvit.text_dim))
-        img, clip_img, text_noise = (noise.to(self.device) for noise in initial_noise(seeds, *shapes))
-        model = GuidedNoise(
-            uvit,
-            text,
-            text_noise if self.uncond == "true_uncond" else self._empty().expand(len(text), -1, -1),
+        text = prompt["text"]
+        *start, noise = (x.to(self.device) for x in initial_noise(seeds, *self.shapes.values(), text.shape[1:]))
+        model = GuidedModel(
+            self.bundle.backbone,
+            prompt,
+            empty_prompt=None if self.uncond in WITHOUT_PROMPT else self._empty_prompt(),
+            noise=noise,
             guidance=self.guidance,
             uncond_mode=self.uncond,
-            face_controlnet=self.bundle.face_controlnet,
-            face_tokens=faces,
-            face_scale=self.face_scale,
+            method=self.bundle.method,
+            identity=identity,
+            scale=self.face_scale,
         )
-        solver, x, states = jumps_at(self.fine, order=2), self.joint.merge(img, clip_img), []
+        solver, states = jumps_at(self.fine, order=2), []
+        x = pack(dict(zip(self.shapes, start, strict=True)))
         for t, timestep in zip(self.fine, solver.timesteps, strict=True):
             if t in self.timesteps:
                 states.append(x)
-            noise = self.joint.merge(*model(*self.joint.split(x), float(t)))
-            x = solver.step(noise, timestep, x).prev_sample
+            x = solver.step(pack(model(unpack(x, self.shapes), float(t))), timestep, x).prev_sample
         return torch.stack([*states, x], dim=1)
 
-    def _empty(self) -> Tensor:
-        if self._empty_text is None:
-            self._empty_text = self.bundle.text_encoder.encode([""]).to(self.device)
-        return self._empty_text
+    def _empty_prompt(self) -> Prompt:
+        if self._empty is None:
+            self._empty = {"text": self.bundle.text_encoder.encode([""]).to(self.device)}
+        return self._empty

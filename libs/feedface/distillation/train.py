@@ -10,20 +10,23 @@ from dataclasses import replace
 from pathlib import Path
 
 import ml_collections
+import numpy as np
 import torch
 from torch import Tensor
 
 from feedface.checkpoints.bundle import Bundle, load_bundle, read_index, write_derived_index
 from feedface.checkpoints.few_step import COMPONENT, FewStep, adapted, read_few_step, save_few_step
+from feedface.checkpoints.parts import SEAM
 from feedface.common.device import DTYPES, pick_device
 from feedface.common.errors import UserError
-from feedface.distillation.jumps import Joint
+from feedface.diffusion.state import State, unpack
 from feedface.distillation.student import LowRank, Student
 from feedface.distillation.trajectories import Piece, Trajectories, draw_trajectories
 from feedface.encoders import to_uint8
 from feedface.inference.model_files import DRAWING_NETWORKS, model_digest
 from feedface.synthetic.train.common import fit, save_sheet, write_metrics
 
+RMS_NAMES = {"img": "latent"}
 SHEET = 16  # pictures in samples.png
 PRECISIONS = ("fp32", "bf16")  # half precision would need its losses scaled
 
@@ -50,11 +53,11 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
         tuple(lessons.settings["timesteps"]),
         *(lessons.settings[key] for key in ("guidance", "face_scale", "uncond")),
     )
-    uvit, net = bundle.uvit, bundle.face_controlnet
-    uvit.gradient_checkpointing = config.gradient_checkpointing
+    networks = bundle.networks()
+    bundle.backbone.gradient_checkpointing = config.gradient_checkpointing
     torch.manual_seed(config.train.seed)
-    low_rank = LowRank(uvit, net, config.rank).to(device)
-    student = Student(uvit, net, adapter, config.clip_weight)
+    low_rank = LowRank(*networks, {"backbone": config.rank.uvit, "method": config.rank.face_controlnet}).to(device)
+    student = Student(*networks, adapter, config.clip_weight)
     sizes = torch.tensor(lessons.sizes, dtype=torch.float)
     sizes[:held_out] = 0  # the first ones: they are there however many were drawn
     rows = config.train.batch_size
@@ -67,17 +70,17 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
         return student.loss(piece, own.to(device))
 
     before = measure(student, lessons, held_out, rows, device)
-    with low_rank.attached(uvit, net):
+    with low_rank.attached(*networks):
         result = fit("student", low_rank, step, config.train, workdir / "student")
 
     model = workdir / "model"
     made_by = {"trajectories": sum(lessons.sizes), **{key: lessons.settings[key] for key in ("model", "evaluations")}}
     made_by |= {"ranks": config.rank.to_dict(), "steps": result.steps, "batch_size": rows}
     save_few_step(model / COMPONENT, replace(adapter, weights=low_rank.weights()), made_by)
-    write_derived_index(model, config.model, [COMPONENT], f"{read_index(config.model).name}, few steps")
+    write_derived_index(model, config.model, {COMPONENT: COMPONENT}, f"{read_index(config.model).name}, few steps")
     # As it is stored, not as it was trained: 8 bits and all.
     stored = read_few_step(model / COMPONENT)
-    student.uvit, student.face_controlnet = adapted(stored, "uvit", uvit), adapted(stored, "face_controlnet", net)
+    student.backbone, student.method = (adapted(stored, name, net) for name, net in zip(SEAM, networks, strict=True))
     after = measure(student, lessons, held_out, rows, device)
     write_metrics(workdir / "student", config.train, result, **_compared(before, after))
     write_sheet(workdir / "student" / "samples.png", student, bundle, lessons.piece(0, slice(0, SHEET), device))
@@ -107,15 +110,15 @@ def _loaded(config: ml_collections.ConfigDict) -> tuple[torch.device, Bundle]:
 
 
 def measure(student: Student, lessons: Trajectories, shards: int, rows: int, device: torch.device) -> dict[str, float]:
-    """RMS distance of latents and of CLIP-image embeddings to the teacher's pictures, over the first shards' rows."""
-    squares, count = torch.zeros(2, dtype=torch.float64), 0
+    """RMS distance of latents, and of what else is in a `State`, to the teacher's, over the first shards' rows."""
+    squares, count = torch.zeros(len(student.shapes), dtype=torch.float64), 0
     for shard in range(shards):
         for first in range(0, lessons.sizes[shard], rows):
             piece = lessons.piece(shard, slice(first, first + rows), device)
-            parts = student.joint.split((student.draw(piece) - piece.states[:, -1]).square())
-            squares += torch.stack([part.flatten(1).mean(1).sum() for part in parts]).double().cpu()
+            parts = unpack((student.draw(piece) - piece.states[:, -1]).square(), student.shapes)
+            squares += torch.stack([part.flatten(1).mean(1).sum() for part in parts.values()]).double().cpu()
             count += len(piece.states)
-    names = ("latent_rms", "clip_img_rms")
+    names = [f"{RMS_NAMES.get(name, name)}_rms" for name in student.shapes]
     return {} if not count else {n: math.sqrt(s / count) for n, s in zip(names, squares.tolist(), strict=True)}
 
 
@@ -128,12 +131,12 @@ def _compared(before: dict[str, float], after: dict[str, float]) -> dict[str, fl
 def write_sheet(path: Path, student: Student, bundle: Bundle, piece: Piece) -> None:
     """Teacher's pictures over the student's of the same noise, prompts and faces."""
     columns = 8
-    teacher, own = (_decoded(bundle, student.joint, x) for x in (piece.states[:, -1], student.draw(piece)))
+    teacher, own = (_decoded(bundle, unpack(x, student.shapes)) for x in (piece.states[:, -1], student.draw(piece)))
     full = range(0, len(teacher) - len(teacher) % columns, columns) or range(1)
     rows: Sequence = [pictures[i : i + columns] for i in full for pictures in (teacher, own)]
     save_sheet(path, rows)
 
 
 @torch.no_grad()
-def _decoded(bundle: Bundle, joint: Joint, x: Tensor):
-    return to_uint8(torch.cat([bundle.vae.decode(latent[None]) for latent in joint.split(x)[0]]))
+def _decoded(bundle: Bundle, state: State) -> np.ndarray:
+    return to_uint8(torch.cat([bundle.vae.decode(latent[None]) for latent in state["img"]]))

@@ -2,9 +2,9 @@
 
     <folder>/settings.json        what they were drawn with; another model or grid needs another folder
     <folder>/00000.safetensors    a shard, all with equally many faces: states [B,S+1,J] (see `Teacher.draw`), text
-                                  [B,T,Dt], faces [B,n,D] unless nobody is shown; half precision
+                                  [B,T,Dt], identity.NAME [B,…] unless nobody is shown; half precision
 
-Shapes: B trajectories of a shard, S student steps, J numbers of a joint vector, T text tokens, n face tokens.
+Shapes: B trajectories of a shard, S student steps, J numbers of a packed `State`, T text tokens.
 """
 
 import hashlib
@@ -20,28 +20,31 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from feedface.backbones.base import Prompt
 from feedface.checkpoints.bundle import Bundle
 from feedface.checkpoints.storage import read_json, write_json
 from feedface.common.errors import UserError
 from feedface.common.files import atomic_file, make_folder
 from feedface.common.reading import check_file, foreign
 from feedface.data.records import Record, read_records
-from feedface.distillation.draws import Draws, face_tokens
+from feedface.distillation.draws import Draws, identities
 from feedface.distillation.teacher import Teacher
 from feedface.inference.model_files import model_digest
+from feedface.methods.base import Identity
 from feedface.synthetic.train.common import say
 
 SETTINGS = "settings.json"
+IDENTITY, OLD_FACES = "identity.", {"faces": "identity.tokens"}
 FIRST_SEED = 1 << 40  # far from the small numbers that pictures for people to look at are drawn with
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Some trajectories: `states` [B,S+1,J], `text` [B,T,Dt], `faces` [B,n,D] or None; float32."""
+    """Some trajectories: `states` [B,S+1,J]; float32."""
 
     states: Tensor
-    text: Tensor
-    faces: Tensor | None
+    prompt: Prompt
+    identity: Identity | None
 
 
 class Trajectories:
@@ -55,9 +58,9 @@ class Trajectories:
 
     def piece(self, shard: int, rows: slice, device: torch.device) -> Piece:
         opened = self._opened[shard]
-        names = opened.keys()
-        parts = {name: opened.get_slice(name)[rows].to(device).float() for name in names}
-        return Piece(parts["states"], parts["text"], parts.get("faces"))
+        parts = {OLD_FACES.get(n, n): opened.get_slice(n)[rows].to(device).float() for n in opened.keys()}  # noqa: SIM118
+        identity = {name.removeprefix(IDENTITY): parts[name] for name in parts if name.startswith(IDENTITY)}
+        return Piece(parts["states"], {"text": parts["text"]}, identity or None)
 
 
 def _open(file: Path):
@@ -109,10 +112,10 @@ def _draw_shard(number: int, config: ml_collections.ConfigDict, draws: Draws, te
     size = config.trajectories.batch_size
     drawn = draws.shard(number, size, config.seed)
     text = teacher.bundle.text_encoder.encode([record.caption for record, _ in drawn]).to(teacher.device)
-    faces = face_tokens(teacher.bundle, [crops for _, crops in drawn], teacher.device)
+    identity = identities(teacher.bundle, [crops for _, crops in drawn], teacher.device)
     first = FIRST_SEED + (config.seed << 32) + number * size
-    states = teacher.draw(text, range(first, first + size), faces)
-    tensors = {"states": states, "text": text} | ({} if faces is None else {"faces": faces})
+    states = teacher.draw({"text": text}, range(first, first + size), identity)
+    tensors = {"states": states, "text": text} | {IDENTITY + name: value for name, value in (identity or {}).items()}
     if not all(bool(value.isfinite().all()) for value in tensors.values()):
         raise UserError(f"the teacher's trajectories of shard {number} are not finite; use another --config.precision")
     with atomic_file(_file(folder, number)) as temporary:

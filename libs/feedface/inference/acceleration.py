@@ -13,26 +13,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from feedface.backbones.uvit import UViT
+from feedface.backbones.base import Backbone
 from feedface.common.errors import UserError
-from feedface.methods.feedface import FaceControlNet
+from feedface.methods.base import Method
 
 COMPILERS = ("g++", "clang++", "c++", "cl")
 
 
 class Networks(Protocol):
-    """What is evaluated at every step: a `Bundle`'s, or training's `ControlledUViT`'s."""
+    """What is evaluated at every step: a `Bundle`'s, or training's `ControlledBackbone`'s."""
 
-    uvit: UViT | None
-    face_controlnet: FaceControlNet | None
+    backbone: Backbone | None
+    method: Method | None
 
 
 def blocks(networks: Networks) -> Iterator[nn.Module]:
-    """The blocks of U-ViT and face-controlnet, which hold nearly all weights and take nearly all time."""
-    if (uvit := networks.uvit) is not None:
-        yield from (*uvit.in_blocks, uvit.mid_block, *uvit.out_blocks)
-    if (net := networks.face_controlnet) is not None:
-        yield from net.blocks
+    """The blocks of backbone and method, which hold nearly all weights and take nearly all time."""
+    if (backbone := networks.backbone) is not None:
+        yield from (block for _, block in backbone.blocks())
+    if (method := networks.method) is not None:
+        yield from method.step_blocks()
 
 
 def compile_blocks(networks: Networks) -> None:
@@ -85,7 +85,7 @@ def quantise_int8(networks: Networks, device: torch.device) -> None:
     if device.type == "cpu" and int8_engine() == "none":
         raise UserError("--int8: this PyTorch has no int8 arithmetic for this CPU; leave --int8 out")
     hold = getattr(networks, "hold", None)  # training's networks have none
-    with hold("uvit", "face_controlnet") if hold else nullcontext():
+    with hold("backbone", "method") if hold else nullcontext():
         for block in blocks(networks):
             if not all(value.isfinite().all() for value in block.parameters()):
                 raise UserError("--int8: the model's weights hold NaN or infinity; fetch or make the model anew")

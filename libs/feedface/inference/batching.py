@@ -1,6 +1,6 @@
 """Draws pictures with a loaded bundle: the one place where prompts, noise and faces become pixels.
 
-Rows of a batch may belong to different prompts and people. Letters: B pictures in a batch, n face tokens of width D.
+Rows of a batch may belong to different prompts and people. Letters: B pictures in a batch.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
@@ -10,18 +10,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from feedface.backbones.base import Prompt
 from feedface.checkpoints.bundle import Bundle
 from feedface.checkpoints.few_step import FewStep
 from feedface.common.device import DTYPES
 from feedface.common.errors import UserError
 from feedface.diffusion.sampling import sample
+from feedface.diffusion.state import join, length, take
 from feedface.encoders import to_uint8
-from feedface.settings import Settings
+from feedface.methods.base import Identity
+from feedface.settings import WITHOUT_PROMPT, Settings
 
 # Four pictures of 512 px leave room beside the full-size weights on a GPU of 8 GiB; larger ones take more at a time.
 BATCH_PX, MAX_BATCH = 4 * 512 * 512, 64
 BATCH_GPU_BYTES = 8 << 30
-# The decoder, not the U-ViT, fills a GPU's memory at 512 px, and there one picture keeps it busy.
+# The decoder, not the backbone, fills a GPU's memory at 512 px, and there one picture keeps it busy.
 DECODED_PX = 512 * 512
 
 Item = TypeVar("Item")
@@ -71,13 +74,13 @@ def dtype_name(dtype: torch.dtype) -> str:
 def sample_options(settings: Settings, adapter: FewStep | None) -> dict[str, Any]:
     """Complete settings, but for the size, as arguments of `sample`. `adapter`: the model's."""
     if settings.few_step:  # it has the guidance in it
-        return {"timesteps": adapter.timesteps, "guidance": 1.0, "face_scale": settings.face_scale}
+        return {"timesteps": adapter.timesteps, "guidance": 1.0, "scale": settings.face_scale}
     return {
         "steps": settings.steps,
         "scheduler": settings.scheduler,
         "guidance": settings.guidance,
         "uncond_mode": settings.uncond,
-        "face_scale": settings.face_scale,
+        "scale": settings.face_scale,
         "guidance_interval": settings.guidance_interval,
         "face_interval": settings.face_interval,
         "reuse": settings.reuse,
@@ -88,11 +91,11 @@ def draw_batch(
     bundle: Bundle,
     prompts: Sequence[str],
     seeds: Sequence[int],
-    faces: Tensor | None,
+    identity: Identity | None,
     settings: Settings,
     device: torch.device,
     *,
-    texts: dict[str, Tensor] | None = None,
+    texts: dict[str, Prompt] | None = None,
     on_step: Callable[[int], object] | None = None,
 ) -> np.ndarray:
     """One picture per prompt and seed: uint8 [B, H, W, 3]. Threads that share the bundle take turns.
@@ -101,15 +104,17 @@ def draw_batch(
     picture does not fit, and where a part of the model gives NaN or infinity.
 
     Args:
-        faces: tokens [B, n, D], or None to leave the face-controlnet out.
+        identity: who is shown, B rows or one for all; None to leave the method out.
         settings: complete (`Settings.for_model`).
-        texts: encoded prompts [T, Dt], taken from here and added, where calls share prompts.
+        texts: encoded prompts, of one row each, taken from here and added, where calls share prompts.
         on_step: called after each evaluation of the model with the number of pictures in it.
     """
     texts = {} if texts is None else texts
+    if isinstance(identity, Tensor):  # SHIM until phase two (issue 13): a face's tokens [B,n,D] by themselves
+        identity = {"tokens": identity}
     try:
         with bundle.lock:
-            return decode(bundle, _latents(bundle, prompts, seeds, faces, settings, device, texts, on_step))
+            return decode(bundle, _latents(bundle, prompts, seeds, identity, settings, device, texts, on_step))
     except torch.OutOfMemoryError:
         if len(seeds) == 1:
             width, height = settings.size
@@ -124,7 +129,7 @@ def draw_batch(
             bundle,
             prompts[rows],
             seeds[rows],
-            None if faces is None else faces[rows],
+            None if identity is None else take(identity, rows) if length(identity) > 1 else identity,
             settings,
             device,
             texts=texts,
@@ -174,42 +179,50 @@ def _latents(
     bundle: Bundle,
     prompts: Sequence[str],
     seeds: Sequence[int],
-    faces: Tensor | None,
+    identity: Identity | None,
     settings: Settings,
     device: torch.device,
-    texts: dict[str, Tensor],
+    texts: dict[str, Prompt],
     on_step: Callable[[int], object] | None,
 ) -> Tensor:
-    # Texts before U-ViT: a low-memory bundle holds one of them at a time.
-    needs_empty = settings.uncond != "true_uncond" and not settings.few_step
-    text = _encode(bundle, [*prompts, ""] if needs_empty else prompts, texts).to(device)
-    text, empty_text = text[: len(prompts)], text[len(prompts) :] if needs_empty else None
-    uvit, face_controlnet = bundle.networks(settings.few_step)
-    width, height = (side * uvit.patch_size // bundle.size_multiple for side in settings.size)
-    latents, _ = sample(
-        uvit,
-        text=text,
-        empty_text=empty_text,
-        seeds=list(seeds),
-        face_controlnet=face_controlnet,
-        face_tokens=None if faces is None or not settings.face_scale else faces.to(device),
+    if bundle.method_class is None or not settings.face_scale:
+        identity = None
+    identity = _on(device, identity)
+    # Texts before the backbone: a low-memory bundle holds one of them at a time.
+    negative = [] if settings.uncond in WITHOUT_PROMPT or settings.few_step else [settings.negative_prompt]
+    encoded = _on(device, _encoded(bundle, [*prompts, *negative], texts))
+    prompt, empty = take(encoded, slice(len(prompts))), take(encoded, slice(len(prompts), None))
+    if identity is not None and bundle.method_class.changes_prompt:
+        prompt = _on(device, bundle.method.prompt(bundle.text_encoder, prompts, identity, settings.face_scale))
+    backbone, method = bundle.networks(settings.few_step)
+    width, height = (side * backbone.latent_multiple // bundle.size_multiple for side in settings.size)
+    latents = sample(
+        backbone,
+        prompt,
+        list(seeds),
+        empty_prompt=empty if negative else None,
+        method=method,
+        identity=identity,
         latent_size=(height, width),
         progress=None if on_step is None else lambda done, total: on_step(len(seeds)),
         **sample_options(settings, bundle.few_step),
-    )
+    )["img"]
     if not latents.isfinite().all():
-        if faces is not None and not faces.isfinite().all():
-            raise UserError("the face tokens hold NaN or infinity; make them with FeedFacePipeline.face_tokens")
-        parts = {"uvit": uvit, "face_controlnet": face_controlnet}
-        raise _not_finite(bundle, parts)
+        if identity is not None and not all(value.isfinite().all() for value in identity.values()):
+            raise UserError("the identity holds NaN or infinity; make it with FeedFacePipeline.identity")
+        raise _not_finite(bundle, {"backbone": backbone} | ({} if method is None else {"method": method}))
     return latents
 
 
-def _encode(bundle: Bundle, prompts: Sequence[str], texts: dict[str, Tensor]) -> Tensor:
-    """[len(prompts), T, Dt] on the CPU; each prompt is encoded once."""
+def _on(device: torch.device, batch: dict[str, Tensor] | None) -> dict[str, Tensor] | None:
+    return batch and {name: value.to(device) for name, value in batch.items()}
+
+
+def _encoded(bundle: Bundle, prompts: Sequence[str], texts: dict[str, Prompt]) -> Prompt:
+    """Prompts without anybody in them, on the CPU, a row each; each is encoded once."""
     new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in texts]
     if new:
-        encoded = bundle.text_encoder.encode(new).cpu()
-        check_finite(bundle, "text_encoder", encoded)
-        texts.update(zip(new, encoded, strict=True))
-    return torch.stack([texts[prompt] for prompt in prompts])
+        encoded = {"text": bundle.text_encoder.encode(new).cpu()}
+        check_finite(bundle, "text_encoder", encoded["text"])
+        texts.update((prompt, take(encoded, slice(row, row + 1))) for row, prompt in enumerate(new))
+    return join(*(texts[prompt] for prompt in prompts))

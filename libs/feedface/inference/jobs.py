@@ -3,8 +3,8 @@
 {"id": 1433, "class_word": "woman", "caption_list": ["a woman on a beach", …], "source_group": [{"path": "0.jpg"}, …]}
 
 A file holds one job, or a list of them. Picture paths are relative to the file, else to the working directory. A job
-may also say how it is drawn: seed, n_samples, guidance, face_scale and size mean what inference.py's options of these
-names do, and come before them. Other keys are not used, and are named.
+may also say how it is drawn: seed, n_samples, guidance, face_scale, size and negative_prompt mean what inference.py's
+options of these names do, and come before them. Other keys are not used, and are named.
 """
 
 import json
@@ -18,8 +18,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from feedface.common.errors import UserError
 from feedface.common.json_files import JsonFile
-from feedface.inference.prompts import check_prompt
-from feedface.settings import MAX_SAMPLES, MAX_SEED, Settings, parse_size
+from feedface.settings import MAX_SAMPLES, MAX_SEED, Settings, check_prompt, parse_size
 
 EXAMPLE = '{"id": 1, "caption_list": ["a woman on a beach"], "source_group": [{"path": "face.png"}]}'
 
@@ -31,10 +30,10 @@ class Job:
     Attributes:
         id: name of the job, unique in a batch; None for pictures given on the command line.
         prompts: at least one.
-        images: existing files, at least one.
+        images: existing files; none for a model that shows nobody.
         class_word: the authors' word for the person ("man", "woman"); kept in the results, not used.
         seed, n_samples: of this job; None: the run's.
-        settings: what this job sets of guidance, face_scale and size.
+        settings: what this job sets of guidance, face_scale, size and negative_prompt.
         notices: one line for each key that is not used.
         source: where the job was written, for messages: "file:line", or "--image".
     """
@@ -145,7 +144,8 @@ def _setting(name: str) -> AfterValidator:
             if name == "size":
                 value = tuple(value) if isinstance(value, list) and len(value) == 2 else parse_size(str(value))
             checked = getattr(Settings(**{name: value}), name)
-            return checked if name == "size" else float(checked)  # as the option: the same picture is known again
+            # As the option: the same picture is known again.
+            return float(checked) if name in ("guidance", "face_scale") else checked
         except UserError as error:
             raise ValueError(_writable(str(error).removeprefix(f"--{name} "))) from None
 
@@ -170,10 +170,11 @@ class _Job(_Schema):
     guidance: Annotated[Any, _setting("guidance")] = None
     face_scale: Annotated[Any, _setting("face_scale")] = None
     size: Annotated[Any, _setting("size")] = None
+    negative_prompt: Annotated[Any, _setting("negative_prompt")] = None
 
 
 # What is set for a whole run only.
-OPTIONS = ("n_iter", "steps", "preset", "scheduler", "guidance_interval", "face_interval", "reuse")
+OPTIONS = ("n_iter", "steps", "preset", "uncond", "scheduler", "guidance_interval", "face_interval", "reuse")
 # What a message says that a value must be, by key, else by the kind of pydantic's error.
 WANTED = {
     "id": "the job's name, text or a whole number",
@@ -208,7 +209,12 @@ def _read_job(entry: object, place: _Place) -> tuple[Job | None, list[str]]:
         class_word=read.class_word,
         seed=read.seed,
         n_samples=read.n_samples,
-        settings=Settings(guidance=read.guidance, face_scale=read.face_scale, size=read.size),
+        settings=Settings(
+            guidance=read.guidance,
+            face_scale=read.face_scale,
+            size=read.size,
+            negative_prompt=read.negative_prompt,
+        ),
         notices=tuple(_unused(read, place)),
         source=place.line,
     ), []
@@ -264,8 +270,6 @@ def _unused(read: _Job, place: _Place) -> list[str]:
 
 def _why_not(key: str, schema: type[_Schema]) -> str:
     known = list(schema.model_fields)
-    if key == "negative_prompt":
-        return "guidance leads away from pictures without a text, not from those of another text"
     if schema is _Job and key in OPTIONS:
         return f"--{key} of inference.py sets it for all jobs"
     near = get_close_matches(key.lower(), known, 1, 0.8)

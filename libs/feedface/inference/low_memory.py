@@ -1,8 +1,8 @@
 """Draw with little memory: a model's parts are read from their files when they are used, and dropped after.
 
-Three groups are never in memory together: the text encoder; U-ViT and face-controlnet; the VAE. The system's file cache
-makes reading again cheap. Weights stored in half precision stay so where float32 is computed in, and are widened one
-linear layer at a time, which is exact. A GPU too small even for U-ViT and face-controlnet gets them a layer at a time.
+Three groups are never in memory together: the text encoder; backbone and method; the VAE. The system's file cache makes
+reading again cheap. Weights stored in half precision stay so where float32 is computed in, and are widened one linear
+layer at a time, which is exact. A GPU too small even for backbone and method gets them a layer at a time.
 """
 
 import ctypes
@@ -15,15 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from feedface.backbones.uvit import UViT
-from feedface.checkpoints.bundle import NETWORKS, Bundle
+from feedface.backbones.base import Backbone
+from feedface.checkpoints.bundle import Bundle
 from feedface.checkpoints.few_step import FewStep, merge_network
+from feedface.checkpoints.parts import NETWORKS, SEAM
 from feedface.common.errors import UserError
 from feedface.inference.acceleration import replace_linears
-from feedface.methods.feedface import FaceControlNet
+from feedface.methods.base import Method
 
-GROUPS = (("text_encoder",), ("uvit", "face_controlnet"), ("vae",), ("image_encoder",))
-LARGE = ("uvit", "face_controlnet")
+GROUPS = (("text_encoder",), SEAM, ("vae",), ("image_encoder",))
 CPU = torch.device("cpu")
 # What sampling needs beside the weights, with room for one picture of 512 px.
 RESERVE_BYTES = 1 << 30
@@ -73,7 +73,7 @@ class LowMemoryBundle(Bundle):
         device, dtype: where and in what is computed.
     """
 
-    uvit, face_controlnet, vae, text_encoder, image_encoder = _Part(), _Part(), _Part(), _Part(), _Part()
+    backbone, method, vae, text_encoder, image_encoder = _Part(), _Part(), _Part(), _Part(), _Part()
 
     def __init__(self, checked: Bundle, read: Read, device: torch.device, dtype: torch.dtype):
         self._read, self._device, self._dtype = read, device, dtype
@@ -84,22 +84,23 @@ class LowMemoryBundle(Bundle):
         self._kinds = [kind for kind in NETWORKS if getattr(checked, kind) is not None]
         self._size_multiple = checked.size_multiple
         self._sequential = not _fits(checked, device, dtype)
-        super().__init__(checked.path, checked.name, checked.image_size, checked.defaults, checked.components)
+        described = ("path", "name", "image_size", "defaults", "components", "kinds", "variant")
+        super().__init__(**{key: getattr(checked, key) for key in described})
 
     @property
     def size_multiple(self) -> int:
         return self._size_multiple
 
-    def networks(self, few_step: bool = False) -> tuple[UViT, FaceControlNet]:
+    def networks(self, few_step: bool = False) -> tuple[Backbone, Method | None]:
         """See `Bundle.networks`; never two pairs: where the other one is in memory, it is dropped and this one read."""
         adapter = self._checked_adapter() if few_step else None
         if adapter is not self._merged:
             if self._held:
                 raise UserError("weights in 8 bits cannot take a few-step adapter")
-            for kind in LARGE:
+            for kind in SEAM:
                 self._drop(kind)
             self._merged = adapter
-        return self.uvit, self.face_controlnet
+        return self.backbone, self.method
 
     def to(self, device: torch.device) -> None:
         raise UserError("a model loaded with low_memory stays on its device; load it anew with the other device")
@@ -140,7 +141,7 @@ class LowMemoryBundle(Bundle):
         return self._modules.get(kind)
 
     def _fill(self, kind: str) -> None:
-        large = kind in LARGE
+        large = kind in SEAM
         wide = large and self._dtype == torch.float32
         device = CPU if large and self._sequential else self._device
         module = getattr(self._read([kind], device, None if wide else self._dtype), kind)
@@ -160,7 +161,7 @@ class LowMemoryBundle(Bundle):
         if kind not in self._filled:
             return
         self._filled.remove(kind)
-        if kind in LARGE and self._sequential:  # accelerate's hooks stand in the way of filling it again
+        if kind in SEAM and self._sequential:  # accelerate's hooks stand in the way of filling it again
             del self._modules[kind]
         else:
             module = self._modules[kind]
@@ -177,11 +178,11 @@ def _give_back(device: torch.device) -> None:
         trim(0)
 
 
-def _inner_roots(module: nn.Module) -> list[nn.Module]:
-    """The blocks of a U-ViT or face-controlnet, and the latter's encoder: where the large linears are."""
-    if isinstance(module, FaceControlNet):
-        return [*module.blocks, module.face_encoder]
-    return [*module.in_blocks, module.mid_block, *module.out_blocks]
+def _inner_roots(module: Backbone | Method) -> list[nn.Module]:
+    """The blocks of a backbone or method, and the latter's encoders: where the large linears are."""
+    if isinstance(module, Method):
+        return [*module.step_blocks(), *module.encoders()]
+    return [block for _, block in module.blocks()]
 
 
 def _keep_stored(module: nn.Module, dtype: torch.dtype) -> None:
@@ -195,10 +196,10 @@ def _keep_stored(module: nn.Module, dtype: torch.dtype) -> None:
 
 
 def _fits(checked: Bundle, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether U-ViT and face-controlnet fit beside each other into what is free of a GPU; elsewhere always."""
+    """Whether backbone and method fit beside each other into what is free of a GPU; elsewhere always."""
     if device.type != "cuda":
         return True
-    networks = (getattr(checked, kind) for kind in LARGE)
+    networks = (getattr(checked, kind) for kind in SEAM)
     weights = [value for net in networks if net is not None for value in net.state_dict().values()]
     size = sum(value.numel() * min(value.itemsize, dtype.itemsize) for value in weights)
     return size + RESERVE_BYTES <= torch.cuda.mem_get_info(device)[0]

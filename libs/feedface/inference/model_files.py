@@ -2,34 +2,66 @@
 
 `model` is one of
 - a folder of this project, with model_index.json: models/mini, a converted bundle, a training checkpoint;
+- a Stable Diffusion 1.x or 2.x: a diffusers folder, or a single file (.safetensors, .ckpt) in LDM's naming;
 - a folder with the authors' files: uvit_v1.pth, autoencoder_kl.pth, caption_decoder.pth and feed-4800000.pt. Their text
   encoder, CLIP ViT-L/14, is taken from its clip-vit-large-patch14/ if there is one, else from the model hub.
 
-`ckpt_path` stands for another face-controlnet than the model's own: the authors' adapter file, a face_controlnet
-folder, or the one of another folder with model_index.json, such as a training checkpoint.
+`ckpt_path` stands for another method than the model's own: the authors' adapter file, the folder of a method, or the
+one of another folder with model_index.json, such as a training checkpoint.
 """
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from feedface.checkpoints.bundle import INDEX, Bundle, check_parts, load_bundle, read_index
+from feedface.checkpoints.bundle import Bundle, check_parts, load_parts, read_index
+from feedface.checkpoints.index import INDEX
 from feedface.checkpoints.official import HOME, load_face_controlnet
+from feedface.checkpoints.parts import is_stable_diffusion, load_part, part_class
 from feedface.checkpoints.release import FILES, TEXT_ENCODER, is_release, load_release
-from feedface.checkpoints.storage import load_network
 from feedface.common.errors import UserError
 from feedface.common.files import follow
 from feedface.encoders import TEXT_PROJECTION
 from feedface.inference.acceleration import channels_last
-from feedface.methods.feedface import FaceControlNet
 
 # What decides how a picture comes out; a bundle's other parts (faces, inspector, image encoder) do not.
-DRAWING_NETWORKS = ("uvit", "face_controlnet", "vae", "text_encoder")
+DRAWING_NETWORKS = ("backbone", "method", "vae", "text_encoder")
 SAMPLE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What a user adds to a model on Stable Diffusion's U-Net.
+
+    `clip_skip`: how many of the text encoder's last layers are left out. `loras`: files, each with its strength.
+    """
+
+    clip_skip: int = 0
+    loras: Sequence[tuple[Path, float]] = ()
+
+    def __str__(self) -> str:
+        """What changes pictures, for `Bundle.variant`."""
+        loras = [f"lora {_file_digest(file)} {scale:g}" for file, scale in self.loras]
+        return ", ".join([f"clip_skip {self.clip_skip}"] * bool(self.clip_skip) + loras)
+
+
+def parse_lora(text: str) -> tuple[Path, float]:
+    """ "FILE" or "FILE:0.8" -> (file, strength); `UserError` for one that is not there."""
+    file, _, scale = text.rpartition(":")
+    try:
+        found = (Path(file), float(scale)) if file else (Path(text), 1.0)
+    except ValueError:
+        found = Path(text), 1.0
+    if not found[0].is_file():
+        raise UserError(f"--lora {text}: no such file; give FILE or FILE:STRENGTH, such as style.safetensors:0.8")
+    if not abs(found[1]) <= 10:
+        raise UserError(f"--lora {text}: a strength is a number from -10 to 10")
+    return found
 
 
 def own_model(ckpt_path: str | os.PathLike | None) -> Path | None:
@@ -49,6 +81,7 @@ def load_model(
     dtype: torch.dtype,
     control: Mapping[str, Any] | None = None,
     low_memory: bool = False,
+    changes: Changes = Changes(),
 ) -> Bundle:
     """Load what is needed to draw. `components` of the result name the files each part came from.
 
@@ -59,13 +92,15 @@ def load_model(
             control_input, mlp_ratio, as in the `control` section of a training config.
         low_memory: read each part when it is used and drop it after (`low_memory.LowMemoryBundle`): for little memory,
             not for speed.
+        changes: for Stable Diffusion.
 
     Raises:
         UserError: names what is missing, broken, not to be trusted, or does not fit.
     """
 
     def read(kinds: Sequence[str], device: torch.device, dtype: torch.dtype | None) -> Bundle:
-        return _read(follow(model), ckpt_path, kinds, device, dtype, control)
+        bundle = _read(follow(model), ckpt_path, kinds, device, dtype, control)
+        return _changed(bundle, changes, device)
 
     if not low_memory:
         return read(DRAWING_NETWORKS, device, dtype)
@@ -88,30 +123,54 @@ def _read(
     ckpt = follow(ckpt_path)
     if not ckpt.exists():
         raise UserError(f"--ckpt_path {ckpt}: no such file or folder; models/README.md says where weights come from")
-    bundle = _load_parts(model, [kind for kind in kinds if kind != "face_controlnet"], device, dtype)
-    bundle.components["face_controlnet"] = ckpt
-    # The model's few-step adapter was made for its own face-controlnet.
+    bundle = _load_parts(model, [kind for kind in kinds if kind != "method"], device, dtype)
+    bundle.components["method"] = ckpt
+    # The model's few-step adapter was made for its own method.
     bundle.components.pop("few_step", None)
-    if "face_controlnet" not in kinds:
+    folder = read_index(ckpt).components.get("method", ckpt) if (ckpt / INDEX).is_file() else ckpt
+    bundle.kinds["method"] = part_class("method", folder).kind if ckpt.is_dir() else "feedface"
+    if "method" not in kinds:
         return bundle
     if ckpt.is_dir():
-        folder = read_index(ckpt).components.get("face_controlnet", ckpt) if (ckpt / INDEX).is_file() else ckpt
-        net = load_network(FaceControlNet, folder, device, dtype)
+        bundle.method = load_part("method", {"method": folder}, device, dtype)
     else:
-        net = load_face_controlnet(ckpt, **(control or {})).to(device, dtype)
-    bundle.face_controlnet = net.to(device).eval().requires_grad_(False)
+        method = load_face_controlnet(ckpt, **(control or {})).to(device, dtype)
+        bundle.method = method.eval().requires_grad_(False)
     check_parts(bundle)
     return bundle
 
 
-def _load_parts(path: Path, parts: Sequence[str], device: torch.device, dtype: torch.dtype | None) -> Bundle:
-    if path.is_dir() and not (path / INDEX).is_file() and not is_release(path):
+def _changed(bundle: Bundle, changes: Changes, device: torch.device) -> Bundle:
+    """A bundle with what the user adds to it, in the parts that are loaded."""
+    if changes == Changes():
+        return bundle
+    bundle.variant = str(changes)
+    if bundle.kinds["backbone"] != "unet":
+        option = "--clip_skip" if changes.clip_skip else "--lora"
         raise UserError(
-            f"{path}: holds neither a model of this project ({INDEX}) nor the authors' four files "
-            f"({', '.join(FILES.values())}), which come from {HOME}; models/README.md says more"
+            f"{option}: is for Stable Diffusion's U-Net; this model's backbone is a {bundle.kinds['backbone']}"
         )
-    if (path / INDEX).is_file() or not is_release(path):
-        bundle = load_bundle(path, device, dtype, components=parts)
+    if bundle.text_encoder is not None:
+        bundle.text_encoder.clip_skip = changes.clip_skip
+    if changes.loras and device.type != "meta":
+        from feedface.checkpoints.stable_diffusion import merge_lora
+
+        for file, scale in changes.loras:
+            merge_lora(file, bundle.backbone, bundle.text_encoder, scale)
+    return bundle
+
+
+def _load_parts(path: Path, parts: Sequence[str], device: torch.device, dtype: torch.dtype | None) -> Bundle:
+    known = (path / INDEX).is_file() or is_stable_diffusion(path)
+    if path.is_dir() and not known and not is_release(path):
+        raise UserError(
+            f"{path}: holds neither a model of this project ({INDEX}) nor a Stable Diffusion (unet/, …) nor the "
+            f"authors' four files ({', '.join(FILES.values())}), which come from {HOME}; models/README.md says more"
+        )
+    if known or not is_release(path):
+        bundle = read_index(path)
+        wanted = [part for part in parts if part in bundle.components or part != "method"]
+        load_parts(bundle, wanted, device, dtype)
     else:
         local = path / TEXT_ENCODER.rpartition("/")[2]
         text_encoder = str(local) if local.is_dir() else TEXT_ENCODER
@@ -121,23 +180,38 @@ def _load_parts(path: Path, parts: Sequence[str], device: torch.device, dtype: t
     return bundle
 
 
+# What parts were called when the first pictures were made, which are known again by their model's digest.
+DIGEST_NAMES = {"backbone": "uvit", "method": "face_controlnet"}
+
+
 def model_digest(bundle: Bundle) -> str:
     """Changes when the weights do: a hash of the size, the first and the last megabyte of each file.
 
     Not of all bytes, which takes minutes at full size; a trained tensor anywhere changes those anyway.
     """
-    digest = hashlib.sha256()
-    for kind in (*DRAWING_NETWORKS, "tokenizer"):
-        root = bundle.components.get(kind)
-        if root is None:  # the authors' files have no tokenizer of their own
+    digest = hashlib.sha256(bundle.variant.encode())
+    seen = set()  # a Stable Diffusion is the same files for all parts
+    for part in (*DRAWING_NETWORKS, "tokenizer"):
+        root = bundle.components.get(part)
+        if root is None or root in seen:  # the authors' files have no tokenizer of their own
             continue
+        seen.add(root)
         for path in sorted(path for path in root.rglob("*") if path.is_file()) if root.is_dir() else [root]:
             if path.name == TEXT_PROJECTION:  # only judges use it
                 continue
-            size = path.stat().st_size
-            digest.update(f"{kind}/{path.name}:{size}".encode())
-            with open(path, "rb") as file:
-                digest.update(file.read(SAMPLE_BYTES))
-                file.seek(max(size - SAMPLE_BYTES, 0))
-                digest.update(file.read(SAMPLE_BYTES))
+            digest.update(f"{DIGEST_NAMES.get(part, part)}/{path.name}:{path.stat().st_size}".encode())
+            for sample in _samples(path):
+                digest.update(sample)
     return digest.hexdigest()[:16]
+
+
+def _samples(path: Path) -> Iterable[bytes]:
+    """The first and the last megabyte."""
+    with open(path, "rb") as file:
+        yield file.read(SAMPLE_BYTES)
+        file.seek(max(path.stat().st_size - SAMPLE_BYTES, 0))
+        yield file.read(SAMPLE_BYTES)
+
+
+def _file_digest(path: Path) -> str:
+    return hashlib.sha256(f"{path.stat().st_size}".encode() + b"".join(_samples(path))).hexdigest()[:16]

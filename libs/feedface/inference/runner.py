@@ -29,11 +29,11 @@ from feedface.pipeline import Request
 from feedface.settings import MAX_SEED, check_range
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
+    from feedface.backbones.base import Prompt
     from feedface.faces.detect import FaceDetector
     from feedface.faces.references import Reference
     from feedface.inference.jobs import Job
+    from feedface.methods.base import Identity
     from feedface.pipeline import FeedFacePipeline
     from feedface.settings import Settings
 
@@ -104,6 +104,10 @@ class JobRun:
         self.results: dict | None = None
 
     def _find_faces(self) -> tuple[list[Reference], list[str]]:
+        if not self.job.images:
+            return [], []
+        if notice := self.pipe.method_notice():
+            return [], [f"{notice}; drawn without a face"]
         detector = self.detector if self.plan.detect else None
         references, notices = find_faces(self.job.images, detector, self.plan.face)
         notice = photo_notice(self.pipe.bundle, detector, references)
@@ -119,9 +123,9 @@ class JobRun:
                 yield f"{prompt[:40]!r}: {notice}"
 
     @cached_property
-    def faces(self) -> Tensor:
-        """Tokens [1, n, D], encoded when the first picture is drawn."""
-        return self.pipe.face_tokens(self.references)
+    def identity(self) -> Identity | None:
+        """Who is shown, encoded when the first picture is drawn; None for nobody."""
+        return self.pipe.identity(self.references) if self.references else None
 
     def save(self, image: Image.Image, info: PictureInfo) -> None:
         """Keep a picture; the last one finishes the job."""
@@ -217,7 +221,7 @@ def _draw_all(
     pipe: FeedFacePipeline, plan: Plan, runs: Iterable[JobRun], fail: Callable[[JobRun, UserError], None]
 ) -> None:
     """Draw and save, a batch at a time, what is missing; `runs` are started when their turn comes."""
-    texts: dict[str, Tensor] = {}  # prompts are encoded once
+    texts: dict[str, Prompt] = {}  # prompts are encoded once
 
     def end(run: JobRun, error: UserError) -> None:
         run.failed = True
@@ -250,7 +254,7 @@ def _draw_all(
                 bar = stack.enter_context(progress(total=total, desc="drawing"))
             bar.total = total
             try:
-                requests = [Request(info.prompt, info.seed, run.faces) for run, info in batch]
+                requests = [Request(info.prompt, info.seed, run.identity) for run, info in batch]
                 images = pipe.draw_batch(requests, batch[0][0].settings, texts=texts, on_step=bar.update)
             except UserError as error:
                 for run in dict.fromkeys(run for run, _ in batch):

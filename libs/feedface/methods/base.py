@@ -5,15 +5,17 @@ A file `methods/KIND.py` holds one class of `Method` with that `kind`; `method_c
 Shapes: B people or rows, F references of one person.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from feedface.backbones.base import Backbone, Prompt, find_class
 from feedface.backbones.control import Control
+from feedface.common.validation import arguments_of
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -59,6 +61,16 @@ class Method(nn.Module):
     changes_prompt = False
 
     @classmethod
+    def config_type(cls) -> TypeAdapter:
+        """A description of `config` as files hold it: by default what the constructor's annotations allow."""
+        return arguments_of(cls)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "Method":
+        """The module that `config` describes, with fresh weights."""
+        return cls(**config)
+
+    @classmethod
     def fresh(cls, config: "ConfigDict", backbone: Backbone, **parts: Any) -> "Method":
         """A new one for training, from `config.control`: it changes nothing, to the bit, until it is trained.
 
@@ -100,6 +112,14 @@ class Method(nn.Module):
         `identity` has a row for each row that the control acts on, or one for all. `rows`: those of the batch.
         """
         raise NotImplementedError
+
+    def step_blocks(self) -> Iterable[nn.Module]:
+        """Its modules that work at every step: for compiling, int8, offloading. All others work once a person."""
+        return ()
+
+    def encoders(self) -> Iterable[nn.Module]:
+        """Its large frozen networks that work once a person: for offloading."""
+        return ()
 
     def trained(self, backbone: Backbone) -> dict[str, nn.Module]:
         """What training changes, by name: parts of this module, perhaps of the backbone."""

@@ -8,12 +8,13 @@ same blocks, each of its site's width, with keys and values straight from the en
 """
 
 import copy
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Required
 
 import torch
 import torch.nn.functional as F
 from annotated_types import Len
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 from typing_extensions import TypedDict  # pydantic takes this one before Python 3.12
 
@@ -27,7 +28,6 @@ from feedface.methods.base import Features, Identity, Method, ReferenceSpec
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
-OFFICIAL_SITES = [f"{half}.{i}" for half in ("in_blocks", "out_blocks") for i in range(0, 14, 2)]
 POOLS = ("concat", "mean", "first")
 
 
@@ -140,6 +140,25 @@ class FaceEncoderConfig(TypedDict, total=False):
     layer_norm_eps: Finite
 
 
+class FeedFaceConfig(TypedDict, total=False):
+    """`FeedFace`'s arguments as files hold them. Model folders of version 1 have one `embed_dim`, see `from_config`."""
+
+    __pydantic_config__ = CLOSED
+    kind: Literal["feedface"]
+    sites: Required[Annotated[list[Text], Len(1, 1024)]]
+    widths: Width | Annotated[list[Width], Len(1, 1024)]
+    num_heads: Required[Width]
+    clip_config: Required[FaceEncoderConfig]
+    context_dim: Width | None
+    control_input: Literal["output", "input"]
+    mlp_ratio: Ratio
+    self_attention: bool | Annotated[list[Text], Len(0, 1024)]
+    embed_dim: Width
+
+
+CONFIG = TypeAdapter(FeedFaceConfig)
+
+
 @torch.no_grad()
 def face_states(encoder: nn.Module, pixels: Tensor) -> Tensor:
     """Frozen features [B,n,Dv] of face crops [B,3,S,S] in [-1,1], RGB: a CLIP vision model's penultimate states."""
@@ -214,6 +233,17 @@ class FeedFace(Method):
         )
 
     @classmethod
+    def config_type(cls) -> TypeAdapter:
+        return CONFIG
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "FeedFace":
+        """`config`: arguments; an `embed_dim` stands for the width of all sites, and of the tokens."""
+        own = dict(config)
+        width = own.pop("embed_dim", None)
+        return cls(**own) if width is None else cls(**own, widths=width, context_dim=width)
+
+    @classmethod
     def fresh(cls, config: "ConfigDict", backbone: Backbone, **parts: Any) -> "FeedFace":
         """`parts`: `clip_config`, of the face encoder, and perhaps `with_encoder`.
 
@@ -281,28 +311,23 @@ class FeedFace(Method):
     ) -> FaceControl | None:
         return None if scale == 0 else FaceControl(self, identity["tokens"].to(self.dtype), scale, rows)
 
+    def step_blocks(self) -> Iterable[nn.Module]:
+        return self.blocks
+
+    def encoders(self) -> Iterable[nn.Module]:
+        return () if self.face_encoder is None else (self.face_encoder,)
+
     def trained(self, backbone: Backbone) -> dict[str, nn.Module]:
         return {"projector": self.projector, "blocks": self.blocks}
 
+    # SHIM until phase two (issue 13): what callers of the old face-controlnet know.
+    @property
+    def embed_dim(self) -> int:
+        return self.widths[0]
 
-# SHIM until phase two (issue 13): the class as callers and the config.json of model folders of version 1 know it.
-class FaceControlNet(FeedFace):
-    def __init__(
-        self,
-        embed_dim: Width,
-        num_heads: Width,
-        sites: Annotated[Sequence[Text], Len(1, 1024)],
-        clip_config: FaceEncoderConfig,
-        control_input: Literal["output", "input"] = "output",
-        mlp_ratio: Ratio = 4,
-        with_encoder: Annotated[bool, IN_CODE] = True,
-    ):
-        super().__init__(
-            sites, embed_dim, num_heads, clip_config, embed_dim, control_input, mlp_ratio, with_encoder=with_encoder
-        )
-        names = ("num_heads", "sites", "clip_config", "control_input", "mlp_ratio")
-        self.config = {"embed_dim": embed_dim, **{name: self.config[name] for name in names}}
-        self.embed_dim, self.face_size = embed_dim, self.reference.size
+    @property
+    def face_size(self) -> int:
+        return self.reference.size
 
     def trainable_parameters(self) -> Iterator[nn.Parameter]:
         return (parameter for name, parameter in self.named_parameters() if not name.startswith("face_encoder."))
@@ -323,6 +348,25 @@ class FaceControlNet(FeedFace):
         if pool == "first":
             return tokens[:, 0]
         raise ValueError(f'pool must be "concat", "mean" or "first", not {pool!r}')
+
+
+# SHIM until phase two (issue 13): the class as callers and the config.json of model folders of version 1 know it.
+class FaceControlNet(FeedFace):
+    def __init__(
+        self,
+        embed_dim: Width,
+        num_heads: Width,
+        sites: Annotated[Sequence[Text], Len(1, 1024)],
+        clip_config: FaceEncoderConfig,
+        control_input: Literal["output", "input"] = "output",
+        mlp_ratio: Ratio = 4,
+        with_encoder: Annotated[bool, IN_CODE] = True,
+    ):
+        super().__init__(
+            sites, embed_dim, num_heads, clip_config, embed_dim, control_input, mlp_ratio, with_encoder=with_encoder
+        )
+        names = ("num_heads", "sites", "clip_config", "control_input", "mlp_ratio")
+        self.config = {"embed_dim": embed_dim, **{name: self.config[name] for name in names}}
 
     def bind(self, *given, **options) -> FaceControl | None:
         if isinstance(given[0], Tensor):
