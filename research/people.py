@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from feedface.checkpoints.bundle import Bundle
+from feedface.diffusion.state import take
 from feedface.evaluation.draw import draw, encode_faces
 from feedface.evaluation.metrics import attribute_hits, mean_embedding, similarity_to_own
 from feedface.evaluation.mini import Judge
@@ -37,7 +38,7 @@ def draw_people(
     each = len(prompts[0])
     faces = None
     if crops is not None:
-        faces = encode_faces(bundle, crops, device, dtype, pool).repeat_interleave(each, dim=0)
+        faces = take(encode_faces(bundle, crops, device, dtype, pool), np.repeat(np.arange(len(crops)), each))
     flat = [prompt for person in prompts for prompt in person]
     return by_person(draw(bundle, flat, faces, settings, seed, batch_size, device, label), len(prompts))
 

@@ -10,6 +10,7 @@ from tests.toy import make_toy_bundle
 
 from feedface.checkpoints.bundle import load_bundle
 from feedface.common.errors import UserError
+from feedface.diffusion.state import take
 from feedface.evaluation.cases import crop_references, make_cases
 from feedface.evaluation.cli import main
 from feedface.evaluation.inspector import Inspector
@@ -101,7 +102,7 @@ def test_pictures_do_not_depend_on_the_batch_and_follow_the_face(model, cases):
     assert together.shape == (PEOPLE, 64, 64, 3)
     assert np.abs(together - apart).max() <= 1
     assert np.abs(together - without).max() > 3
-    other = run(faces.roll(1, dims=0), 4)
+    other = run(take(faces, [3, 0, 1, 2]), 4)
     assert np.abs(together - other).max() > 1
 
 
@@ -156,6 +157,28 @@ def test_the_protocol(model, judge_folder, tmp_path):
     case = of_real["person_20002"]
     assert np.array_equal(np.asarray(Image.open(out / case["file"])), make_cases(PEOPLE, 2, SAMPLES, 64).pictures[2, 0])
     assert {row["seed"] for row in rows} == set(range(PEOPLE * SAMPLES))
+
+
+def test_model_folders_are_compared_on_the_same_people_prompts_and_seeds(model, judge_folder, tmp_path):
+    other, out = make_toy_bundle(tmp_path / "other", seed=1), tmp_path / "out"
+    arguments = f"--protocol mini --systems {model} {other} --inspector {judge_folder} --out {out} --identities 2"
+    arguments += " --samples_per_identity 1 --references 0 2 --steps 2 --device cpu --batch_size 4"
+    assert main(arguments.split()) == 0
+    scores = json.loads((out / "scores.json").read_text())
+    names = ["toy, 0 references", "toy, 2 references", "other, 0 references", "other, 2 references"]
+    assert list(scores["systems"])[2:] == names
+    # Each with the first system, and with the first that is shown as many references.
+    assert set(scores["comparisons"]) == {
+        f"{names[1]} - {names[0]}", f"{names[2]} - {names[0]}", f"{names[3]} - {names[0]}", f"{names[3]} - {names[1]}"
+    }  # fmt: skip
+    figures = scores["comparisons"][f"{names[3]} - {names[1]}"]
+    for key in ("nearest", "attributes", "face_other", "seconds"):
+        assert figures[key]["low"] <= figures[key]["value"] <= figures[key]["high"]
+    rows = [json.loads(line) for line in (out / "scores.jsonl").read_text().splitlines()]
+    asked = [[(row["case"], row["prompt"], row["seed"]) for row in rows if row["system"] == name] for name in names]
+    assert asked[0] == asked[1] == asked[2] == asked[3] and len(asked[0]) == 2
+    digests = {scores["systems"][name]["model"]["digest"] for name in names}
+    assert len(digests) == 2
 
 
 def test_a_model_without_a_judge_says_what_to_do(model, tmp_path):

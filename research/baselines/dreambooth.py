@@ -27,6 +27,7 @@ from feedface.common.contact_sheet import Tile, tile_rows
 from feedface.common.device import pick_device
 from feedface.common.errors import run_cli
 from feedface.diffusion.guidance import UNCOND_MODES
+from feedface.diffusion.state import take
 from feedface.evaluation.cases import Cases, crop_references, make_cases
 from feedface.evaluation.metrics import Figure
 from feedface.evaluation.mini import Judge, draw, encode_faces, load_judge
@@ -92,7 +93,7 @@ def run(args: argparse.Namespace) -> dict:
     flat = [prompt for prompts in cases.prompts for prompt in prompts]
     begun = time.perf_counter()
     crops, _ = crop_references(cases, "truth", bundle.faces_root)
-    faces = encode_faces(bundle, crops, device, torch.float32).repeat_interleave(each, dim=0)
+    faces = take(encode_faces(bundle, crops, device, torch.float32), np.repeat(np.arange(len(crops)), each))
     pictures = {DREAMBOOTH: np.stack(drawn)}
     seconds = {DREAMBOOTH: float(np.mean([record["seconds"] + record["drawing_seconds"] for record in records]))}
     encoding = time.perf_counter() - begun

@@ -9,11 +9,11 @@ from pathlib import Path
 from feedface.common.command_line import Parser
 from feedface.common.errors import UserError, path_flag
 from feedface.evaluation.people import FIRST_IDENTITY, GALLERY, MAX_IDENTITIES
-from feedface.settings import MAX_SEED, Settings, check_range, parse_size
+from feedface.settings import MAX_SEED, UNCOND_MODES, Settings, check_range, parse_size
 
 ROOT = Path(__file__).resolve().parents[3]
 PROTOCOLS = ("ppr10k", "mini")
-UNCOND = ("true_uncond", "empty_token", "paper")
+
 # What a protocol takes where nothing is said: the paper's numbers; a few minutes on two cores.
 DEFAULTS = {
     "ppr10k": {"references": [4], "base_images": 20, "data": Path(), "judge": "buffalo_l"},
@@ -43,7 +43,7 @@ def make_parser(description: str) -> Parser:
     systems.add_argument("--steps", type=int, help="evaluations of the model (this and the next four: the model's own)")
     systems.add_argument("--guidance", type=float, help="g in e_u + g (e_c - e_u); the paper's scale is g - 1")
     systems.add_argument("--face_scale", type=float, help="strength of the face, 0 to 5")
-    systems.add_argument("--uncond", choices=UNCOND, help="what the unconditional half sees")
+    systems.add_argument("--uncond", choices=UNCOND_MODES, help="what the unconditional half sees")
     systems.add_argument("--size", help="of the pictures in pixels: 512, or 512x768 (width x height)")
     common = parser.add_argument_group("pictures")
     common.add_argument("--samples", type=int, default=1, help="pictures a prompt (default: %(default)s)")
