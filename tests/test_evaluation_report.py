@@ -199,10 +199,11 @@ def test_a_system_of_which_nothing_was_measured_still_has_its_place(copy):
     def bare(scores):
         scores.pop("comparisons"), scores.pop("judge"), scores.pop("command"), scores.pop("cases")
         scores["systems"] = {"FeedFace": {}}
+        scores["protocol"] = "another"
 
     change(copy, bare)
     write_report(copy)
-    assert "FeedFace" in text_of(copy)
+    assert "FeedFace" in text_of(copy) and "Evaluation: another" in text_of(copy)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,6 @@ from feedface.encoders import preprocess_reference, to_uint8
 from feedface.inference.batching import draw_batch
 from feedface.methods.base import Identity
 from feedface.settings import Settings
-from feedface.synthetic.train.common import to_pixels
 
 
 @torch.inference_mode()
@@ -70,7 +69,9 @@ def draw(
 @torch.inference_mode()
 def through_vae(bundle: Bundle, pictures: np.ndarray, batch_size: int, device: torch.device) -> np.ndarray:
     """Encode and decode pictures uint8 [N, H, W, 3]: what no model behind this VAE can surpass."""
-    parts = [pictures[start : start + batch_size] for start in range(0, len(pictures), batch_size)]
-    return np.concatenate(
-        [to_uint8(bundle.vae.decode(bundle.vae.encode(to_pixels(part, device), sample=False))) for part in parts]
-    )
+    parts = []
+    for start in range(0, len(pictures), batch_size):
+        rows = torch.from_numpy(np.ascontiguousarray(pictures[start : start + batch_size])).to(device)
+        pixels = rows.permute(0, 3, 1, 2).float().div(127.5).sub(1)
+        parts.append(to_uint8(bundle.vae.decode(bundle.vae.encode(pixels, sample=False))))
+    return np.concatenate(parts)
