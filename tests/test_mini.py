@@ -61,8 +61,9 @@ TOY = [
 
 @pytest.fixture(scope="module")
 def config():
-    budgets = [f"--config.{stage}.{key}" for stage in ("vae", "clip", "face_encoder", "uvit", "unet", "decoder") for key in
-               ("steps=2", "batch_size=4", "amp=false", "device=cpu")]  # fmt: skip
+    stages = ("vae", "clip", "face_encoder", "uvit", "unet", "decoder")
+    keys = ("steps=2", "batch_size=4", "amp=false", "device=cpu")
+    budgets = [f"--config.{stage}.{key}" for stage in stages for key in keys]
     return read_config("cpu", TOY + budgets)
 
 

@@ -11,7 +11,7 @@ from research.reproduction import __main__ as command
 from research.reproduction import plan, runs
 from research.reproduction.measure import Measurer, measure_all, result_file
 from research.reproduction.page import write_page
-from research.reproduction.results import NO, OPEN, YES, Check, Results
+from research.results import NO, OPEN, YES, Check, Results
 
 from feedface.common.errors import UserError
 from feedface.evaluation.metrics import Figure
@@ -119,7 +119,7 @@ def test_fresh_results_come_before_kept_ones(folder, tmp_path):
 
 
 def test_each_measured_checkpoint_belongs_to_a_run_that_keeps_it(config, tmp_path):
-    names = {run.name for run in runs.all_runs(config)}
+    names = {run.name for run in plan.all_runs(config)}
     every = config.train.measured_at[0] // config.train.batch_size
     for one in plan.trained(config):
         assert one.run in names
@@ -134,7 +134,7 @@ def test_the_sweeps_share_the_default_settings():
 
     defaults = read_index("models/mini").defaults
     assert {name: defaults[name] for name in plan.DEFAULTS} == plan.DEFAULTS
-    assert plan.scaled(1.0) == plan.guided(4.0) == plan.pooled(1, "mean") == plan.DEFAULT
+    assert plan.swept("face_scale", 1.0) == plan.swept("guidance", 4.0) == plan.pooled(1, "mean") == plan.DEFAULT
 
 
 def test_world_and_the_records_of_fewer_people(tmp_path, config, monkeypatch):

@@ -5,12 +5,13 @@ import json
 import numpy as np
 import pytest
 import torch
-from research.reproduction import limits, parts
+from research.reproduction import limits
 from research.reproduction.denoise import denoise, times_from
 from research.reproduction.probe import choose_probe, pictures_to_fit, ridge
 from tests.toy import make_toy_bundle, toy_face_controlnet
 
 from feedface.common.errors import UserError
+from feedface.diffusion.state import take
 from feedface.evaluation.cases import FIRST_IDENTITY, GALLERY, WORLD_SEED, make_cases
 from feedface.evaluation.inspector import Inspector
 from feedface.synthetic.world import ATTRIBUTES, make_portraits
@@ -121,8 +122,9 @@ class Oracle:
 def test_a_perfect_base_gives_the_picture_back(level):
     img, clip_img = torch.randn(2, 4, 8, 8), torch.randn(2, 1, 16)
     uvit = Oracle(img, clip_img)
-    back = denoise(uvit, img, clip_img, torch.zeros(2, 3, 8), level, steps=10, seeds=[0, 1])
-    assert torch.allclose(back, img, atol=1e-3)
+    clean = {"img": img, "clip_img": clip_img}
+    back = denoise(uvit, clean, {"text": torch.zeros(2, 3, 8)}, level, steps=10, seeds=[0, 1])
+    assert torch.allclose(back["img"], img, atol=1e-3)
     assert uvit.times[0] == level and uvit.times[-1] == 1
 
 
@@ -142,12 +144,12 @@ def test_noise_depends_on_the_seed_alone_and_grows_with_the_level():
             seen.setdefault(len(state["img"]), state["img"].clone())
             return {name: torch.zeros_like(value) for name, value in state.items()}
 
-    text = torch.zeros(2, 3, 8)
+    clean, prompt = {"img": img, "clip_img": clip_img}, {"text": torch.zeros(2, 3, 8)}
     spread = []
     for level in (100, 500, 900):
         seen.clear()
-        denoise(Lazy(), img, clip_img, text, level, 2, [5, 6])
-        denoise(Lazy(), img[1:], clip_img[1:], text[1:], level, 2, [6])
+        denoise(Lazy(), clean, prompt, level, 2, [5, 6])
+        denoise(Lazy(), *(take(rows, slice(1, 2)) for rows in (clean, prompt)), level, 2, [6])
         assert torch.equal(seen[2][1:], seen[1])
         spread.append(float(seen[2].std()))
     assert spread == sorted(spread)
@@ -167,7 +169,7 @@ def test_steps_are_as_dense_from_any_level():
 
 def test_people_are_those_of_the_evaluation_where_the_numbers_are():
     expected = make_cases(2, references=2, samples=1, size=64)
-    found = parts.portrait_cases(FIRST_IDENTITY, 2, range(GALLERY), range(100, 102), [200], 64)
+    found = limits.portrait_cases(FIRST_IDENTITY, 2, range(GALLERY), range(100, 102), [200], 64)
     for name in ("references", "boxes", "gallery", "pictures"):
         assert np.array_equal(getattr(found, name), getattr(expected, name))
     assert found.prompts == expected.prompts
@@ -176,7 +178,7 @@ def test_people_are_those_of_the_evaluation_where_the_numbers_are():
 def test_the_whole_measurement_also_when_it_is_stopped(inspector, tmp_path, monkeypatch, capsys):
     model = make_toy_bundle(tmp_path / "model")
     inspector.save_pretrained(tmp_path / "judge")
-    monkeypatch.setattr(parts, "LEVELS", (500,))
+    monkeypatch.setattr(limits, "LEVELS", (500,))
     out = tmp_path / "limits.json"
     arguments = f"limits --model {model} --inspector {tmp_path / 'judge'} --out {out} --people {PEOPLE} --references 2"
     arguments += " --training_people 2 --held_out_people 2 --steps 2 --device cpu --detector opencv"
@@ -193,7 +195,7 @@ def test_the_whole_measurement_also_when_it_is_stopped(inspector, tmp_path, monk
     assert list(rows[limits.TRAINED_PEOPLE]) == ["real pictures", "through the VAE", *drawn]
     assert list(rows[limits.TRAINED_PICTURES]) == parts_of_the_model
     # The inspector and two probes, these with two kinds of crops, each with one and with two pictures.
-    assert len(rows[parts.REFERENCES]) == 2 * (1 + 2 * 2)
+    assert len(rows[limits.REFERENCES]) == 2 * (1 + 2 * 2)
     figures = [figure for group in rows.values() for row in group.values() for figure in row.values()]
     assert all(figure["low"] <= figure["value"] <= figure["high"] for figure in figures)
     assert all("attribute_all" in row for row in rows[limits.UNSEEN].values())
@@ -223,7 +225,7 @@ def test_the_whole_measurement_also_when_it_is_stopped(inspector, tmp_path, monk
     assert again["seconds"]["in all"] > result["seconds"]["in all"]
 
     # With another judge it is another measurement.
-    same = {"model": again["model"], "inspector": again["inspector"]}
+    same = {name: again[name] for name in ("model", "inspector", "settings", "cases")}
     assert limits.read_known(out, same) is not None
     assert limits.read_known(out, same | {"inspector": "elsewhere"}) is None
 

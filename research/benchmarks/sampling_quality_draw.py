@@ -55,7 +55,7 @@ class Painter:
         with torch.inference_mode():
             self.text = bundle.text_encoder.encode(prompts)
             self.empty_text = bundle.text_encoder.encode([""])
-        faces = encode_faces(bundle, crops, device, dtype).to(device)
+        faces = encode_faces(bundle, crops, device, dtype)["tokens"].to(device)
         self.faces = faces.repeat_interleave(len(prompts) // len(crops), dim=0)  # [N, n, D]
         self.seeds = [seed + number for number in range(len(prompts))]
 

@@ -4,12 +4,12 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+from research import plots
 from research.reproduction.results import Results, number, share, table
 from sampling_quality_settings import FEW_STEP, RELEASE, Setting, parse
 
 from feedface.common.errors import UserError
 from feedface.common.files import atomic_file
-from feedface.evaluation import plots
 from feedface.evaluation.metrics import Figure
 
 IDENTITY, ATTRIBUTES = "other", "attributes"  # keys of a result's "people", or of `Results`

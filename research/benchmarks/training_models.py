@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import torch
 from diffusers import AutoencoderKL
 from diffusers.utils import logging
+from feedface.training.objective import ControlledUViT
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel, CLIPVisionModelWithProjection
 
@@ -18,7 +19,6 @@ from feedface.data.draws import Draws
 from feedface.data.features import Features, FrozenEncoders
 from feedface.encoders import ImageEncoder, LatentCodec, TextEncoder
 from feedface.methods.feedface import FaceControlNet
-from feedface.training.objective import ControlledUViT
 
 logging.set_verbosity_error()  # it warns of nothing that happens here
 FACES = 1  # references of a sample

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from feedface.training.objective import ControlledUViT, LossParts, Objective
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
@@ -16,7 +17,6 @@ from training_models import Size, build_encoders, build_trained, random_draws, r
 
 from feedface.data.draws import Draws
 from feedface.data.features import FrozenEncoders
-from feedface.training.objective import ControlledUViT, LossParts, Objective
 
 
 @dataclass(frozen=True)

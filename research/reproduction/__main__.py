@@ -53,48 +53,46 @@ def run_stage(
     stage: str, config: ml_collections.ConfigDict, workdir: Path, out: Path, quick: bool, share: tuple[int, int]
 ) -> None:
     """Do what is left of one stage."""
+    from feedface.checkpoints.bundle import read_index
     from feedface.synthetic.train.common import ROOT
     from research.reproduction import page, plan, runs
-    from research.reproduction.measure import image_size, measure_all
-    from research.reproduction.results import Results
+    from research.reproduction.measure import measure_all
+    from research.results import Results
 
     results = workdir / "results"
+    first, shares = share
     if stage == "world":
-        runs.make_world(config, workdir, image_size(config))
+        runs.make_world(config, workdir, read_index(config.model).image_size)
     elif stage == "train":
-        for run in runs.all_runs(config)[share[0] :: share[1]]:
-            if not runs.is_done(run, config, workdir):
-                runs.train(run, config, workdir)
+        for run in plan.all_runs(config)[first::shares]:
+            runs.train(run, config, workdir)
     elif stage == "measure":
-        wanted = [*plan.committed(), *([] if quick else plan.trained(config))][share[0] :: share[1]]
-        measure_all([(one, plan.folder_of(one, config, workdir)) for one in wanted], config, workdir)
+        wanted = plan.committed() + ([] if quick else plan.trained(config))
+        measure_all([(one, plan.folder_of(one, config, workdir)) for one in wanted[first::shares]], config, workdir)
     elif stage == "dreambooth":
         people, pictures = config.dreambooth.people, config.dreambooth.pictures
         _call("baselines.dreambooth", config, results / "dreambooth.json", people=people, references=pictures)
     elif stage == "limits":
         _call("reproduction.limits", config, results / "limits.json", people=config.measure.people)
-    elif stage == "page":
-        folders, notes = [results], []
-        if quick:
-            kept = ROOT / "docs" / "reproduction"
-            folders += [kept / "results", kept]  # contact sheets lie beside the figures
-            notes.append(
-                f"**Quick run**: sections 2 and 3 were measured now, on {config.measure.people} people; the "
-                "others show "
-                "the results kept in docs/reproduction/results."
-            )
-        else:
-            runs.write_cost(config, workdir)
-            page.keep_results(workdir, out)
-        page.write_page(Results(folders), config, out, notes)
+    elif quick:
+        kept = ROOT / "docs" / "reproduction"  # contact sheets lie beside the figures
+        note = (
+            f"**Quick run**: sections 2 and 3 were measured now, on {config.measure.people} people; the others show "
+            "the results kept in docs/reproduction/results."
+        )
+        page.write_page(Results([results, kept / "results", kept]), config, out, [note])
+    else:
+        runs.write_cost(config, workdir)
+        page.keep_results(workdir, out)
+        page.write_page(Results([results]), config, out, [])
 
 
 def _call(module: str, config: ml_collections.ConfigDict, out: Path, **options) -> None:
-    """`python -m feedface.MODULE` unless its file is there."""
+    """`python -m research.MODULE` unless its file is there."""
     if out.is_file():
         return
     out.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", f"feedface.{module}", "--model", config.model, "--out", os.path.relpath(out)]
+    command = [sys.executable, "-m", f"research.{module}", "--model", config.model, "--out", os.path.relpath(out)]
     command += [f"--{key}={value}" for key, value in options.items()]
     code = subprocess.run(command).returncode
     if code:

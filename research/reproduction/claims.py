@@ -1,279 +1,239 @@
-"""The claims that rest on `plan`'s measurements: what the paper says, what was measured, whether it holds.
+"""The sections of the page: what is compared, which sentences follow, what is plotted. `page.md.jinja` has the words.
 
-Each function writes its plots beside the page and returns its section as Markdown; its docstring is the section's
-title where it cannot be written. Columns, the same everywhere:
+Each function writes its plots beside the page and returns the values of the template's block of its name; its docstring
+is the section's title where it cannot be written. Columns, the same everywhere:
 identity: cosine of the judge's embeddings with other pictures of the person; nearest: share of pictures that the judge
 takes for the person among all people measured; attributes: share of what prompts name that is shown; background: mean
 absolute difference outside face and hair to the picture without a face, in 1/255.
 """
 
-from collections.abc import Sequence
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import ml_collections
 
-from feedface.evaluation import plots
+from feedface.common.files import atomic_file
 from feedface.evaluation.metrics import Figure
+from research import plots
+from research.pages import decimal, percent, table
 from research.reproduction import plan
-from research.reproduction.results import Check, Results, checks_table, number, share, table
-from research.reproduction.runs import FEWER_PEOPLE, LOSSES, SITES
+from research.reproduction.limits import markdown
+from research.results import ATTRIBUTES, Check, Names, Results, scaled
 
+IDENTITY, BACKGROUND, FACE_LABEL = "other", "background_pixels", "identity: similarity to another picture"
 COLUMNS = {
-    "other": ("identity", number(3)),
-    "nearest": ("nearest", share),
-    "attributes": ("attributes", share),
-    "background_pixels": ("background", lambda figure: number(2)(scaled_by(figure, 255))),
+    IDENTITY: ("identity", decimal),
+    "nearest": ("nearest", percent),
+    ATTRIBUTES: ("attributes", percent),
+    BACKGROUND: ("background", lambda figure: decimal(scaled(figure, 255), 2)),
 }
-IDENTITY, FACE_LABEL = "other", "identity: similarity to another picture"
+DREAMBOOTH, LIMITS = "dreambooth", "limits"  # results that other programs measure
+SYSTEMS = {
+    "no face": "no face",
+    "dreambooth": "DreamBooth, LoRA",
+    "face-controlnet": "FeedFace",
+    "references": "the references themselves",
+}
+Values = dict[str, Any]
 
 
-def scaled_by(figure: Figure, factor: float) -> Figure:
-    return Figure(figure.value * factor, figure.low * factor, figure.high * factor)
+def cells(results: Results, names: Names) -> list[str]:
+    """The columns of one row."""
+    one = results.get(names if isinstance(names, str) else names[0])["people"]
+    known = [key for key in COLUMNS if key in one or key == ATTRIBUTES]
+    return [COLUMNS[key][1](results.figure(names, key)) if key in known else "–" for key in COLUMNS]
 
 
-def rows_of(results: Results, names: dict[str, str], columns: Sequence[str] = tuple(COLUMNS)) -> str:
-    """A table, a row a setting: label -> result's name."""
-    rows = []
-    for label, name in names.items():
-        has = results.get(name)["people"]
-        cells = [
-            COLUMNS[key][1](results.figure(name, key)) if key == "attributes" or key in has else "–" for key in columns
-        ]
-        rows.append([label, *cells])
-    return table(["setting", *(COLUMNS[key][0] for key in columns)], rows)
+def settings_table(results: Results, head: str, names: Mapping[str, Names]) -> str:
+    """A row a setting: label -> its result, or one for each seed."""
+    titles = [title for title, _ in COLUMNS.values()]
+    return table([head, *titles], [[label, *cells(results, of)] for label, of in names.items()])
 
 
-def losses(results: Results, config: ml_collections.ConfigDict, folder: Path) -> str:
+def losses(results: Results, config: ml_collections.ConfigDict, folder: Path) -> Values:
     """1. The regularization mask loss."""
     last, seeds = config.train.measured_at[-1], config.train.seeds
+    half = last // 2
 
     def names(loss: str, samples: int = last) -> list[str]:
-        return [plan.at(f"{loss}-seed{seed}", samples) for seed in seeds]
+        return [plan.at(plan.of_loss(loss, seed), samples) for seed in seeds]
 
-    def gap(other: str, key: str, samples: int = last, sign: int = 1) -> Figure:
-        pair = (names("regularization", samples), names(other, samples))
-        return results.difference_over_seeds(*(pair if sign > 0 else pair[::-1]), key)
+    def curve(loss: str) -> list[tuple[int, Figure]]:
+        return [(samples, results.figure(names(loss, samples), IDENTITY)) for samples in (half, last)]
 
-    rows = []
-    for samples in (last // 2, last):
-        for loss in LOSSES:
-            cells = [write(results.over_seeds(names(loss, samples), key)) for key, (_, write) in COLUMNS.items()]
-            rows.append([f"{loss}, {samples} samples", *cells])
-    points = {
-        loss: [(samples, results.over_seeds(names(loss, samples), IDENTITY)) for samples in (last // 2, last)]
-        for loss in LOSSES
-    }
-    plots.curves(folder / "losses_identity.png", points, "samples seen", FACE_LABEL)
-    background = {
-        loss: {"change": scaled_by(results.over_seeds(names(loss), "background_pixels"), 255)} for loss in LOSSES
-    }
-    plots.bars(folder / "losses_background.png", background, "change outside the face, 1/255")
-    checks = [
-        Check.of("the mask loss changes the background more", gap("mask", "background_pixels", sign=-1)),
-        Check.of("the standard loss does too", gap("standard", "background_pixels", sign=-1)),
-        Check.of("text is kept at least as well as with the mask loss", gap("mask", "attributes")),
-        Check.of("… as with the standard loss", gap("standard", "attributes")),
-        Check.of("identity at half time is at least the mask loss's", gap("mask", IDENTITY, last // 2)),
-        Check.of("… the standard loss's", gap("standard", IDENTITY, last // 2)),
-        Check.of("identity at the end is at least the mask loss's", gap("mask", IDENTITY)),
-        Check.of("… the standard loss's", gap("standard", IDENTITY)),
+    ours, mask, standard = map(names, plan.LOSSES)
+    ours_half, mask_half, standard_half = (names(loss, half) for loss in plan.LOSSES)
+    rows = {f"{loss}, {samples} samples": names(loss, samples) for samples in (half, last) for loss in plan.LOSSES}
+    changes = {loss: {"change": scaled(results.figure(names(loss), BACKGROUND), 255)} for loss in plan.LOSSES}
+    curves = {loss: curve(loss) for loss in plan.LOSSES}
+    plots.curves(folder / "losses_identity.png", curves, "samples seen", FACE_LABEL)
+    plots.bars(folder / "losses_background.png", changes, "change outside the face, 1/255")
+    sentences = [
+        ("the mask loss changes the background more", mask, ours, BACKGROUND),
+        ("the standard loss does too", standard, ours, BACKGROUND),
+        ("text is kept at least as well as with the mask loss", ours, mask, ATTRIBUTES),
+        ("… as with the standard loss", ours, standard, ATTRIBUTES),
+        ("identity at half time is at least the mask loss's", ours_half, mask_half, IDENTITY),
+        ("… the standard loss's", ours_half, standard_half, IDENTITY),
+        ("identity at the end is at least the mask loss's", ours, mask, IDENTITY),
+        ("… the standard loss's", ours, standard, IDENTITY),
     ]
-    return "\n".join(
-        [
-            "## 1. The regularization mask loss (Fig. 2 and 3, App. B.1)",
-            "",
-            "The paper: bound to the frozen model's prediction outside the face, the model keeps background and text, "
-            "and converges faster than with the standard loss or the mask loss alone.",
-            "",
-            f"{len(seeds)} training seeds a loss, the same for each; intervals over people and seeds.",
-            "",
-            table(["loss", *(title for title, _ in COLUMNS.values())], rows),
-            "",
-            checks_table(checks, 4),
-            "",
-            f"![identity by samples seen]({folder.name}/losses_identity.png)",
-            f"![change of the background]({folder.name}/losses_background.png)",
-        ]
-    )
+    return {
+        "seeds": len(seeds),
+        "settings": settings_table(results, "loss", rows),
+        "checks": [results.check(*one) for one in sentences],
+    }
 
 
-def references(results: Results, config: ml_collections.ConfigDict, folder: Path) -> str:
+def references(results: Results, config: ml_collections.ConfigDict, folder: Path) -> Values:
     """2. Several pictures of the person."""
     names = {f"{count}, {pool}": plan.pooled(count, pool) for pool in ("concat", "mean") for count in plan.COUNTS}
     names.pop("1, mean")
-    points = {
+    curves = {
         label: [(count, results.figure(plan.pooled(count, pool), IDENTITY)) for count in plan.COUNTS]
         for label, pool in (("concatenated", "concat"), ("averaged", "mean"))
     }
-    plots.curves(folder / "references.png", points, "pictures of the person", FACE_LABEL)
-    four, one = plan.pooled(4, "concat"), plan.DEFAULT
-    checks = [
-        Check.of("four pictures give more identity than one", results.difference(four, one, IDENTITY)),
-        Check.of("five give more than four", results.difference(plan.pooled(5, "concat"), four, IDENTITY)),
-        Check.of(
-            "four concatenated are at least as good as averaged",
-            results.difference(four, plan.pooled(4, "mean"), IDENTITY),
-        ),
+    plots.curves(folder / "references.png", curves, "pictures of the person", FACE_LABEL)
+    five, four, averaged = plan.pooled(5, "concat"), plan.pooled(4, "concat"), plan.pooled(4, "mean")
+    sentences = [
+        ("four pictures give more identity than one", four, plan.DEFAULT, IDENTITY),
+        ("five give more than four", five, four, IDENTITY),
+        ("four concatenated are at least as good as averaged", four, averaged, IDENTITY),
     ]
-    return "\n".join(
-        [
-            "## 2. Several pictures of the person (§1, App. B.3.1)",
-            "",
-            "The paper: further pictures of the face improve its consistency; their features are concatenated.",
-            "",
-            rows_of(results, {"no face": plan.BASE, **names}),
-            "",
-            checks_table(checks),
-            "",
-            f"![identity by number of pictures]({folder.name}/references.png)",
-        ]
-    )
-
-
-def trade(results: Results, config: ml_collections.ConfigDict, folder: Path) -> str:
-    """3. Guidance and the strength of the face."""
-    scales = {f"face scale {scale:g}": plan.scaled(scale) for scale in plan.FACE_SCALES}
-    guidances = {f"guidance {guidance:g}": plan.guided(guidance) for guidance in plan.GUIDANCES}
-    unconds = {f"unconditional: {mode}": plan.unconditional(mode) for mode in plan.UNCONDS}
-    both = {**scales, **guidances}
-    points = {
-        label: (results.figure(name, "attributes"), results.figure(name, IDENTITY)) for label, name in both.items()
+    return {
+        "settings": settings_table(results, "setting", {"no face": plan.BASE, **names}),
+        "checks": [results.check(*one) for one in sentences],
     }
+
+
+def trade(results: Results, config: ml_collections.ConfigDict, folder: Path) -> Values:
+    """3. Guidance and the strength of the face."""
+    scales = {f"face scale {scale:g}": plan.swept("face_scale", scale) for scale in plan.FACE_SCALES}
+    guidances = {f"guidance {guidance:g}": plan.swept("guidance", guidance) for guidance in plan.GUIDANCES}
+    unconds = {f"unconditional: {mode}": plan.swept("uncond", mode) for mode in plan.UNCONDS}
+    swept = {**scales, **guidances}
+    points = {label: (results.figure(of, ATTRIBUTES), results.figure(of, IDENTITY)) for label, of in swept.items()}
     plots.scatter(folder / "trade.png", points, "attributes shown", FACE_LABEL, connect=[list(scales), list(guidances)])
-    strong, weak = plan.scaled(plan.FACE_SCALES[-1]), plan.scaled(plan.FACE_SCALES[0])
-    high, low = plan.guided(plan.GUIDANCES[-2]), plan.guided(plan.GUIDANCES[0])
-    checks = [
-        Check.of("a stronger face (2 against 0.5) has more identity", results.difference(strong, weak, IDENTITY)),
-        Check.of("… and costs text", results.difference(weak, strong, "attributes")),
-        Check.of("guidance 6, the paper's, has more identity than none", results.difference(high, low, IDENTITY)),
-        Check.of("… and shows more of the prompt", results.difference(high, low, "attributes")),
-        Check.of(
-            "the paper's unconditional half (zero face vector) is at least as good for identity as the release's "
-            "(noise for text, no face)",
-            results.difference(plan.unconditional("paper"), plan.unconditional("true_uncond"), IDENTITY),
-        ),
-    ]
-    return "\n".join(
-        [
-            "## 3. Guidance and the strength of the face (App. B.3.2)",
-            "",
-            "The paper: guidance of scale 5 (guidance 6 here) for face and text at once; text is traded for the face "
-            "(App. D). Guidance g is that of ε_u + g (ε_c − ε_u); a row differs from the default (guidance "
-            f"{plan.DEFAULTS['guidance']:g}, face scale {plan.DEFAULTS['face_scale']:g}, "
-            f"{plan.DEFAULTS['uncond']}) in one setting.",
-            "",
-            rows_of(results, {**scales, **guidances, **unconds}),
-            "",
-            checks_table(checks),
-            "",
-            f"![face against text]({folder.name}/trade.png)",
-        ]
+    strong, weak = scales["face scale 2"], scales["face scale 0.5"]
+    high, low = guidances["guidance 6"], guidances["guidance 1"]
+    zero_face = (
+        "the paper's unconditional half (zero face vector) is at least as good for identity as the release's "
+        "(noise for text, no face)"
     )
+    sentences = [
+        ("a stronger face (2 against 0.5) has more identity", strong, weak, IDENTITY),
+        ("… and costs text", weak, strong, ATTRIBUTES),
+        ("guidance 6, the paper's, has more identity than none", high, low, IDENTITY),
+        ("… and shows more of the prompt", high, low, ATTRIBUTES),
+        (zero_face, plan.swept("uncond", "paper"), plan.swept("uncond", "true_uncond"), IDENTITY),
+    ]
+    return {
+        "defaults": plan.DEFAULTS,
+        "settings": settings_table(results, "setting", {**swept, **unconds}),
+        "checks": [results.check(*one) for one in sentences],
+    }
 
 
-def sites(results: Results, config: ml_collections.ConfigDict, folder: Path) -> str:
+def sites(results: Results, config: ml_collections.ConfigDict, folder: Path) -> Values:
     """4. Where the control acts."""
     last, seed = config.train.measured_at[-1], config.train.seeds[0]
-    default = plan.at(f"regularization-seed{seed}", last)
-    names = {f"sites: {name}": plan.at(f"sites-{name.replace(' ', '-')}", last) for name in list(SITES)[1:]}
-    names = {f"sites: default ({', '.join(SITES['default'])})": default, **names}
-    names["sites: default, control sees the block's input"] = plan.at("control-input", last)
-    rows = []
+    default, on_input = plan.at(plan.of_loss(plan.LOSSES[0], seed), last), plan.at("control-input", last)
+    others = {name: plan.at(plan.of_sites(name), last) for name in list(plan.SITES)[1:]}
+    names = {f"default ({', '.join(plan.SITES['default'])})": default, **others}
+    names["default, control sees the block's input"] = on_input
+    rows, points = [], {}
     for label, name in names.items():
-        millions = results.get(name)["parameters"] / 1e6
-        figure = results.figure(name, IDENTITY)
-        cells = [write(results.figure(name, key)) for key, (_, write) in COLUMNS.items()]
-        rows.append([label, f"{millions:.2f} M", number(3)(scaled_by(figure, 1 / millions)), *cells])
-    points = {
-        label.removeprefix("sites: "): (_exact(results.get(name)["parameters"] / 1e6), results.figure(name, IDENTITY))
-        for label, name in names.items()
-    }
+        millions, identity = results.get(name)["parameters"] / 1e6, results.figure(name, IDENTITY)
+        per_million = decimal(scaled(identity, 1 / millions))
+        rows.append([f"sites: {label}", f"{millions:.2f} M", per_million, *cells(results, name)])
+        points[label] = (Figure(millions, millions, millions), identity)
     plots.scatter(folder / "sites.png", points, "trained parameters, millions", FACE_LABEL)
-    name = {key.removeprefix("sites: "): value for key, value in names.items()}
-    checks = [
-        Check.of(
-            "every other block is at least as good as all",
-            results.difference(name["every other"], name["all"], IDENTITY),
-        ),
-        Check.of(
-            "blocks on both sides are at least as good as in-blocks only",
-            results.difference(name["every other"], name["in only"], IDENTITY),
-        ),
-        Check.of("… as out-blocks only", results.difference(name["every other"], name["out only"], IDENTITY)),
-        Check.of(
-            "seeing the block's output (release) is at least as good as its input (Fig. 1)",
-            results.difference(default, plan.at("control-input", last), IDENTITY),
-        ),
+    seen = "seeing the block's output (release) is at least as good as its input (Fig. 1)"
+    both, every, inner, outer = (others[name] for name in ("every other", "all", "in only", "out only"))
+    sentences = [
+        ("every other block is at least as good as all", both, every, IDENTITY),
+        ("blocks on both sides are at least as good as in-blocks only", both, inner, IDENTITY),
+        ("… as out-blocks only", both, outer, IDENTITY),
+        (seen, default, on_input, IDENTITY),
     ]
-    return "\n".join(
-        [
-            "## 4. Where the control acts (Fig. 1 and the release)",
-            "",
-            "The paper draws a control block that sees its origin block's input; the release gives it the output, at "
-            "every other block. Nothing in the paper compares sites: the sentences below are what its choice implies. "
-            f"One training seed, {last} samples.",
-            "",
-            table(["", "parameters", "identity a million", *(title for title, _ in COLUMNS.values())], rows),
-            "",
-            checks_table(checks),
-            "",
-            f"![identity by parameters]({folder.name}/sites.png)",
-        ]
-    )
+    titles = [title for title, _ in COLUMNS.values()]
+    return {
+        "samples": last,
+        "settings": table(["", "parameters", "identity a million", *titles], rows),
+        "checks": [results.check(*one) for one in sentences],
+    }
 
 
-def efficiency(results: Results, config: ml_collections.ConfigDict, folder: Path) -> str:
+def efficiency(results: Results, config: ml_collections.ConfigDict, folder: Path) -> Values:
     """5. Few samples, few people."""
-    seeds, seen = config.train.seeds, config.train.measured_at
-    rows, points = [], []
-    for samples in seen:
-        names = [plan.at(f"regularization-seed{seed}", samples) for seed in seeds]
-        rows.append([f"{samples}", *(write(results.over_seeds(names, key)) for key, (_, write) in COLUMNS.items())])
-        points.append((samples, results.over_seeds(names, IDENTITY)))
-    plots.curves(folder / "samples_seen.png", {"regularization": points}, "samples seen", FACE_LABEL)
-    all_people = plan.at(f"regularization-seed{seeds[0]}", seen[-1])
-    people = {f"{count}": plan.at(f"people-{count}", seen[-1]) for count in FEWER_PEOPLE}
-    people[f"{config.world.identities}"] = all_people
-    by_people = [(int(count), results.figure(name, IDENTITY)) for count, name in people.items()]
-    plots.curves(folder / "people.png", {"": by_people}, "people trained on", FACE_LABEL, logx=True)
-    first, final = (
-        [plan.at(f"regularization-seed{seed}", samples) for seed in seeds] for samples in (seen[0], seen[-1])
-    )
-    fewest, more = people[f"{FEWER_PEOPLE[0]}"], people[f"{FEWER_PEOPLE[-1]}"]
-    checks = [
-        Check.of(
-            f"{seen[-1]} samples give more identity than {seen[0]}",
-            results.difference_over_seeds(final, first, IDENTITY),
-        ),
-        Check.of(
-            f"{config.world.identities} people give more than {FEWER_PEOPLE[0]}",
-            results.difference(all_people, fewest, IDENTITY),
-        ),
-        Check.of(
-            f"{FEWER_PEOPLE[-1]} people are at least as good as {config.world.identities}",
-            results.difference(more, all_people, IDENTITY),
-        ),
+    seeds, seen, everybody = config.train.seeds, config.train.measured_at, config.world.identities
+    by_samples = {
+        f"{samples}": [plan.at(plan.of_loss(plan.LOSSES[0], seed), samples) for seed in seeds] for samples in seen
+    }
+    by_people = {f"{count}": plan.at(plan.of_people(count), seen[-1]) for count in plan.FEWER_PEOPLE}
+    by_people[f"{everybody}"] = by_samples[f"{seen[-1]}"][0]
+
+    def curve(names: Mapping[str, Names]) -> list[tuple[int, Figure]]:
+        return [(int(count), results.figure(of, IDENTITY)) for count, of in names.items()]
+
+    plots.curves(folder / "samples_seen.png", {"regularization": curve(by_samples)}, "samples seen", FACE_LABEL)
+    plots.curves(folder / "people.png", {"": curve(by_people)}, "people trained on", FACE_LABEL, logx=True)
+    first, *_, final = by_samples.values()
+    fewest, *_, more, all_people = by_people.values()
+    fewest_count, *_, more_count = plan.FEWER_PEOPLE
+    sentences = [
+        (f"{seen[-1]} samples give more identity than {seen[0]}", final, first, IDENTITY),
+        (f"{everybody} people give more than {fewest_count}", all_people, fewest, IDENTITY),
+        (f"{more_count} people are at least as good as {everybody}", more, all_people, IDENTITY),
     ]
-    return "\n".join(
-        [
-            "## 5. Few samples, few people (Table 2)",
-            "",
-            "The paper: 41 K pictures and 4.8 M samples suffice, 0.4 % and 3.75 % of what Face0 uses. In the "
-            "miniature: "
-            "identity against samples seen, and against the number of people (ten pictures each) at "
-            f"{seen[-1]} samples.",
-            "",
-            table(["samples seen", *(title for title, _ in COLUMNS.values())], rows),
-            "",
-            rows_of(results, {f"{count} people": name for count, name in people.items()}),
-            "",
-            checks_table(checks),
-            "",
-            f"![identity by samples seen]({folder.name}/samples_seen.png)",
-            f"![identity by people]({folder.name}/people.png)",
-        ]
-    )
+    return {
+        "samples": seen[-1],
+        "settings": settings_table(results, "samples seen", by_samples),
+        "people": settings_table(results, "setting", {f"{count} people": of for count, of in by_people.items()}),
+        "checks": [results.check(*one) for one in sentences],
+    }
 
 
-def _exact(value: float) -> Figure:
-    return Figure(value, value, value)
+def baseline(results: Results, config: ml_collections.ConfigDict, folder: Path) -> Values:
+    """6. Against DreamBooth (Table 1)"""
+    scores = results.get(DREAMBOOTH)
+    face, text = "similarity_to_another_picture", "attribute_all"
+    rows, points = [], {}
+    for key, label in SYSTEMS.items():
+        figures = {name: Figure(**figure) for name, figure in scores["systems"][key]["figures"].items()}
+        normalised = scores["normalised"].get(key)
+        overall = ["–"] * 3
+        if normalised:
+            overall = [decimal(Figure(**normalised[name]), 2) for name in ("face", "text", "overall")]
+        seconds = scores["seconds"].get(key)
+        rows.append([label, decimal(figures[face]), percent(figures["nearest_identity"]), percent(figures[text])])
+        rows[-1] += [*overall, "–" if seconds is None else f"{seconds:.1f}"]
+        points[label] = (figures[text], figures[face])
+    plots.scatter(folder / "dreambooth.png", points, "attributes shown", FACE_LABEL)
+    sheet = results.find("dreambooth_sheet.png")
+    if sheet is not None:
+        with atomic_file(folder / sheet.name) as temporary:
+            shutil.copyfile(sheet, temporary)
+    gaps = {name: Figure(**figure) for name, figure in scores["differences"].items()}
+    head = ["", "identity", "nearest", "attributes", "face, norm.", "text, norm.", "overall", "seconds a person"]
+    return {
+        "cases": scores["cases"],
+        "training": scores["training"],
+        "settings": table(head, rows),
+        "checks": [
+            Check.of("FeedFace has more face than DreamBooth", gaps[face]),
+            Check.of("DreamBooth follows the text better", scaled(gaps["attributes"], -1)),
+            Check.of("FeedFace is better overall", gaps["overall"]),
+        ],
+    }
+
+
+def limits(results: Results, config: ml_collections.ConfigDict, folder: Path) -> Values:
+    """7. What limits the miniature"""
+    found = results.get(LIMITS)
+    return {"people": found["cases"]["people"], "settings": markdown(found["rows"]), "checks": []}
+
+
+SECTIONS = (losses, references, trade, sites, efficiency, baseline, limits)

@@ -1,21 +1,21 @@
 """Pictures noised to a level and denoised again by the base model alone: how much of a person it knows how to draw.
 
-Shapes: B batch, C h w latent, Dc width of the CLIP-image embedding, T text tokens of Dt numbers.
+Shapes: B batch, C h w latent.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from feedface.backbones.uvit import UViT
+from feedface.backbones.base import Backbone, Prompt
 from feedface.checkpoints.bundle import Bundle
 from feedface.common.progress import progress
 from feedface.diffusion.guidance import GuidedModel
 from feedface.diffusion.plan import Evaluation
-from feedface.diffusion.sampling import initial_noise, integrate
-from feedface.diffusion.schedule import BETA_END, BETA_START, NUM_TIMESTEPS, add_noise, alphas_cumprod, timestep_of
+from feedface.diffusion.sampling import initial_noise, integrate, jumps_at
+from feedface.diffusion.schedule import add_noise, alphas_cumprod, timestep_of
+from feedface.diffusion.state import State
 from feedface.encoders import to_uint8
 from feedface.synthetic.train.common import to_pixels
 
@@ -33,30 +33,21 @@ def times_from(level: int, steps: int) -> list[int]:
 
 
 @torch.no_grad()
-def denoise(
-    uvit: UViT, latents: Tensor, clip_img: Tensor, text: Tensor, level: int, steps: int, seeds: Sequence[int]
-) -> Tensor:
-    """Noise pictures to timestep `level` and draw what the base makes of them: latents [B,C,h,w], float32.
+def denoise(backbone: Backbone, clean: State, prompt: Prompt, level: int, steps: int, seeds: Sequence[int]) -> State:
+    """Noise pictures to timestep `level` and draw what the base makes of them.
 
-    latents [B,C,h,w] and clip_img [B,1,Dc]: the clean picture's, both noised, as in training. text [B,T,Dt]: the true
-    captions. No guidance and no face, so the result is a sample of what the base thinks the picture was.
+    clean: the pictures' `State`, all of it noised, as in training; prompt: the true captions. No guidance and no face,
+    so the result is a sample of what the base thinks the picture was.
     """
-    from diffusers import DPMSolverMultistepScheduler
-
-    solver = DPMSolverMultistepScheduler(
-        num_train_timesteps=NUM_TIMESTEPS, beta_start=BETA_START, beta_end=BETA_END, beta_schedule="scaled_linear"
-    )
-    times = times_from(level, steps)
-    solver.set_timesteps(timesteps=[time - 1 for time in times])  # diffusers' 999 … 0 stand for our 1000 … 1
-    model = GuidedModel(uvit, {"text": text}, latent_size=tuple(latents.shape[-2:]))
-    clean = {"img": latents, "clip_img": clip_img}
+    model = GuidedModel(backbone, prompt, latent_size=tuple(clean["img"].shape[-2:]))
     noises = initial_noise(seeds, *(value.shape[1:] for value in clean.values()))
     t = torch.full((len(seeds),), level)
     noisy = {
-        name: add_noise(value.float(), noise.to(text.device), t)
+        name: add_noise(value.float(), noise.to(value.device), t)
         for (name, value), noise in zip(clean.items(), noises, strict=True)
     }
-    return integrate(model, noisy, solver, [Evaluation(time) for time in times])["img"]
+    times = times_from(level, steps)
+    return integrate(model, noisy, jumps_at(times, order=2), [Evaluation(time) for time in times])
 
 
 @torch.inference_mode()
@@ -75,14 +66,10 @@ def through_base(
     for start in progress(range(0, len(pictures), batch_size), desc=f"denoise from {level}", unit="batch"):
         rows = range(start, min(start + batch_size, len(pictures)))
         pixels = to_pixels(pictures[rows.start : rows.stop], device)
-        latents = denoise(
-            bundle.backbone,
-            bundle.vae.encode(pixels, sample=False),
-            bundle.image_encoder.encode(pixels),
-            bundle.text_encoder.encode(prompts[rows.start : rows.stop]),
-            level,
-            steps,
-            [seed + row for row in rows],
-        )
-        parts.append(to_uint8(bundle.vae.decode(latents)))
+        clean = {"img": bundle.vae.encode(pixels, sample=False)}
+        if "clip_img" in bundle.backbone.state_shapes():
+            clean["clip_img"] = bundle.image_encoder.encode(pixels)
+        prompt = {"text": bundle.text_encoder.encode(prompts[rows.start : rows.stop])}
+        drawn = denoise(bundle.backbone, clean, prompt, level, steps, [seed + row for row in rows])
+        parts.append(to_uint8(bundle.vae.decode(drawn["img"])))
     return np.concatenate(parts)

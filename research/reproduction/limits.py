@@ -7,6 +7,8 @@ VAE: pictures encoded and decoded. Base: pictures noised to a level t and denois
 Face encoder: a linear probe. Detector: its crops against the renderer's boxes. Data: people trained on against unseen
 people. Everything together: 0, 1 and more references. What was trained on is what configs/mini.py says: people from
 number 0, scenes from 0. Rows are kept in FILE.part as they come, and the same command goes on where it was stopped.
+
+Letters: I people, S pictures a person, R references, E embedding width.
 """
 
 import argparse
@@ -15,7 +17,9 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
 from feedface.checkpoints.bundle import Bundle, load_bundle
@@ -23,152 +27,206 @@ from feedface.common.command_line import Parser
 from feedface.common.device import pick_device, pick_dtype
 from feedface.common.errors import UserError, run_cli
 from feedface.common.json_files import load_json
-from feedface.common.saving import check_writable, save_json
-from feedface.evaluation.cases import FIRST_IDENTITY, GALLERY, crop_references, make_cases
+from feedface.common.saving import check_writable
+from feedface.evaluation.cases import FIRST_IDENTITY, GALLERY, WORLD_SEED, Cases, crop_references, make_cases
+from feedface.evaluation.draw import through_vae
 from feedface.evaluation.inspector import Inspector
+from feedface.evaluation.metrics import (
+    bootstrap,
+    mean_embedding,
+    nearest_identity,
+    similarity_to_own,
+    similarity_to_strangers,
+)
 from feedface.evaluation.mini import Judge, load_judge
 from feedface.inference.model_files import load_model, model_digest
 from feedface.settings import MAX_SEED, Settings, check_range
-from research.reproduction.parts import FIGURES, Parts, by_count, portrait_cases
-from research.reproduction.probe import choose_probe, pictures_to_fit
+from feedface.synthetic.world import make_portraits
+from research.pages import table
+from research.people import by_person, draw_people, flat
+from research.reproduction.denoise import through_base
+from research.reproduction.probe import choose_probe, face_features, pictures_to_fit
+from research.results import store
 
+LEVELS = (200, 400, 600, 800, 1000)
 FIRST_HELD_OUT = 5_000  # people that nothing was trained on and nothing else is measured on: they choose the penalty
-MAX_TRAINED = FIRST_HELD_OUT  # people are numbered up to there
 NEW_SCENES, PICTURES = 100, 200  # and on: nobody was trained on these; the numbers of `make_cases`
 TRAINED_SCENES = 10
 UNSEEN, TRAINED_PEOPLE, TRAINED_PICTURES = "unseen people", "people trained on, new scenes", "pictures trained on"
+REFERENCES = "references as embeddings"
+NEAREST, SIMILARITY, ATTRIBUTES = "nearest_identity", "similarity_to_another_picture", "attribute_all"
+FIGURES = {
+    NEAREST: "nearest identity",
+    SIMILARITY: "similarity to another picture",
+    "similarity_to_strangers": "to strangers",
+    ATTRIBUTES: "prompt attributes shown",
+}
+CASES = ("people", "samples", "references", "detector", "training_people", "training_pictures", "held_out_people")
 
 
-def measure_limits(
-    bundle: Bundle,
-    inspector: Inspector,
-    *,
-    people: int = 100,
-    samples: int = 1,
-    references: int = 4,
-    training_people: int = 2400,
-    training_pictures: int = 2,
-    held_out_people: int = 100,
-    settings: Settings = Settings(),  # noqa: B008 (frozen)
-    detector: str = "auto",
-    seed: int = 0,
-    batch_size: int = 64,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
-    known: dict | None = None,
-    save: Callable[[dict], None] = lambda result: None,
-) -> dict:
-    """Measure each part of `bundle` (all of `NETWORKS` loaded) and return what goes into JSON.
+def portrait_cases(
+    first: int, people: int, gallery: Sequence[int], references: Sequence[int], pictures: Sequence[int], size: int
+) -> Cases:
+    """`cases.make_cases` for the people from number `first` and any scenes; no attributes are asked for."""
+    scenes = [*gallery, *references, *pictures]
+    who = np.repeat(np.arange(first, first + people), len(scenes))
+    world = make_portraits(who, np.tile(scenes, people), WORLD_SEED, size)
+    ends = np.cumsum([len(gallery), len(references)])
+    shown, references, drawn = np.split(by_person(world.images, people), ends, axis=1)
+    _, boxes, _ = np.split(world.boxes.reshape(people, -1, 4), ends, axis=1)
+    prompts = np.array(world.captions).reshape(people, -1)[:, ends[1] :].tolist()
+    return Cases(references, boxes, shown, drawn, prompts, asked={})
 
-    Args:
-        people, samples: people of each group and pictures to draw of each.
-        references: the larger number of references; the smaller ones are 0 and 1.
-        training_people: how many were trained on, from number 0. The probe is fitted on `training_pictures` (>= 2) new
-            pictures of each; `held_out_people` others choose its penalty.
-        settings: those left None are the model's. The base denoises without guidance.
-        known: an earlier result for the same bundle and inspector; taken up if the settings and cases are the same.
-        save: called with the result so far after each row.
 
-    Returns:
-        settings, cases, rows (see `Parts`), probe, detector, seconds by part, finished.
+class Limits:
+    """Measures a bundle's parts, one row after another: rows that are there already are not measured again.
+
+    result: filled, and kept in `file` after each row. Its "rows" are group of people or pictures -> what was done to
+    them -> figure -> {value, low, high}, with 95 % intervals over people; "seconds" are by part.
     """
-    begun = time.perf_counter()
-    device = torch.device(device)
-    full = settings.for_model(bundle.defaults, bundle.image_size, bundle.size_multiple)
-    run = {"seed": seed, "device": str(device), "dtype": str(dtype).removeprefix("torch.")}
-    result = {
-        "settings": full.as_json() | run,
-        "cases": {
-            "people": people,
-            "first_unseen_person": FIRST_IDENTITY,
-            "chance": 1 / people,
-            "samples": samples,
-            "references": references,
-            "gallery_pictures": GALLERY,
-            "detector": detector,
-            "probe_people": training_people,
-            "probe_pictures": training_pictures,
-            "probe_held_out_people": held_out_people,
-            "probe_first_held_out_person": FIRST_HELD_OUT,
-        },
-        "rows": {},
-        "probe": None,
-        "detector": None,
-        "seconds": {},
-        "finished": False,
-    }
-    if known is not None and all(known.get(key) == result[key] for key in ("settings", "cases")):
-        result = {key: known[key] for key in result}
-    if result["finished"]:
-        return result
-    before = result["seconds"].get("in all", 0.0)
 
-    def keep() -> None:
-        result["seconds"]["in all"] = round(before + time.perf_counter() - begun, 1)
-        save(result)
+    def __init__(
+        self, args: argparse.Namespace, bundle: Bundle, settings: Settings, device: torch.device, dtype: torch.dtype,
+        result: dict[str, Any], file: Path,
+    ):  # fmt: skip
+        self.args, self.bundle, self.settings, self.device, self.dtype = args, bundle, settings, device, dtype
+        self.result, self.file = result, file
+        self.begun, self.before = time.perf_counter(), result["seconds"].get("in all", 0.0)
 
-    how = {"seed": seed, "batch_size": batch_size, "device": device, "dtype": dtype}
-    parts = Parts(bundle, full, **how, rows=result["rows"], seconds=result["seconds"], save=keep)
-    size, new = bundle.image_size, range(NEW_SCENES, NEW_SCENES + references)
+    def keep(self, **found: Any) -> None:
+        self.result.update(found)
+        self.result["seconds"]["in all"] = round(self.before + time.perf_counter() - self.begun, 1)
+        store(self.file, self.result)
 
-    unseen = parts.timed("rendering", make_cases, people, references, samples, size)
-    judge = Judge(inspector, unseen)
-    crops, _ = crop_references(unseen, "truth", None)
-    parts.add_vae(UNSEEN, judge, unseen)
-    parts.add_base(UNSEEN, judge, unseen)
-    parts.add_drawn(UNSEEN, judge, unseen, None, by_count(0))
-    for count in sorted({1, references}):
-        parts.add_drawn(UNSEEN, judge, unseen, crops[:, :count], by_count(count))
-    detected, found = parts.timed("detector", crop_references, unseen, detector, bundle.faces_root)
-    result["detector"] = {"references_with_a_face_found": round(found, 4)}
-    parts.add_drawn(UNSEEN, judge, unseen, detected[:, :1], f"{by_count(1)}, detector's crop")
+    def timed(self, part: str, work: Callable, *args) -> Any:
+        """`work(*args)`, its wall time added to that of `part`."""
+        seconds, begun = self.result["seconds"], time.perf_counter()
+        found = work(*args)
+        seconds[part] = round(seconds.get(part, 0.0) + time.perf_counter() - begun, 1)
+        return found
 
-    if result["probe"] is None:
-        parts.add_embeddings("the inspector itself", judge, judge.references)
-        args = (bundle.method, inspector, training_people, training_pictures, NEW_SCENES, size, device)
-        states, targets = parts.timed("probe: pictures", pictures_to_fit, *args)
-        others = portrait_cases(FIRST_HELD_OUT, held_out_people, range(GALLERY), new, (), size)
-        held_out = parts.features(crop_references(others, "truth", None)[0])
+    def group(self, name: str, judge: Judge, cases: Cases) -> Callable[..., None]:
+        """`add(label, part, make, *args)`: a row of this group for the pictures [I * S,H,W,3] or [I,S,…] of `make`."""
+        rows = self.result["rows"].setdefault(name, {})
+
+        def add(label: str, part: str, make: Callable, *args) -> None:
+            if label not in rows:
+                pictures = self.timed(part, make, *args).reshape(cases.pictures.shape)
+                found, _ = judge.score(pictures, shown=1)
+                rows[label] = {figure: found[figure].as_dict() for figure in FIGURES if figure in found}
+                self.keep()
+
+        return add
+
+    def vae(self, add: Callable, cases: Cases) -> None:
+        """The cases' pictures as they are and through the VAE."""
+        add("real pictures", "judging", lambda: cases.pictures)
+        add("through the VAE", "VAE", through_vae, self.bundle, flat(cases.pictures), self.args.batch_size, self.device)
+
+    def base(self, add: Callable, cases: Cases) -> None:
+        """The cases' pictures noised and denoised."""
+        args = (self.settings.steps, self.args.seed, self.args.batch_size, self.device)
+        prompts = [prompt for person in cases.prompts for prompt in person]
+        for level in LEVELS:
+            label = f"noised to {level}, denoised"
+            add(label, "base", through_base, self.bundle, flat(cases.pictures), prompts, level, *args)
+
+    def drawn(self, add: Callable, cases: Cases, crops: np.ndarray, count: int, how: str = "") -> None:
+        """Pictures drawn from the cases' prompts and the first `count` of the face crops [I,R]."""
+        label = f"{count} reference{'' if count == 1 else 's'}{how}"
+        options = {"seed": self.args.seed, "batch_size": self.args.batch_size, "device": self.device}
+        options |= {"dtype": self.dtype, "label": label}
+        shown = crops[:, :count] if count else None
+        add(label, "drawing", lambda: draw_people(self.bundle, cases.prompts, shown, self.settings, **options))
+
+    def embeddings(self, label: str, judge: Judge, found: np.ndarray) -> None:
+        """Rows for embeddings [I,R,E] of the references: of each picture alone, and of the mean of all."""
+        together = {"1 picture": found}
+        if found.shape[1] > 1:
+            together[f"{found.shape[1]} pictures"] = mean_embedding(found)[:, None]
+        for count, some in together.items():
+            values = (
+                nearest_identity(some, mean_embedding(judge.gallery)),
+                similarity_to_own(some, judge.gallery),
+                similarity_to_strangers(some, judge.gallery),
+            )
+            row = {name: bootstrap(one).as_dict() for name, one in zip(FIGURES, values, strict=False)}
+            self.result["rows"].setdefault(REFERENCES, {})[f"{label}, {count}"] = row
+
+    def probe(self, inspector: Inspector, judge: Judge, crops: dict[str, np.ndarray]) -> None:
+        """What linear probes of the face encoder say of the references: label -> face crops [I,R]."""
+        args, method, size = self.args, self.bundle.method, self.bundle.image_size
+        new = range(NEW_SCENES, NEW_SCENES + args.references)
+
+        def features(some: np.ndarray) -> torch.Tensor:
+            return face_features(method, some.flat, self.device).unflatten(0, some.shape)
+
+        self.embeddings("the inspector itself", judge, judge.references)
+        wanted = (args.training_people, args.training_pictures, NEW_SCENES, size, self.device)
+        states, targets = self.timed("probe: pictures", pictures_to_fit, method, inspector, *wanted)
+        others = portrait_cases(FIRST_HELD_OUT, args.held_out_people, range(GALLERY), new, (), size)
+        held_out = features(crop_references(others, "truth", None)[0])
         gallery = Judge(inspector, others).gallery
-        probes, tried = parts.timed("probe: fitting", choose_probe, states, targets, held_out, gallery)
+        probes, tried = self.timed("probe: fitting", choose_probe, states, targets, held_out, gallery)
         for pooling, probe in probes.items():
-            for label, cut in (("", crops), (", detector's crops", detected)):
-                parts.add_embeddings(f"linear probe of {pooling}{label}", judge, probe.predict(parts.features(cut)))
-        result["probe"] = {"penalty": {pooling: probe.penalty for pooling, probe in probes.items()}, "tried": tried}
-        keep()
+            for label, some in crops.items():
+                self.embeddings(f"linear probe of {pooling}{label}", judge, probe.predict(features(some)))
+        self.keep(probe={"penalty": {pooling: probe.penalty for pooling, probe in probes.items()}, "tried": tried})
 
-    trained_people = portrait_cases(0, people, range(GALLERY), new, range(PICTURES, PICTURES + samples), size)
-    crops, _ = crop_references(trained_people, "truth", None)
-    judge = Judge(inspector, trained_people)
-    parts.add_vae(TRAINED_PEOPLE, judge, trained_people)
-    for count in sorted({1, references}):
-        parts.add_drawn(TRAINED_PEOPLE, judge, trained_people, crops[:, :count], by_count(count))
+    def measure(self, inspector: Inspector) -> None:
+        """Everything that is missing."""
+        args, size = self.args, self.bundle.image_size
+        counts = sorted({1, args.references})
+        new = range(NEW_SCENES, NEW_SCENES + args.references)
 
-    # Nothing is shown here, but a judge wants to see a reference.
-    ends = (GALLERY, GALLERY + 1, GALLERY + 1 + samples)
-    trained = portrait_cases(0, people, range(ends[0]), range(*ends[:2]), range(*ends[1:]), size)
-    judge = Judge(inspector, trained)
-    parts.add_vae(TRAINED_PICTURES, judge, trained)
-    parts.add_base(TRAINED_PICTURES, judge, trained)
-    result["finished"] = True
-    keep()
-    return result
+        unseen = self.timed("rendering", make_cases, args.people, args.references, args.samples, size)
+        judge = Judge(inspector, unseen)
+        add = self.group(UNSEEN, judge, unseen)
+        crops, _ = crop_references(unseen, "truth", None)
+        self.vae(add, unseen)
+        self.base(add, unseen)
+        for count in (0, *counts):
+            self.drawn(add, unseen, crops, count)
+        detected, found = self.timed("detector", crop_references, unseen, args.detector, self.bundle.faces_root)
+        self.result["detector"] = {"references_with_a_face_found": round(found, 4)}
+        self.drawn(add, unseen, detected, 1, ", detector's crop")
+        if self.result["probe"] is None:
+            self.probe(inspector, judge, {"": crops, ", detector's crops": detected})
+
+        scenes = (range(GALLERY), new, range(PICTURES, PICTURES + args.samples))
+        known_people = portrait_cases(0, args.people, *scenes, size)
+        add = self.group(TRAINED_PEOPLE, Judge(inspector, known_people), known_people)
+        crops, _ = crop_references(known_people, "truth", None)
+        self.vae(add, known_people)
+        for count in counts:
+            self.drawn(add, known_people, crops, count)
+
+        # Nothing is shown here, but a judge wants to see a reference.
+        first = GALLERY + 1
+        known_pictures = portrait_cases(
+            0, args.people, range(GALLERY), [GALLERY], range(first, first + args.samples), size
+        )
+        add = self.group(TRAINED_PICTURES, Judge(inspector, known_pictures), known_pictures)
+        self.vae(add, known_pictures)
+        self.base(add, known_pictures)
+        self.keep(finished=True)
 
 
 def markdown(rows: dict[str, dict[str, dict]]) -> str:
     """The rows as a table; square brackets are 95 % intervals over people."""
-    lines = [f"| | {' | '.join(FIGURES.values())} |", "|---" * (len(FIGURES) + 1) + "|"]
+    lines = []
     for group, labels in rows.items():
-        lines.append(f"| **{group}** |" + " |" * len(FIGURES))
+        lines.append([f"**{group}**", *[""] * len(FIGURES)])
         for label, figures in labels.items():
-            cells = [_show(name, figures[name]) if name in figures else "–" for name in FIGURES]
-            lines.append(f"| {label} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+            lines.append([label, *(_show(name, figures.get(name)) for name in FIGURES)])
+    return table(["", *FIGURES.values()], lines)
 
 
-def _show(name: str, figure: dict[str, float]) -> str:
+def _show(name: str, figure: dict[str, float] | None) -> str:
+    if figure is None:
+        return "–"
     value, low, high = (figure[key] for key in ("value", "low", "high"))
-    if name in ("nearest_identity", "attribute_all"):
+    if name in (NEAREST, ATTRIBUTES):
         return f"{value:.1%} [{100 * low:.1f}, {100 * high:.1f}]"
     return f"{value:z.2f} [{low:z.2f}, {high:z.2f}]"
 
@@ -196,21 +254,25 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     arguments = sys.argv[1:] if arguments is None else arguments
     args = parser.parse_args(arguments)
     args.command = shlex.join(["python", "-m", "research.reproduction.limits", *arguments])
-    check_range("--training_people", args.training_people, 2, MAX_TRAINED)
-    check_range("--people", args.people, 2, args.training_people)
-    check_range("--samples", args.samples, 1, TRAINED_SCENES - GALLERY - 1)
-    check_range("--references", args.references, 1, 32)
-    check_range("--training_pictures", args.training_pictures, 2, 32)
-    check_range("--held_out_people", args.held_out_people, 2, 5_000)
-    check_range("--batch_size", args.batch_size, 1, 4096)
-    check_range("--seed", args.seed, 0, MAX_SEED - args.people * args.samples)
+    ranges = {
+        "training_people": (2, FIRST_HELD_OUT),
+        "people": (2, args.training_people),
+        "samples": (1, TRAINED_SCENES - GALLERY - 1),
+        "references": (1, 32),
+        "training_pictures": (2, 32),
+        "held_out_people": (2, 5_000),
+        "batch_size": (1, 4096),
+        "seed": (0, MAX_SEED - args.people * args.samples),
+    }
+    for name, (low, high) in ranges.items():
+        check_range(f"--{name}", getattr(args, name), low, high)
     if args.out.is_dir():
         raise UserError(f"--out {args.out}: is a folder; name a JSON file")
     return args
 
 
 def read_known(file: Path, same: dict) -> dict | None:
-    """What an earlier run left in `file`, if it is about the `same` model and inspector."""
+    """What an earlier run left in `file`, if it is about the `same` model, judge, settings and cases."""
     try:
         known = load_json(file)
     except UserError:
@@ -227,23 +289,21 @@ def main() -> None:
     bundle = load_model(args.model, args.ckpt_path, device, dtype)
     bundle.image_encoder = load_bundle(args.model, device, dtype, components=["image_encoder"]).image_encoder
     inspector = load_judge(args.inspector, bundle, device)
+    settings = Settings(args.steps).for_model(bundle.defaults, bundle.image_size, bundle.size_multiple)
+    drawn_with = {"seed": args.seed, "device": str(device), "dtype": str(dtype).removeprefix("torch.")}
+    numbers = {"first_unseen_person": FIRST_IDENTITY, "first_held_out_person": FIRST_HELD_OUT, "gallery": GALLERY}
     same = {
         "model": {"path": str(args.model), "name": bundle.name, "digest": model_digest(bundle)},
         "inspector": args.inspector,
+        "settings": settings.as_json() | drawn_with,
+        "cases": {name: getattr(args, name) for name in CASES} | numbers | {"chance": 1 / args.people},
     }
     part = args.out.with_name(args.out.name + ".part")
-    names = ("people", "samples", "references", "training_people", "training_pictures", "held_out_people", "detector")
-    result = measure_limits(
-        bundle,
-        inspector,
-        **{name: getattr(args, name) for name in (*names, "seed", "batch_size")},
-        settings=Settings(args.steps),
-        device=device,
-        dtype=dtype,
-        known=read_known(part, same) or read_known(args.out, same),
-        save=lambda result: save_json({"command": args.command, **same, **result}, part),
-    )
-    save_json({"command": args.command, **same, **result}, args.out)
+    result = read_known(part, same) or read_known(args.out, same)
+    result = result or {**same, "rows": {}, "probe": None, "detector": None, "seconds": {}, "finished": False}
+    if not result["finished"]:
+        Limits(args, bundle, settings, device, dtype, result, part).measure(inspector)
+    store(args.out, {**result, "command": args.command})
     part.unlink(missing_ok=True)
     print(markdown(result["rows"]))
     print(f"written to {args.out}")

@@ -16,7 +16,7 @@ from feedface.evaluation.cases import WORLD_SEED
 from feedface.evaluation.inspector import Inspector
 from feedface.evaluation.metrics import mean_embedding, nearest_identity
 from feedface.faces.crop import crop_square, square_box
-from feedface.methods.feedface import FaceControlNet, face_states
+from feedface.methods.base import Method
 from feedface.synthetic.world import make_portraits
 
 POOLINGS = ("tokens", "mean")  # all tokens side by side, n * V numbers, or their mean, V numbers
@@ -25,14 +25,15 @@ CHUNK = 64  # people rendered at a time
 
 
 @torch.inference_mode()
-def face_features(net: FaceControlNet, crops: Iterable[np.ndarray], device: torch.device) -> Tensor:
-    """What the frozen face encoder says of face crops: [N, n, V], float32, on the CPU."""
-    pixels = torch.stack([preprocess_face(crop, net.face_size) for crop in crops])
-    return face_states(net.face_encoder, pixels.to(device)).float().cpu()
+def face_features(method: Method, crops: Iterable[np.ndarray], device: torch.device) -> Tensor:
+    """What the method's frozen face encoder says of face crops: [N, n, V], float32, on the CPU."""
+    pixels = torch.stack([preprocess_face(crop, method.reference.size) for crop in crops])
+    features = method.features(pixels.to(device))
+    return next(iter(features.values())).float().cpu()
 
 
 def pictures_to_fit(
-    net: FaceControlNet, inspector: Inspector, people: int, each: int, first_scene: int, size: int, device: torch.device
+    method: Method, inspector: Inspector, people: int, each: int, first_scene: int, size: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Features [N, n, V] of pictures of people from number 0, and the mean embedding [N, E] of their other pictures.
 
@@ -45,7 +46,7 @@ def pictures_to_fit(
             scenes = np.tile(np.arange(first_scene, first_scene + each), len(who))
             world = make_portraits(np.repeat(who, each), scenes, WORLD_SEED, size)
             crops = [crop_square(*pair) for pair in zip(world.images, map(square_box, world.boxes), strict=True)]
-            states.append(face_features(net, crops, device))
+            states.append(face_features(method, crops, device))
             seen = inspector.inspect(world.images).embedding.reshape(len(who), each, -1)
             # Never of the same picture: what it shows besides the person would count as the person.
             others = (seen.sum(axis=1, keepdims=True) - seen) / (each - 1)
@@ -60,14 +61,14 @@ class LinearProbe:
 
     pooling: str
     penalty: float
-    centre: Tensor  # [D]
-    spread: Tensor  # [D]
+    mean: Tensor  # [D]
+    std: Tensor  # [D]
     weight: Tensor  # [D, E]
     offset: Tensor  # [E]
 
     def predict(self, states: Tensor) -> np.ndarray:
         """Features [..., n, V] -> embeddings [..., E] of length 1."""
-        x = (pool(states, self.pooling) - self.centre) / self.spread
+        x = (pool(states, self.pooling) - self.mean) / self.std
         return torch.nn.functional.normalize(x @ self.weight + self.offset, dim=-1).numpy()
 
 
@@ -113,11 +114,11 @@ def choose_probe(
     probes, tried = {}, []
     for pooling in POOLINGS:
         x = pool(states, pooling)
-        centre = x.mean(dim=0)
-        spread = x.std(dim=0).clamp_min(1e-6)  # a feature that never changes stays at zero
+        mean = x.mean(dim=0)
+        std = x.std(dim=0).clamp_min(1e-6)  # a feature that never changes stays at zero
         best = -1.0
-        for penalty, weight in zip(penalties, ridge((x - centre) / spread, targets - offset, penalties), strict=True):
-            probe = LinearProbe(pooling, penalty, centre, spread, weight, offset)
+        for penalty, weight in zip(penalties, ridge((x - mean) / std, targets - offset, penalties), strict=True):
+            probe = LinearProbe(pooling, penalty, mean, std, weight, offset)
             share = float(nearest_identity(probe.predict(held_out), known).mean())
             tried.append({"pooling": pooling, "penalty": penalty, "held_out_nearest_identity": round(share, 4)})
             if share > best:

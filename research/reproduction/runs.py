@@ -3,67 +3,21 @@
 All start from the committed model's frozen parts and see the same number of samples of the same world.
 """
 
-import json
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import ml_collections
 
-from feedface.checkpoints.storage import read_json
 from feedface.common.errors import UserError
 from feedface.common.files import atomic_file
 from feedface.common.json_files import load_json
 from feedface.data.records import read_records
 from feedface.synthetic.train.common import ROOT, add_seconds, say
 from feedface.synthetic.world import write_world
-
-# The miniature's U-ViT has three in-blocks, one in the middle, three out-blocks.
-SITES = {
-    "default": ("in_blocks.0", "in_blocks.2", "out_blocks.1"),
-    "every other": ("in_blocks.0", "in_blocks.2", "out_blocks.0", "out_blocks.2"),
-    "all": ("in_blocks.0", "in_blocks.1", "in_blocks.2", "mid_block", "out_blocks.0", "out_blocks.1", "out_blocks.2"),
-    "in only": ("in_blocks.0", "in_blocks.1", "in_blocks.2"),
-    "out only": ("out_blocks.0", "out_blocks.1", "out_blocks.2"),
-}
-LOSSES = ("regularization", "mask", "standard")
-FEWER_PEOPLE = (30, 120, 400)
-
-
-@dataclass(frozen=True)
-class Run:
-    """One training. `people`: only the first so many of the world; None: all of them."""
-
-    name: str
-    seed: int = 0
-    loss: str = "regularization"
-    sites: str = "default"
-    control_input: str = "output"
-    people: int | None = None
-
-
-def all_runs(config: ml_collections.ConfigDict) -> list[Run]:
-    """In the order in which they are worth most."""
-    first, *more = config.train.seeds
-    runs = [Run(f"{loss}-seed{first}", first, loss) for loss in LOSSES]
-    runs += [Run(f"sites-{name.replace(' ', '-')}", first, sites=name) for name in list(SITES)[1:]]
-    runs += [Run("control-input", first, control_input="input")]
-    runs += [Run(f"people-{count}", first, people=count) for count in FEWER_PEOPLE]
-    runs += [Run(f"{loss}-seed{seed}", seed, loss) for seed in more for loss in LOSSES]
-    return runs
-
-
-def checkpoint_folder(workdir: Path, run: str, samples: int, config: ml_collections.ConfigDict) -> Path:
-    """Where `train.py` keeps the model that `run` had after so many samples."""
-    step = samples // config.train.batch_size
-    return workdir / "runs" / run / "checkpoints" / f"{step:08d}"
-
-
-def is_done(run: Run, config: ml_collections.ConfigDict, workdir: Path) -> bool:
-    """Whether the checkpoint after the last sample is there."""
-    return (checkpoint_folder(workdir, run.name, config.train.samples, config) / "model_index.json").exists()
+from research.reproduction.plan import FEWER_PEOPLE, SITES, Run, all_runs, checkpoint_folder
+from research.results import store
 
 
 def make_world(config: ml_collections.ConfigDict, workdir: Path, image_size: int) -> None:
@@ -88,7 +42,9 @@ def records_file(workdir: Path, people: int | None) -> Path:
 
 def train(run: Run, config: ml_collections.ConfigDict, workdir: Path) -> None:
     """Train `run` to its end with configs/mini_face.py changed where the run differs; goes on where it was stopped."""
-    settings = config.train
+    settings, folder = config.train, workdir / "runs" / run.name
+    if (checkpoint_folder(workdir, run.name, settings.samples, config) / "model_index.json").exists():
+        return
     every = settings.measured_at[0] // settings.batch_size
     changes = {
         "seed": run.seed,
@@ -112,13 +68,12 @@ def train(run: Run, config: ml_collections.ConfigDict, workdir: Path) -> None:
         "checkpoint.keep_every": every,
         "log.samples_every": 0,
     }
-    command = [sys.executable, str(ROOT / "train.py"), f"--config={ROOT / 'configs' / 'mini_face.py'}"]
-    command += [f"--workdir={workdir / 'runs' / run.name}"]
-    command += [f"--config.{key}={value}" for key, value in changes.items()]
+    command = [sys.executable, ROOT / "train.py", f"--config={ROOT / 'configs' / 'mini_face.py'}"]
+    command += [f"--workdir={folder}", *(f"--config.{key}={value}" for key, value in changes.items())]
     say(f"run {run.name}")
     begun = time.monotonic()
     code = subprocess.run(command, cwd=ROOT).returncode
-    add_seconds(workdir / "runs" / run.name, time.monotonic() - begun)
+    add_seconds(folder, time.monotonic() - begun)
     if code:
         raise UserError(f"run {run.name}: train.py ended with exit code {code}; the same command goes on from there")
 
@@ -127,8 +82,7 @@ def write_cost(config: ml_collections.ConfigDict, workdir: Path) -> None:
     """Put what the trainings and measurements took into `workdir/results/cost.json`."""
     files = [workdir / "runs" / run.name / "seconds.json" for run in all_runs(config)]
     training = [load_json(file) for file in files if file.is_file()]
-    results = [read_json(file) for file in sorted((workdir / "results").glob("*.json"))]
+    results = [load_json(file) for file in sorted((workdir / "results").glob("*.json"))]
     drawing = sum(result.get("seconds", 0) for result in results if "measurement" in result)
     cost = {"trainings": len(training), "training_hours": sum(training) / 3600, "measuring_hours": drawing / 3600}
-    with atomic_file(workdir / "results" / "cost.json") as temporary:
-        temporary.write_text(json.dumps({key: round(value, 2) for key, value in cost.items()}) + "\n")
+    store(workdir / "results" / "cost.json", {key: round(value, 2) for key, value in cost.items()})
