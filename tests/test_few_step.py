@@ -7,11 +7,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from toy import make_toy_bundle
 
-from feedface.checkpoints.bundle import load_bundle, read_index, save_component, write_derived_index
+from feedface.checkpoints.bundle import add_few_step, load_bundle, read_index, save_component, write_derived_index
 from feedface.checkpoints.few_step import (
     FewStep,
     adapted,
-    add_few_step,
     merge_network,
     read_few_step,
     save_few_step,

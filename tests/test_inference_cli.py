@@ -278,7 +278,8 @@ def test_what_a_job_sets_wrong_fails_it_alone(run, here, capsys):
 
 
 def test_a_preset_that_loses_its_adapter_is_said(run, here, toy, capsys):
-    from feedface.checkpoints.few_step import FewStep, add_few_step, save_few_step
+    from feedface.checkpoints.bundle import add_few_step
+    from feedface.checkpoints.few_step import FewStep, save_few_step
     from feedface.pipeline import FeedFacePipeline
 
     shutil.copytree(toy, "model")

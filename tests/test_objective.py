@@ -6,8 +6,8 @@ from configs import mini_face
 from ml_collections import ConfigDict
 from tests.toy import toy_face_controlnet, toy_uvit
 
-from feedface.data.draws import Draw, Draws, DrawSettings, draw
-from feedface.data.features import Encoded
+from feedface.data.draws import DrawSettings, draw
+from feedface.diffusion.batch import Draw, Draws, Encoded
 from feedface.diffusion.losses import regularization_mask_loss, standard_loss
 from feedface.diffusion.objective import MaskObjective
 from feedface.diffusion.schedule import add_noise, alphas_cumprod

@@ -5,6 +5,7 @@ Pictures are RGB. Shapes: B batch, T text tokens, C H W pixels or latent.
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,12 +24,25 @@ if TYPE_CHECKING:  # heavy, and only named here
     from diffusers import AutoencoderKL
     from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
-    from feedface.methods.base import ReferenceSpec
-
 # What CLIP was trained with (Radford et al. 2021); the face encoder takes 0.5 and 0.5 instead.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 TEXT_PROJECTION = "text_projection.safetensors"  # beside a bundle's text encoder, where its two encoders are a CLIP
+
+
+@dataclass(frozen=True)
+class ReferenceSpec:
+    """What `Method.features` takes for each reference picture.
+
+    `kind`: "crop", a square face crop [3,size,size]; "aligned", the same turned and scaled to ArcFace's five points;
+    "embedding", a face recogniser's vector [size], of length 1; "latent", the VAE's latent [C,h,w] (the mean, scaled)
+    of a crop of `size` px. Pixels are RGB, (x − mean) / std of values 0 … 1.
+    """
+
+    kind: Literal["crop", "aligned", "embedding", "latent"]
+    size: int
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
 
 
 def resize_and_crop(images: Tensor, size: int) -> Tensor:
@@ -59,7 +73,7 @@ def preprocess_face(image: np.ndarray, size: int = 224) -> Tensor:
     return resize_and_crop(to_tensor(image)[None], size)[0]
 
 
-def preprocess_reference(spec: "ReferenceSpec", crop: np.ndarray) -> Tensor:
+def preprocess_reference(spec: ReferenceSpec, crop: np.ndarray) -> Tensor:
     """A square face crop, uint8 RGB [H,W,3], as a method wants it. `UserError` for one that wants no crops."""
     if spec.kind != "crop":
         raise UserError(f"this method takes references of kind {spec.kind!r}, and only crops can be made here")

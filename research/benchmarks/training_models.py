@@ -15,8 +15,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVi
 
 from feedface.backbones.uvit import UViT
 from feedface.data.dataset import Pixels
-from feedface.data.draws import Draws
 from feedface.data.features import Features, FrozenEncoders
+from feedface.diffusion.batch import Draws
 from feedface.encoders import ImageEncoder, LatentCodec, TextEncoder
 from feedface.methods.feedface import FaceControlNet
 

@@ -15,8 +15,8 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 from training_models import Size, build_encoders, build_trained, random_draws, random_features, random_pixels
 
-from feedface.data.draws import Draws
 from feedface.data.features import FrozenEncoders
+from feedface.diffusion.batch import Draws
 
 
 @dataclass(frozen=True)

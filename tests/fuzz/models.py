@@ -14,8 +14,8 @@ from tests.fuzz.mutations import bad_json, code, damage, no_file
 from tests.toy import CLIP_CONFIG, make_toy_bundle, save_toy_clips, toy_uvit
 
 from feedface.checkpoints import official
-from feedface.checkpoints.bundle import load_bundle, read_index, write_index
-from feedface.checkpoints.few_step import FewStep, add_few_step, save_few_step
+from feedface.checkpoints.bundle import add_few_step, load_bundle, read_index, write_index
+from feedface.checkpoints.few_step import FewStep, save_few_step
 from feedface.checkpoints.release import FILES, Architecture, convert, load_release
 from feedface.evaluation.inspector import Inspector
 from feedface.faces.parser_net import ParserNet

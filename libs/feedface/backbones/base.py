@@ -5,54 +5,23 @@ A file `backbones/KIND.py` holds one class of `Backbone` with that `kind`; `back
 Shapes: B batch, L tokens, D width, C h w latent.
 """
 
-import math
 import pkgutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 
+from feedface.backbones.control import Control
+from feedface.backbones.site import Site
 from feedface.common.errors import UserError
 from feedface.common.validation import arguments_of
 from feedface.diffusion.state import State, expand, join, length
 
-if TYPE_CHECKING:
-    from feedface.backbones.control import Control
-
 # Encoded prompts, rows by name: {"text": [B,T,Dt]}, and what else a backbone wants to know of a text.
 Prompt = Mapping[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Site:
-    """Where a control may act.
-
-    Attributes:
-        name: unique in its backbone, stable: model folders hold it.
-        kind: "block": behind a transformer block; "self_attention", "cross_attention": in the place of one;
-            "residual": on a feature map [B,C,h,w] that is passed on.
-        width: D of the tokens, or channels.
-        cells: a token or pixel stands for cells × cells latent cells.
-        heads: of the attention, or of the block's.
-        context_width: of a cross-attention's keys and values.
-        start: index of the first image token among the site's own; of a block, controls are shown image tokens only.
-    """
-
-    name: str
-    kind: Literal["block", "self_attention", "cross_attention", "residual"]
-    width: int
-    cells: int
-    heads: int = 1
-    context_width: int | None = None
-    start: int = 0
-
-    def grid(self, latent_size: tuple[int, int]) -> tuple[int, int]:
-        """(rows, columns) of its image tokens for a latent of (h, w)."""
-        return math.ceil(latent_size[0] / self.cells), math.ceil(latent_size[1] / self.cells)
 
 
 class Conditions:
@@ -127,7 +96,7 @@ class Backbone(nn.Module):
         state: State,
         t: Tensor,
         conditions: Conditions,
-        control: "Control | None" = None,
+        control: Control | None = None,
         memory: dict[str, Tensor] | None = None,
     ) -> State:
         """Predict the noise in `state` at timesteps `t` [B], 1 (clean) … 1000 (noise), also fractional ones.
@@ -154,7 +123,7 @@ def find_class(package: str, base: Class, kind: str, what: str) -> Class:
         for value in vars(import_module(f"{package}.{kind}")).values():
             if isinstance(value, type) and issubclass(value, base) and vars(value).get("kind") == kind:
                 return value
-    known = [name for name in files if name not in ("base", "control")]
+    known = [name for name in files if name not in ("base", "control", "site")]
     raise UserError(f"{kind!r} is no {what} of this version; known are {', '.join(known)}")
 
 

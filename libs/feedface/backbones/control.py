@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from feedface.backbones.base import Site
+from feedface.backbones.site import Site
 from feedface.diffusion.state import State, take
 
 Rows = slice | None  # of a batch; None is all

@@ -6,6 +6,7 @@ a method. Nothing here reads a pickle that could run code.
 """
 
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -308,4 +309,21 @@ def write_derived_index(path: str | os.PathLike, base: str | os.PathLike, own: M
     components.pop(COMPONENT, None)  # it was made for the base's weights
     write_index(
         path, name=name, image_size=bundle.image_size, components={**components, **own}, defaults=bundle.defaults
+    )
+
+
+def add_few_step(model: str | os.PathLike, folder: str | os.PathLike) -> None:
+    """Copy the adapter in `folder` into the model folder `model`, as its part "few_step"."""
+    model, folder = read_index(model).path, Path(folder)
+    read_few_step(folder)
+    with atomic_folder(model / COMPONENT) as temporary:
+        for name in ("config.json", "model.safetensors"):
+            shutil.copyfile(folder / name, temporary / name)
+    index = read_index_file(model / INDEX)
+    write_index(
+        model,
+        name=index.name,
+        image_size=index.image_size,
+        components={**index.components, COMPONENT: COMPONENT},
+        defaults=index.defaults.model_dump(exclude_none=True),
     )

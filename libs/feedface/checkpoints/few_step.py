@@ -10,7 +10,6 @@ model's own weights never change. Low rank: Hu et al. 2021, "LoRA". `docs/few_st
 import copy
 import hashlib
 import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -186,23 +185,3 @@ def adapted(adapter: FewStep, kind: str, network: Network) -> Network:
         if old._compiled_call_impl is not None:  # a copy of a compiled module is not compiled
             new.compile()
     return twin
-
-
-def add_few_step(model: str | os.PathLike, folder: str | os.PathLike) -> None:
-    """Copy the adapter in `folder` into the model folder `model`, as its part "few_step"."""
-    from feedface.checkpoints.bundle import read_index, write_index
-    from feedface.checkpoints.index import INDEX, read_index_file
-
-    model, folder = read_index(model).path, Path(folder)
-    read_few_step(folder)
-    with atomic_folder(model / COMPONENT) as temporary:
-        for name in ("config.json", "model.safetensors"):
-            shutil.copyfile(folder / name, temporary / name)
-    index = read_index_file(model / INDEX)
-    write_index(
-        model,
-        name=index.name,
-        image_size=index.image_size,
-        components={**index.components, COMPONENT: COMPONENT},
-        defaults=index.defaults.model_dump(exclude_none=True),
-    )

@@ -18,6 +18,7 @@ from torch import nn
 from feedface.backbones.base import backbone_class
 from feedface.checkpoints.libraries import from_pretrained
 from feedface.checkpoints.storage import (
+    WEIGHT_FILES,
     cast_state,
     empty,
     fill,
@@ -39,7 +40,6 @@ SHARED = ("vae", "text_encoder", "tokenizer", "image_encoder")
 # Only found, not loaded, here: an adapter for drawing in few steps (`few_step.py`); an insightface root, a face parser
 # (`faces/parse.py`), the judge of the evaluation.
 ADAPTERS, EXTRAS = ("few_step",), ("faces", "parser", "inspector")
-WEIGHT_FILES = (".safetensors", ".ckpt", ".pt", ".pth")
 
 Folders = Mapping[str, Path]
 Dtype = torch.dtype | None  # None: as stored

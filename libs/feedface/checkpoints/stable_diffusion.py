@@ -15,8 +15,7 @@ from feedface.backbones.unet import PREDICTIONS, UNet
 from feedface.checkpoints.clip_tokenizer import clip_tokenizer
 from feedface.checkpoints.ldm import NEEDED, VERSIONS, LdmFile, Version, what_else
 from feedface.checkpoints.libraries import from_pretrained
-from feedface.checkpoints.parts import WEIGHT_FILES
-from feedface.checkpoints.storage import read_json, read_safetensors
+from feedface.checkpoints.storage import WEIGHT_FILES, read_json, read_safetensors
 from feedface.common.errors import UserError
 from feedface.diffusion.schedule import BETA_END, BETA_START, NUM_TIMESTEPS
 from feedface.encoders import LatentCodec, TextEncoder, load_tokenizer

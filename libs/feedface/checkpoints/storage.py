@@ -19,6 +19,7 @@ from feedface.common.json_files import load_json
 from feedface.common.reading import check_file, foreign
 from feedface.common.validation import arguments_of, read_json_as
 
+WEIGHT_FILES = (".safetensors", ".ckpt", ".pt", ".pth")
 MAPPED_BYTES = 256 << 20
 
 

@@ -28,7 +28,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments, overrides = parser.parse_known_args(argv)
 
     if arguments.stage == "add":
-        from feedface.checkpoints.few_step import COMPONENT, add_few_step
+        from feedface.checkpoints.bundle import add_few_step
+        from feedface.checkpoints.few_step import COMPONENT
 
         if arguments.model is None or overrides:
             raise UserError(f"{overrides[0]}: unknown argument" if overrides else "--model is missing; see --help")

@@ -15,9 +15,10 @@ from torch.utils.data import Dataset
 from feedface.common.errors import UserError
 from feedface.data.cache_build import FIXED, KINDS, SHARD_SIZE, Content, Items, Mirrored, agree, fill, plan
 from feedface.data.dataset import Batch, BrokenPicture, PictureStore, draw_usable
-from feedface.data.draws import Draw, Draws, DrawSettings
-from feedface.data.features import Encoded, EncoderSources
+from feedface.data.draws import DrawSettings
+from feedface.data.features import EncoderSources
 from feedface.data.records import Record
+from feedface.diffusion.batch import Draw, Draws, Encoded
 
 
 class Shards:

@@ -15,11 +15,12 @@ from torch.utils.data import Dataset, Sampler
 
 from feedface.common.errors import UserError
 from feedface.common.images import read_image
-from feedface.data.draws import Draw, Draws, DrawSettings, draw, faces_in_batch
+from feedface.data.draws import DrawSettings, draw, faces_in_batch
 from feedface.data.kept import Kept
 from feedface.data.masks import read_mask
 from feedface.data.records import Box, Record
 from feedface.data.transforms import centre_crop, face_masks
+from feedface.diffusion.batch import Draw, Draws
 from feedface.encoders import preprocess_reference, to_tensor
 from feedface.faces.crop import crop_square
 from feedface.methods.base import ReferenceSpec

@@ -9,11 +9,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from feedface.diffusion.batch import Draw
 from feedface.diffusion.schedule import NUM_TIMESTEPS
-from feedface.diffusion.state import State
 
 # First entry of each generator's seed. All seeds have four entries: numpy takes [a] and [a, 0] for the same.
 _ORDER, _SAMPLE, _FACES = 1, 2, 3
@@ -32,50 +30,6 @@ class DrawSettings:
     standard_loss: float = 0.1
     face_dropout: float = 0.1
     text_dropout: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Draw:
-    """One sample. `faces` are the pictures that give its references: 0 the record's own, i the i-th of `ref`; `flips`
-    says which of them are mirrored."""
-
-    row: int
-    flip: bool
-    hair: bool
-    standard: bool
-    drop_face: bool
-    drop_text: bool
-    t: int
-    faces: tuple[int, ...]
-    vae_noise: np.ndarray
-    noise: dict[str, np.ndarray]
-    flips: tuple[bool, ...] = ()
-
-
-@dataclass(slots=True)
-class Draws:
-    """A batch of them. Bool and int64 [B]; float32: `vae_noise` [B,C,h,w] picks a latent of the posterior, `noise` is
-    added to each part of the state."""
-
-    rows: Tensor
-    flip: Tensor
-    hair: Tensor
-    standard: Tensor
-    drop_face: Tensor
-    drop_text: Tensor
-    t: Tensor
-    vae_noise: Tensor
-    noise: State
-
-    @classmethod
-    def collate(cls, draws: Sequence[Draw]) -> "Draws":
-        """Stack samples."""
-        scalars = np.array([(d.row, d.flip, d.hair, d.standard, d.drop_face, d.drop_text, d.t) for d in draws])
-        rows, flip, hair, standard, drop_face, drop_text, t = torch.from_numpy(scalars.T.copy())
-        vae_noise = torch.from_numpy(np.stack([d.vae_noise for d in draws]))
-        noise = {name: torch.from_numpy(np.stack([d.noise[name] for d in draws])) for name in draws[0].noise}
-        flags = (flag.bool() for flag in (flip, hair, standard, drop_face, drop_text))
-        return cls(rows, *flags, t, vae_noise, noise)
 
 
 @lru_cache(maxsize=2)

@@ -17,6 +17,7 @@ from feedface.checkpoints.storage import read_safetensors
 from feedface.common.device import DTYPES
 from feedface.common.reading import check_folder
 from feedface.data.dataset import Pixels
+from feedface.diffusion.batch import Encoded
 from feedface.diffusion.state import State
 from feedface.encoders import TEXT_PROJECTION, ImageEncoder, LatentCodec, TextEncoder
 from feedface.methods.base import Features, Method
@@ -26,26 +27,6 @@ if TYPE_CHECKING:  # heavy, and only named here
 
 # What encodes the parts of a backbone's `State` besides the latent.
 STATE_ENCODERS = {"clip_img": "image_encoder"}
-
-
-@dataclass(slots=True)
-class Encoded:
-    """A batch as the objective takes it.
-
-    Attributes:
-        mean, std: of the latent's posterior, [B,C,h,w], scaled as the backbone wants latents.
-        others: the state's other parts, clean: on the U-ViT "clip_img" [B,1,Dc].
-        text: [B,T,Dt].
-        features: of the references, [B,F,…], by the names that `Method.features` gives them.
-        mask: [B,1,h,w] in 0…1.
-    """
-
-    mean: Tensor
-    std: Tensor
-    others: State
-    text: Tensor
-    features: Features
-    mask: Tensor
 
 
 class FrozenEncoders:

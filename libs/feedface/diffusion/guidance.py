@@ -11,17 +11,11 @@ B samples are 2 B rows under guidance: the conditional half, then the unconditio
 or a method; `backbones/base.py` and `methods/base.py` say what they must offer.
 """
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
+from feedface.diffusion.protocols import NoisePredictor, Personalisation, Rows
 from feedface.diffusion.state import State, expand, join, length
-
-if TYPE_CHECKING:  # they stand above this module
-    from feedface.backbones.base import Backbone
-    from feedface.methods.base import Identity, Method
 
 
 class GuidedModel:
@@ -47,15 +41,15 @@ class GuidedModel:
 
     def __init__(
         self,
-        backbone: "Backbone",
-        prompt: Mapping[str, Tensor],
+        backbone: NoisePredictor,
+        prompt: Rows,
         *,
-        empty_prompt: Mapping[str, Tensor] | None = None,
+        empty_prompt: Rows | None = None,
         noise: Tensor | None = None,
         guidance: float = 1.0,
         uncond_mode: str | None = None,
-        method: "Method | None" = None,
-        identity: "Identity | None" = None,
+        method: Personalisation | None = None,
+        identity: Rows | None = None,
         scale: float = 1.0,
         latent_size: tuple[int, int] | None = None,
     ):

@@ -10,15 +10,13 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
+from feedface.diffusion.batch import Draws, Encoded
 from feedface.diffusion.losses import mask_loss, regularization_mask_loss, standard_loss
 from feedface.diffusion.schedule import add_noise, alphas_cumprod
 from feedface.diffusion.state import State, take
 
-if TYPE_CHECKING:  # they stand above this module
+if TYPE_CHECKING:
     from ml_collections import ConfigDict
-
-    from feedface.data.draws import Draws
-    from feedface.data.features import Encoded
 
 LOSSES = ("regularization", "mask", "standard")
 
@@ -40,7 +38,7 @@ class LossParts:
 class Objective(Protocol):
     """What a method's training minimises."""
 
-    def __call__(self, model: Model, draws: "Draws", batch: "Encoded") -> LossParts: ...
+    def __call__(self, model: Model, draws: Draws, batch: Encoded) -> LossParts: ...
 
 
 class MaskObjective:
@@ -65,7 +63,7 @@ class MaskObjective:
         snr = alpha_bar / (1 - alpha_bar)
         self.weights = (loss.min_snr / snr).clamp(max=1).float() if loss.min_snr else torch.ones_like(snr).float()
 
-    def __call__(self, model: Model, draws: "Draws", batch: "Encoded") -> LossParts:
+    def __call__(self, model: Model, draws: Draws, batch: Encoded) -> LossParts:
         device = self.empty_text.device
         t, mask = draws.t.to(device), batch.mask.to(device).float()
         state, noise = noised(draws, batch, device)
@@ -100,7 +98,7 @@ class MaskObjective:
         return LossParts((loss * self.weights.to(device)[t - 1]).mean(), sums, counts)
 
 
-def noised(draws: "Draws", batch: "Encoded", device: torch.device) -> tuple[State, State]:
+def noised(draws: Draws, batch: Encoded, device: torch.device) -> tuple[State, State]:
     """The batch's state at the timesteps drawn, and the noise in it."""
     mean, std = (value.to(device).float() for value in (batch.mean, batch.std))
     clean = {"img": mean + std * draws.vae_noise.to(device)}

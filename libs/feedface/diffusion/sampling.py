@@ -13,10 +13,10 @@ The first three go from 1000 to 0 on a grid uniform in log-SNR, or, with its nam
   solution on it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import wraps
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,12 +24,9 @@ from torch import Tensor
 from feedface.diffusion.guidance import GuidedModel
 from feedface.diffusion.names import SCHEDULERS
 from feedface.diffusion.plan import Evaluation, Interval, plan_evaluations
+from feedface.diffusion.protocols import NoisePredictor, Personalisation, Rows
 from feedface.diffusion.schedule import BETA_END, BETA_START, NUM_TIMESTEPS, timestep_of
 from feedface.diffusion.state import State, expand, pack, unpack
-
-if TYPE_CHECKING:  # they stand above this module
-    from feedface.backbones.base import Backbone
-    from feedface.methods.base import Identity, Method
 
 MAX_STEPS = NUM_TIMESTEPS - 1
 
@@ -132,8 +129,8 @@ def _takes_the_old_call(sample):
 @_takes_the_old_call
 @torch.no_grad()
 def sample(
-    backbone: "Backbone",
-    prompt: Mapping[str, Tensor],
+    backbone: NoisePredictor,
+    prompt: Rows,
     seeds: Sequence[int],
     *,
     steps: int = 40,
@@ -141,9 +138,9 @@ def sample(
     timesteps: Sequence[int] | None = None,
     guidance: float = 6.0,
     uncond_mode: str | None = None,
-    empty_prompt: Mapping[str, Tensor] | None = None,
-    method: "Method | None" = None,
-    identity: "Identity | None" = None,
+    empty_prompt: Rows | None = None,
+    method: Personalisation | None = None,
+    identity: Rows | None = None,
     scale: float = 1.0,
     latent_size: tuple[int, int] | None = None,
     guidance_interval: Interval | None = None,

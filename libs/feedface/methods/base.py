@@ -6,8 +6,7 @@ Shapes: B people or rows, F references of one person.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from pydantic import TypeAdapter
@@ -17,33 +16,13 @@ from feedface.backbones.base import Backbone, Prompt, find_class
 from feedface.backbones.control import Control
 from feedface.common.validation import arguments_of
 from feedface.diffusion.objective import MaskObjective, Objective
+from feedface.encoders import ReferenceSpec, TextEncoder
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
 Features = Mapping[str, Tensor]  # of references, by name, what frozen networks make of them: a cache keeps these
 Identity = Mapping[str, Tensor]  # of people, a row each, by name: what a control is bound to
-
-
-@dataclass(frozen=True)
-class ReferenceSpec:
-    """What `Method.features` takes for each reference picture.
-
-    `kind`: "crop", a square face crop [3,size,size]; "aligned", the same turned and scaled to ArcFace's five points;
-    "embedding", a face recogniser's vector [size], of length 1; "latent", the VAE's latent [C,h,w] (the mean, scaled)
-    of a crop of `size` px. Pixels are RGB, (x − mean) / std of values 0 … 1.
-    """
-
-    kind: Literal["crop", "aligned", "embedding", "latent"]
-    size: int
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
-
-
-class TextEncoder(Protocol):
-    """Prompts -> [B,T,Dt]: see `encoders.TextEncoder`, whose CLIP and tokenizer a method may use too."""
-
-    def encode(self, texts: Sequence[str]) -> Tensor: ...
 
 
 class Method(nn.Module):

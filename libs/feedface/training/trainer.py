@@ -21,7 +21,7 @@ from feedface.common.errors import UserError
 from feedface.common.interrupt import Interrupt, leave_to_parent
 from feedface.common.progress import say
 from feedface.data.dataset import Batch, PictureDataset, SampleOrder
-from feedface.data.features import Encoded
+from feedface.diffusion.batch import Encoded
 from feedface.inference.acceleration import compile_blocks
 from feedface.training.broken import BrokenFiles
 from feedface.training.check import check_config

@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 
 from feedface.data.dataset import PictureDataset, PictureStore
-from feedface.data.features import Encoded
+from feedface.diffusion.batch import Encoded
 from feedface.inference.acceleration import compile_blocks
 from feedface.training.memory import out_of_memory_in_words
 from feedface.training.setup import Models, draw_settings

@@ -1,0 +1,77 @@
+"""A batch of training: what was drawn for its samples, and what frozen encoders made of them.
+
+Shapes: B batch, F references, T text tokens, C h w latent.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from feedface.diffusion.state import State
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """One sample. `faces` are the pictures that give its references: 0 the record's own, i the i-th of `ref`; `flips`
+    says which of them are mirrored."""
+
+    row: int
+    flip: bool
+    hair: bool
+    standard: bool
+    drop_face: bool
+    drop_text: bool
+    t: int
+    faces: tuple[int, ...]
+    vae_noise: np.ndarray
+    noise: dict[str, np.ndarray]
+    flips: tuple[bool, ...] = ()
+
+
+@dataclass(slots=True)
+class Draws:
+    """A batch of them. Bool and int64 [B]; float32: `vae_noise` [B,C,h,w] picks a latent of the posterior, `noise` is
+    added to each part of the state."""
+
+    rows: Tensor
+    flip: Tensor
+    hair: Tensor
+    standard: Tensor
+    drop_face: Tensor
+    drop_text: Tensor
+    t: Tensor
+    vae_noise: Tensor
+    noise: State
+
+    @classmethod
+    def collate(cls, draws: Sequence[Draw]) -> "Draws":
+        """Stack samples."""
+        scalars = np.array([(d.row, d.flip, d.hair, d.standard, d.drop_face, d.drop_text, d.t) for d in draws])
+        rows, flip, hair, standard, drop_face, drop_text, t = torch.from_numpy(scalars.T.copy())
+        vae_noise = torch.from_numpy(np.stack([d.vae_noise for d in draws]))
+        noise = {name: torch.from_numpy(np.stack([d.noise[name] for d in draws])) for name in draws[0].noise}
+        flags = (flag.bool() for flag in (flip, hair, standard, drop_face, drop_text))
+        return cls(rows, *flags, t, vae_noise, noise)
+
+
+@dataclass(slots=True)
+class Encoded:
+    """A batch as the objective takes it.
+
+    Attributes:
+        mean, std: of the latent's posterior, [B,C,h,w], scaled as the backbone wants latents.
+        others: the state's other parts, clean: on the U-ViT "clip_img" [B,1,Dc].
+        text: [B,T,Dt].
+        features: of the references, [B,F,…], by the names that `Method.features` gives them.
+        mask: [B,1,h,w] in 0…1.
+    """
+
+    mean: Tensor
+    std: Tensor
+    others: State
+    text: Tensor
+    features: Mapping[str, Tensor]
+    mask: Tensor
