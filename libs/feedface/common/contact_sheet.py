@@ -9,7 +9,10 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from feedface.common.files import atomic_file
 
 CELL_PX = 192
 GAP_PX = 12
@@ -104,6 +107,15 @@ def draw_blocks(blocks: Sequence[Block], width: int) -> Image.Image:
             _write(sheet, lines, left, below + 2, FAINT)
         top += block.height + GAP_PX
     return sheet
+
+
+def save_sheet(path: Path, rows: Sequence[np.ndarray], zoom: int = 2) -> None:
+    """Write a PNG of picture rows, each uint8 [n,H,W,3], enlarged `zoom` times."""
+    sheet = np.concatenate([np.concatenate(list(row), axis=1) for row in rows], axis=0)
+    image = Image.fromarray(sheet)
+    image = image.resize((image.width * zoom, image.height * zoom), Image.Resampling.LANCZOS)
+    with atomic_file(path) as temporary:
+        image.save(temporary)
 
 
 def _first(rows, limit: int) -> tuple[list, int]:

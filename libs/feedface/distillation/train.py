@@ -17,6 +17,7 @@ from torch import Tensor
 from feedface.checkpoints.bundle import Bundle, load_bundle, read_index, write_derived_index
 from feedface.checkpoints.few_step import COMPONENT, FewStep, adapted, read_few_step, save_few_step
 from feedface.checkpoints.parts import SEAM
+from feedface.common.contact_sheet import save_sheet
 from feedface.common.device import DTYPES, pick_device
 from feedface.common.errors import UserError
 from feedface.diffusion.state import State, unpack
@@ -24,7 +25,6 @@ from feedface.distillation.student import LowRank, Student
 from feedface.distillation.trajectories import Piece, Trajectories, draw_trajectories
 from feedface.encoders import to_uint8
 from feedface.inference.model_files import DRAWING_NETWORKS, model_digest
-from feedface.synthetic.train.common import save_sheet
 from feedface.training.fit import fit, write_metrics
 
 RMS_NAMES = {"img": "latent"}

@@ -16,13 +16,14 @@ from torch import Tensor
 
 from feedface.backbones.base import Backbone
 from feedface.checkpoints.bundle import Bundle, load_bundle
+from feedface.common.contact_sheet import save_sheet
 from feedface.common.device import fast_bfloat16
 from feedface.common.files import atomic_file
 from feedface.diffusion.sampling import sample
 from feedface.diffusion.schedule import NUM_TIMESTEPS, alphas_cumprod
 from feedface.encoders import to_uint8
 from feedface.synthetic.train.bundle import write_bundle_index
-from feedface.synthetic.train.common import in_batches, load_portraits, save_sheet, to_pixels
+from feedface.synthetic.train.common import in_batches, load_portraits, to_pixels
 
 ENCODERS = ("vae", "text_encoder", "image_encoder")
 # (features, generator) -> loss, parts of it to log.

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from absl import flags
 from ml_collections import config_flags
-from PIL import Image
 from torch import Tensor
 
 from feedface.common.config_flags import explain
@@ -79,12 +78,3 @@ def in_batches(items, function: Callable, batch_size: int = 256) -> Tensor:
     with torch.no_grad():
         parts = [function(items[start : start + batch_size]).cpu() for start in range(0, len(items), batch_size)]
     return torch.cat(parts)
-
-
-def save_sheet(path: Path, rows: Sequence[np.ndarray], zoom: int = 2) -> None:
-    """Write a PNG of picture rows, each uint8 [n,H,W,3], enlarged `zoom` times."""
-    sheet = np.concatenate([np.concatenate(list(row), axis=1) for row in rows], axis=0)
-    image = Image.fromarray(sheet)
-    image = image.resize((image.width * zoom, image.height * zoom), Image.Resampling.LANCZOS)
-    with atomic_file(path) as temporary:
-        image.save(temporary)

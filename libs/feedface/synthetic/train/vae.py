@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from feedface.checkpoints.bundle import load_bundle, save_component
+from feedface.common.contact_sheet import save_sheet
 from feedface.common.device import pick_device
 from feedface.encoders import LatentCodec, to_uint8
-from feedface.synthetic.train.common import in_batches, load_portraits, save_sheet, to_pixels
+from feedface.synthetic.train.common import in_batches, load_portraits, to_pixels
 from feedface.training.fit import fit, write_metrics
 
 # How much a pixel of each LaPa class weighs: background, skin, brows, eyes, nose, lips and mouth, hair. Who a person
