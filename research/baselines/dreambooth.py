@@ -26,7 +26,7 @@ from feedface.common.command_line import Parser
 from feedface.common.contact_sheet import Tile, tile_rows
 from feedface.common.device import pick_device
 from feedface.common.errors import run_cli
-from feedface.diffusion.guidance import UNCOND_MODES
+from feedface.diffusion.names import UNCOND_MODES
 from feedface.diffusion.state import take
 from feedface.evaluation.cases import Cases, crop_references, make_cases
 from feedface.evaluation.metrics import Figure
