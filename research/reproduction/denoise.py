@@ -67,9 +67,9 @@ def through_base(
         rows = range(start, min(start + batch_size, len(pictures)))
         pixels = to_pixels(pictures[rows.start : rows.stop], device)
         clean = {"img": bundle.vae.encode(pixels, sample=False)}
-        if "clip_img" in bundle.uvit.state_shapes():
+        if "clip_img" in bundle.backbone.state_shapes():
             clean["clip_img"] = bundle.image_encoder.encode(pixels)
         prompt = {"text": bundle.text_encoder.encode(prompts[rows.start : rows.stop])}
-        drawn = denoise(bundle.uvit, clean, prompt, level, steps, [seed + row for row in rows])
+        drawn = denoise(bundle.backbone, clean, prompt, level, steps, [seed + row for row in rows])
         parts.append(to_uint8(bundle.vae.decode(drawn["img"])))
     return np.concatenate(parts)

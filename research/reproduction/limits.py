@@ -155,7 +155,7 @@ class Limits:
 
     def probe(self, inspector: Inspector, judge: Judge, crops: dict[str, np.ndarray]) -> None:
         """What linear probes of the face encoder say of the references: label -> face crops [I,R]."""
-        args, method, size = self.args, self.bundle.face_controlnet, self.bundle.image_size
+        args, method, size = self.args, self.bundle.method, self.bundle.image_size
         new = range(NEW_SCENES, NEW_SCENES + args.references)
 
         def features(some: np.ndarray) -> torch.Tensor:

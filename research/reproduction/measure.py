@@ -23,8 +23,7 @@ from feedface.evaluation.mini import Judge
 from feedface.faces.detect import make_detector
 from feedface.faces.parse import make_parser
 from feedface.inference.model_files import load_model, model_digest
-from feedface.presets import PLAIN
-from feedface.settings import Settings
+from feedface.settings import PLAIN, Settings
 from feedface.synthetic.train.common import say
 from research.people import Values, attribute_counts, draw_people, flat, identity_values
 from research.reproduction.plan import Measurement
@@ -80,7 +79,7 @@ class Measurer:
             "model": model_digest(self.bundle),
             "settings": settings.as_json(),
             "cases": self.config.measure.to_dict(),
-            "parameters": sum(p.numel() for _, p in bundle.face_controlnet.trained_parameters(bundle.uvit)),
+            "parameters": sum(p.numel() for _, p in bundle.method.trained_parameters(bundle.backbone)),
             "seconds": round(time.perf_counter() - begun, 1),
             "people": {name: [_rounded(value) for value in values] for name, values in people.items()},
         }
