@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.toy import make_toy_bundle, toy_face_controlnet
+from tests.toy import FOLDERS, make_toy_bundle, toy_face_controlnet
 
+from feedface.backbones.uvit import UViT
 from feedface.checkpoints import storage
 from feedface.checkpoints.bundle import (
     NETWORKS,
@@ -195,6 +196,63 @@ def test_parts_that_do_not_belong_together_are_named(folder: Path, tmp_path):
         load_bundle(folder, components=["text_encoder"])
     with pytest.raises(UserError, match="'layers'"):
         write_index(tmp_path, name="x", image_size=64, components={}, defaults={"layers": 2})
+
+
+# ------------------------------------------------------------------------------------------------------ version 1
+
+
+def as_version_1(folder: Path, vae: str = "vae") -> Path:
+    """The toy's folder as models were written before: no kinds, no groups, one width of the method."""
+    for part, folder_name in FOLDERS.items():
+        edit(folder / folder_name / "config.json", kind=None)
+        assert "embed_dim" in json.loads((folder / folder_name / "config.json").read_text()), part
+    names = {"uvit": "uvit", "face_controlnet": "face_controlnet", "vae": vae}
+    names |= {name: name for name in ("text_encoder", "tokenizer", "image_encoder")}
+    index = {"format": "feedface", "version": 1, "name": "old", "image_size": 64, "components": names}
+    (folder / "model_index.json").write_text(json.dumps({**index, "defaults": {"guidance": 3.0}}))
+    return folder
+
+
+def test_version_1_is_the_same_model(shared: Path, folder: Path):
+    """Also with an absolute folder, which it might have."""
+    old, new = load_bundle(as_version_1(folder, vae=str(shared / "vae"))), load_bundle(shared)
+    assert (old.name, old.kinds) == ("old", {"backbone": "uvit", "method": "feedface"})
+    assert old.defaults == {"guidance": 3.0, "face_scale": 0.8, "uncond": "true_uncond"}
+    for name in NETWORKS:
+        ours, theirs = getattr(old, name).state_dict(), getattr(new, name).state_dict()
+        assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours), name
+    assert old.method.config == new.method.config
+    assert old.size_multiple == read_index(folder).size_multiple == 16
+
+
+def test_what_is_made_of_version_1_is_version_2(folder: Path, tmp_path):
+    net = toy_face_controlnet()
+    save_component("method", net, tmp_path / "derived" / "method")
+    write_derived_index(tmp_path / "derived", as_version_1(folder), {"method": "method"}, "new")
+    index = json.loads((tmp_path / "derived" / "model_index.json").read_text())
+    assert index["version"] == 2 and index["backbone"] == {"kind": "uvit", "folder": "../toy/uvit"}
+    assert index["method"] == {"kind": "feedface", "folder": "method"}
+    assert index["parts"]["vae"] == "../toy/vae" and index["adapters"] == index["extras"] == {}
+    assert json.loads((tmp_path / "derived" / "method" / "config.json").read_text())["kind"] == "feedface"
+    load_bundle(tmp_path / "derived")
+    shutil.move(folder / "vae", folder / "elsewhere")
+    with pytest.raises(UserError, match=r"derived/../toy/vae: no such folder, but .*model_index.json names it as its vae"):
+        load_bundle(tmp_path / "derived")
+
+
+@pytest.mark.parametrize(("kind", "words"), [("flash", "config.json: 'flash' is no method"), (5, '"kind" must be')])
+def test_a_folder_of_an_unknown_kind(folder: Path, kind: object, words: str):
+    edit(folder / "face_controlnet" / "config.json", kind=kind)
+    with pytest.raises(UserError, match=words):
+        load_bundle(folder, components=["method"])
+
+
+def test_an_unconditional_mode_that_the_backbone_has_not(folder: Path, monkeypatch):
+    monkeypatch.setattr(UViT, "uncond_modes", ("empty_token",))
+    assert read_index(folder).defaults["uncond"] == "empty_token"
+    edit(folder / "model_index.json", defaults={"uncond": "paper"})
+    with pytest.raises(UserError, match="defaults.uncond: this backbone has empty_token, not 'paper'"):
+        read_index(folder)
 
 
 # ------------------------------------------------------------------------------------------------------- encoders

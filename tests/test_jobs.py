@@ -34,14 +34,14 @@ def test_the_authors_schema(folder):
 
 
 def test_how_a_job_is_drawn(folder):
-    own = {"seed": 5, "n_samples": 3, "guidance": 2, "face_scale": 0.5}
+    own = {"seed": 5, "n_samples": 3, "guidance": 2, "face_scale": 0.5, "negative_prompt": "hat"}
     sizes = {"64": (64, 64), '"64x96"': (64, 96), "[64, 96]": (64, 96)}
     for text, size in sizes.items():
         (folder / "a.json").write_text(json.dumps(sound(**own))[:-1] + f', "size": {text}}}')
         [job], problems = read_jobs([folder / "a.json"])
         assert not problems and not job.notices
         assert (job.seed, job.n_samples) == (5, 3)
-        assert job.settings == Settings(guidance=2.0, face_scale=0.5, size=size)
+        assert job.settings == Settings(guidance=2.0, face_scale=0.5, size=size, negative_prompt="hat")
 
 
 @pytest.mark.parametrize(
@@ -176,6 +176,7 @@ def test_nested_too_deeply(folder):
         ({"guidance": 51}, 6, "guidance"),
         ({"guidance": "strong"}, 6, "guidance"),
         ({"face_scale": -1}, 6, "face_scale"),
+        ({"negative_prompt": ["hat"]}, 6, "negative_prompt"),
         ({"face_scale": [1]}, 6, "face_scale"),
         ({"size": 0}, 6, "size"),
         ({"size": "64x"}, 6, "size"),

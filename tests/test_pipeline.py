@@ -269,7 +269,7 @@ def test_a_batch_that_does_not_fit_is_split(pipe, monkeypatch):
 
 
 def people(pipe, *counts):
-    """One person with each number of references, as tokens; 0: no face."""
+    """One person with each number of references; 0: nobody."""
     pictures = [[noise_face(10 * count + i) for i in range(count)] for count in counts]
     return [pipe.identity(find_faces(some, None)[0]) if some else None for some in pictures]
 
@@ -444,7 +444,7 @@ def test_threads_get_what_each_gets_alone(few, low_memory):
             together = list(pool.map(work, [jobs[i] for i in order]))
     for (image, tokens), (expected, _) in zip(together, [alone[i] for i in order], strict=True):
         np.testing.assert_array_equal(image, expected)
-        assert torch.equal(tokens, alone[0][1])
+        assert torch.equal(tokens["tokens"], alone[0][1]["tokens"])
 
 
 def test_the_adapters_weights_are_in_the_fingerprint(few):

@@ -1,13 +1,14 @@
 """Where sampling settings come from: options, presets, config files, models; few-step adapters; fingerprints."""
 
+import subprocess
+import sys
 from dataclasses import asdict, fields
 
 import pytest
 
 from feedface.checkpoints.few_step import FewStep
 from feedface.common.errors import UserError
-from feedface.settings import PLAIN, PRESETS
-from feedface.settings import COST_KNOBS, EVERYWHERE, PRESET_NAMES, Settings
+from feedface.settings import COST_KNOBS, EVERYWHERE, PLAIN, PRESET_NAMES, PRESETS, Settings
 
 DEFAULTS = {"guidance": 4.0, "face_scale": 1.0, "uncond": "true_uncond"}  # a model's
 ADAPTER = FewStep(timesteps=(999, 700, 400, 100), guidance=4.0, face_scale=0.9, uncond="true_uncond")
@@ -153,3 +154,32 @@ def test_what_changes_pictures_changes_fingerprints(change):
 def test_few_steps_change_fingerprints():
     full = complete(Settings(preset="fast"), ADAPTER)
     assert full.drawn()["few_step"] is True
+
+
+def test_what_the_backbone_cannot_do_is_refused():
+    def on(settings, **can):
+        return settings.for_model(DEFAULTS | {"uncond": "empty_token"}, 64, 16, None, ("empty_token",), **can)
+
+    assert on(Settings(reuse=1), reusable=False).reuse == 1
+    with pytest.raises(UserError, match="--reuse 2: this model's backbone has no deep blocks"):
+        on(Settings(reuse=2), reusable=False)
+    with pytest.raises(UserError, match="--uncond paper: this model's backbone has empty_token"):
+        on(Settings(uncond="paper"))
+
+
+def test_negative_prompts():
+    full = complete(Settings(negative_prompt="a hat", uncond="empty_token"))
+    assert full.drawn()["negative_prompt"] == "a hat" and "negative_prompt" not in complete(Settings()).drawn()
+    with pytest.raises(UserError, match="add --uncond empty_token"):
+        complete(Settings(negative_prompt="a hat"))
+    # The few-step adapter has an empty one built in.
+    asked = Settings(preset="fast", negative_prompt="a hat", uncond="empty_token")
+    full = complete(asked, ADAPTER)
+    assert not full.few_step and "drawn without the few-step adapter" in asked.adapter_notice(full, ADAPTER)
+    with pytest.raises(UserError, match="--negative_prompt: a prompt is text, not int"):
+        Settings(negative_prompt=5)
+
+
+def test_presets_are_plain_data_without_torch():
+    code = "import sys, feedface.settings; assert feedface.settings.PRESETS; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -198,8 +198,8 @@ def _latents(
     width, height = (side * backbone.latent_multiple // bundle.size_multiple for side in settings.size)
     latents = sample(
         backbone,
-        prompt,
-        list(seeds),
+        prompt=prompt,
+        seeds=list(seeds),
         empty_prompt=empty if negative else None,
         method=method,
         identity=identity,
