@@ -6,7 +6,7 @@ demo and tests 30000...
 
 from ml_collections import ConfigDict
 
-from feedface.synthetic.train.common import fit_config
+from feedface.training.fit import fit_config
 
 
 def get_config(preset: str = "cpu") -> ConfigDict:

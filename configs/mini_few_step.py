@@ -7,7 +7,7 @@ python distill.py add --workdir .cache/few_step --model models/mini
 
 from ml_collections import ConfigDict
 
-from feedface.synthetic.train.common import fit_config
+from feedface.training.fit import fit_config
 
 
 def get_config() -> ConfigDict:

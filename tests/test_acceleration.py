@@ -17,24 +17,25 @@ from feedface.inference.acceleration import (
     compile_blocks,
     quantise_int8,
 )
-from feedface.training.objective import ControlledUViT
+from feedface.training.controlled import ControlledBackbone
 
 CPU = torch.device("cpu")
 
 
-def toy_networks() -> ControlledUViT:
+def toy_networks() -> ControlledBackbone:
     torch.manual_seed(0)
     uvit = toy_uvit()
-    return ControlledUViT(uvit, toy_face_controlnet(uvit), data_type=0).eval().requires_grad_(False)
+    return ControlledBackbone(uvit, toy_face_controlnet(uvit), {"data_type": 0}).eval().requires_grad_(False)
 
 
-def answer(networks: ControlledUViT, batch_size: int = 2) -> torch.Tensor:
+def answer(networks: ControlledBackbone, batch_size: int = 2) -> torch.Tensor:
     random = torch.Generator().manual_seed(1)
     shapes = ((batch_size, 4, 8, 8), (batch_size, 1, 16), (batch_size, 16, 8))
     latents, clip_img, text = (torch.randn(shape, generator=random) for shape in shapes)
     faces = torch.randn(batch_size, 1, 5, 32, generator=random)
     with torch.no_grad():
-        return networks(latents, clip_img, text, torch.full((batch_size,), 500), faces)
+        state, t = {"img": latents, "clip_img": clip_img}, torch.full((batch_size,), 500)
+        return networks(state, t, {"text": text}, {"faces": faces})["img"]
 
 
 def test_int8_linear_rounds_each_output_by_its_own_scale():

@@ -16,6 +16,7 @@ import performance_tables
 import sampling
 import sampling_rate
 import sampling_scaling
+from feedface.presets import PLAIN
 from sampling_cost import Blueprint
 from sampling_steps import VARIANTS, Kind, Variant, Work, release_sample
 from training_models import SIZES
@@ -23,7 +24,6 @@ from training_models import SIZES
 from feedface.checkpoints.bundle import read_index, write_index
 from feedface.checkpoints.few_step import FewStep, save_few_step
 from feedface.diffusion.sampling import sample
-from feedface.presets import PLAIN
 from feedface.settings import Settings
 
 

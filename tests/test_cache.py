@@ -23,8 +23,11 @@ from feedface.data.dataset import PictureDataset, PictureStore
 from feedface.data.draws import DrawSettings
 from feedface.data.features import EncoderSources, FrozenEncoders
 from feedface.data.records import read_records, write_records
+from feedface.methods.base import ReferenceSpec
+from feedface.training.setup import described_method
 
-SETTINGS = DrawSettings(seed=5, latent_shape=(4, 8, 8), clip_img_dim=16)
+SHAPES = {"img": (4, 8, 8), "clip_img": (1, 16)}
+SETTINGS = DrawSettings(seed=5, state_shapes=SHAPES)
 CPU = torch.device("cpu")
 ITEMS = [(sample, 2) for sample in range(30)]
 
@@ -41,11 +44,12 @@ def records_file(tmp_path):
 
 
 def make_sources(bundle, precision="fp32"):
-    return EncoderSources(bundle=bundle, face_encoder=bundle / "face_controlnet", precision=precision)
+    folder = bundle / "face_controlnet"
+    return EncoderSources(bundle, described_method(folder), folder, precision, tuple(SHAPES))
 
 
 def make_store(records_file, in_memory=False, **sizes):
-    sizes = {"image_size": 64, "latent_size": 8, "face_size": 32, **sizes}
+    sizes = {"image_size": 64, "latent_size": 8, "reference": ReferenceSpec("crop", 32), **sizes}
     return PictureStore(read_records(records_file), in_memory=in_memory, **sizes)
 
 
@@ -63,8 +67,10 @@ def features(cache, records_file, settings=SETTINGS):
 
 
 def assert_same(a, b, atol=0.0):
-    for name in ("mean", "std", "clip_img", "text", "faces", "mask"):
-        x, y = getattr(a, name), getattr(b, name)
+    parts = [{"mean": e.mean, "std": e.std, **e.others, "text": e.text, **e.features, "mask": e.mask} for e in (a, b)]
+    assert list(parts[0]) == list(parts[1]) == ["mean", "std", "clip_img", "text", "faces", "mask"]
+    for name, x in parts[0].items():
+        y = parts[1][name]
         assert x.shape == y.shape and x.dtype == y.dtype and torch.allclose(x, y, rtol=0, atol=atol), name
 
 
@@ -92,7 +98,7 @@ def encoded(monkeypatch):
 
         monkeypatch.setattr(FrozenEncoders, kind, counted)
 
-    for kind in ("images", "faces", "text"):
+    for kind in ("images", "references", "text"):
         count(kind)
     return counts
 
@@ -128,7 +134,8 @@ def test_same_features_as_without(tmp_path, records_file, bundle, flip, flip_ref
         )
         cached = features(cache, records_file, settings)
         assert_same(cached.content, expected, atol=2e-5)
-        assert all((getattr(cached.draws, n) == getattr(plain.draws, n)).all() for n in ("rows", "flip", "t", "noise"))
+        assert all((getattr(cached.draws, n) == getattr(plain.draws, n)).all() for n in ("rows", "flip", "t"))
+        assert all(torch.equal(cached.draws.noise[n], plain.draws.noise[n]) for n in SHAPES)
     assert plain.draws.flip.any() == (flip > 0)
     assert {kind: shards.tensors[0][name].shape[1] - 1 for kind, name, shards in (
         ("pictures", "mean", cache.pictures), ("faces", "faces", cache.faces)
@@ -139,7 +146,9 @@ def test_fixed_features(tmp_path, records_file, bundle):
     cache = open_cache(tmp_path / "cache", records_file, bundle)
     encoders = make_sources(bundle).load(CPU)
     assert torch.equal(cache.empty_text, encoders.text([""]))
-    assert torch.equal(cache.zero_image_face, encoders.faces(torch.zeros(1, 3, 32, 32))[0])
+    zeros = encoders.references(torch.zeros(1, 3, 32, 32))
+    assert cache.zero_reference.keys() == zeros.keys() == {"faces"}
+    assert torch.equal(cache.zero_reference["faces"], zeros["faces"][0])
 
 
 def test_every_picture_crop_and_caption_once(tmp_path, records_file, bundle, encoded, no_encoders):
@@ -147,7 +156,7 @@ def test_every_picture_crop_and_caption_once(tmp_path, records_file, bundle, enc
     write_records(records_file, [*records, *(replace(r, caption="the same picture again") for r in records[:2])])
     open_cache(tmp_path / "cache", records_file, bundle)
     captions = len({record.caption for record in records}) + 1
-    assert encoded == {"images": 2 * 12, "faces": 2 * 12, "text": captions}  # two views
+    assert encoded == {"images": 2 * 12, "references": 2 * 12, "text": captions}  # two views
     no_encoders()
     open_cache(tmp_path / "cache", records_file, bundle)
 
@@ -156,7 +165,8 @@ def test_features_in_half_precision_stay_so(tmp_path, records_file, bundle):
     sources = make_sources(bundle, "bf16")
     cache = FeatureCache.open(tmp_path / "cache", make_store(records_file), sources, True, CPU, shard_size=4)
     content = features(cache, records_file).content
-    assert content.text.dtype == content.faces.dtype == content.clip_img.dtype == torch.bfloat16
+    others = (content.text, content.features["faces"], content.others["clip_img"])
+    assert {value.dtype for value in others} == {torch.bfloat16}
     assert content.mean.dtype == content.mask.dtype == torch.float32
 
 
@@ -195,7 +205,7 @@ def test_a_damaged_shard_is_encoded_again_alone(tmp_path, records_file, bundle, 
             file.write_bytes(file.read_bytes()[: -10 if damage == "truncated" else 0])
     encoded.clear()
     cache = open_cache(folder, records_file, bundle)
-    assert encoded["images"] == 2 * 4 and not encoded["faces"] and not encoded["text"]
+    assert encoded["images"] == 2 * 4 and not encoded["references"] and not encoded["text"]
     assert rewritten(folder, before) == {"pictures-00001.safetensors", "fixed.safetensors"}
     assert_same(features(cache, records_file).content, expected)
 
@@ -261,7 +271,7 @@ def test_appended_and_removed_records(tmp_path, records_file, bundle, encoded):
     write_records(records_file, records)
     cache = open_cache(folder, records_file, bundle)
     assert rewritten(folder, before) == {"pictures-00002.safetensors"}
-    assert encoded["images"] == 2 * 4 and not encoded["faces"]
+    assert encoded["images"] == 2 * 4 and not encoded["references"]
     fresh = open_cache(tmp_path / "fresh", records_file, bundle)
     assert_same(features(cache, records_file).content, features(fresh, records_file).content, atol=2e-5)
     write_records(records_file, records[1:])
@@ -360,6 +370,8 @@ def test_what_does_not_encode_may_change(tmp_path, records_file, no_encoders):
         ({"shard_size": 0}, "by another version"),
         ({"format": 1}, "by another version"),
         ({"more": 1}, "by another version"),
+        ({"method": "other"}, "with another method"),
+        ({"reference": ["aligned", [0.5] * 3, [0.5] * 3]}, r"with reference \['aligned', .*, not \['crop'"),
     ],
 )
 def test_other_settings_are_refused(tmp_path, records_file, bundle, change, message):

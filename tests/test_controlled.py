@@ -6,8 +6,7 @@ from tests.toy import CLIP_CONFIG, toy_face_controlnet, toy_unet, toy_uvit
 
 from feedface.backbones.base import Backbone
 from feedface.methods.feedface import FeedFace
-from feedface.training.controlled import ControlledBackbone
-from feedface.training.objective import ControlledUViT
+from feedface.training.controlled import ControlledBackbone, InContext
 
 
 def given(backbone: Backbone) -> tuple:
@@ -26,8 +25,15 @@ def test_it_is_what_was_trained_before_to_the_bit(dtype: torch.dtype, with_face:
     net = toy_face_controlnet(uvit)
     uvit.to(dtype)
     state, t, prompt, features = given(uvit)
-    faces = features["faces"] if with_face else None
-    expected = ControlledUViT(uvit, net, 0)(state["img"], state["clip_img"], prompt["text"], t, faces)
+    control = None
+    if with_face:
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype != torch.float32):
+            control = InContext(
+                net.bind(uvit, net.identity(features)),
+                lambda: torch.autocast("cpu", torch.bfloat16, enabled=dtype != torch.float32),
+            )
+    zeros = torch.zeros_like(t)
+    expected = uvit.predict(state["img"], state["clip_img"], prompt["text"], t, zeros, zeros, control=control).img
     model = ControlledBackbone(uvit, net, {"data_type": 0})
     assert torch.equal(model(state, t, prompt, features if with_face else None)["img"], expected)
     other = ControlledBackbone(uvit, net)(state, t, prompt, features if with_face else None)["img"]

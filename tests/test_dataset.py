@@ -14,9 +14,10 @@ from feedface.data.dataset import PictureDataset, PictureStore, SampleOrder, che
 from feedface.data.draws import DrawSettings, draw
 from feedface.data.records import read_records
 from feedface.data.transforms import HAIR_VALUE, centre_crop, face_masks
+from feedface.methods.base import ReferenceSpec
 
-SETTINGS = DrawSettings(seed=5, latent_shape=(4, 8, 8), clip_img_dim=16)
-NOISES = ("vae_noise", "noise", "clip_noise")
+SETTINGS = DrawSettings(seed=5, state_shapes={"img": (4, 8, 8), "clip_img": (1, 16)})
+REFERENCE = ReferenceSpec("crop", 32)
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,7 @@ def records_file(tmp_path_factory):
 
 
 def make_store(records_file):
-    return PictureStore(read_records(records_file), image_size=64, latent_size=8, face_size=32, in_memory=False)
+    return PictureStore(read_records(records_file), image_size=64, latent_size=8, reference=REFERENCE, in_memory=False)
 
 
 # ---------------------------------------------------------------------------------------------------------- pictures
@@ -58,15 +59,20 @@ def test_face_masks_are_area_shares_with_and_without_hair():
 # ------------------------------------------------------------------------------------------------------------- draws
 
 
+def noises(drawn):
+    return [drawn.vae_noise, *drawn.noise.values()]
+
+
 def test_draws_depend_on_seed_and_sample_alone():
     refs = [2] * 10
     first = [draw(SETTINGS, s, 1, refs) for s in (3, 4, 25)]
     again = [draw(SETTINGS, s, 1, refs) for s in (25, 4, 3)][::-1]
     for a, b in zip(first, again, strict=True):
         assert (a.row, a.flip, a.t, a.faces) == (b.row, b.flip, b.t, b.faces)
-        assert all((getattr(a, n) == getattr(b, n)).all() for n in NOISES)
+        assert all((x == y).all() for x, y in zip(noises(a), noises(b), strict=True))
     other = draw(replace(SETTINGS, seed=6), 3, 1, refs)
-    assert not (other.noise == first[0].noise).all() and not (first[0].noise == first[0].vae_noise).all()
+    pairs = zip(noises(other), noises(first[0]), strict=True)
+    assert not any((x == y).all() for x, y in pairs) and not (first[0].noise["img"] == first[0].vae_noise).all()
 
 
 def test_probabilities_and_timesteps():
@@ -82,7 +88,7 @@ def test_probabilities_and_timesteps():
     t = np.array([d.t for d in draws])
     assert t.min() >= 1 and t.max() <= 1000 and abs(t.mean() - 500.5) < 15 and t.min() < 10 and t.max() > 990
     assert abs(np.mean([d.faces == (0,) for d in draws]) - 0.5) < 0.03
-    noise = np.concatenate([d.noise.ravel() for d in draws[:200]])
+    noise = np.concatenate([d.noise["img"].ravel() for d in draws[:200]])
     assert abs(noise.mean()) < 0.02 and abs(noise.std() - 1) < 0.02
 
 
@@ -93,7 +99,7 @@ def test_each_reference_has_a_flip_of_its_own():
     assert not any(flip for d in before for flip in d.flips)
     for a, b in zip(before, draws, strict=True):
         assert (a.row, a.flip, a.hair, a.t, a.faces) == (b.row, b.flip, b.hair, b.t, b.faces)
-        assert all((getattr(a, name) == getattr(b, name)).all() for name in NOISES)
+        assert all((x == y).all() for x, y in zip(noises(a), noises(b), strict=True))
     flips = np.array([d.flips for d in draws])
     target = np.array([d.flip for d in draws])
     assert abs(flips.mean() - 0.5) < 0.03
@@ -150,11 +156,11 @@ def test_flips_mirror_picture_and_mask_or_the_references(records_file, flip, fli
     store, chances = make_store(records_file), {"flip": flip, "flip_reference": flip_reference}
     straight = PictureDataset(store, replace(SETTINGS, flip=0.0)).__getitems__(items(4)).content
     mirrored = PictureDataset(store, replace(SETTINGS, **chances)).__getitems__(items(4)).content
-    for name, chance in (("image", flip), ("mask", flip), ("faces", flip_reference)):
+    for name, chance in (("image", flip), ("mask", flip), ("references", flip_reference)):
         one, other = getattr(straight, name), getattr(mirrored, name)
         assert torch.equal(other, one.flip(-1) if chance else one) and not torch.equal(one, one.flip(-1))
     assert (mirrored.mask == straight.mask).all() != bool(flip)
-    assert straight.image.shape == (4, 3, 64, 64) and straight.faces.shape == (4, 2, 3, 32, 32)
+    assert straight.image.shape == (4, 3, 64, 64) and straight.references.shape == (4, 2, 3, 32, 32)
     assert straight.mask.shape == (4, 1, 8, 8)
 
 
@@ -164,7 +170,7 @@ def test_workers_give_the_same_batches(records_file):
     plain = [dataset.__getitems__(batch) for batch in order]
     worked = list(DataLoader(dataset, batch_sampler=order, num_workers=2, collate_fn=lambda batch: batch))
     for a, b in zip(plain, worked, strict=True):
-        assert (a.content.image == b.content.image).all() and (a.draws.noise == b.draws.noise).all()
+        assert (a.content.image == b.content.image).all() and (a.draws.noise["img"] == b.draws.noise["img"]).all()
 
 
 def test_in_memory_is_the_same_and_read_once_for_all_workers(tmp_path, monkeypatch):
@@ -172,7 +178,7 @@ def test_in_memory_is_the_same_and_read_once_for_all_workers(tmp_path, monkeypat
     records_file = make_records(tmp_path, size=200)
     settings = replace(SETTINGS, flip_reference=0.5)
     records = read_records(records_file)
-    sizes = {"image_size": 64, "latent_size": 8, "face_size": 32}
+    sizes = {"image_size": 64, "latent_size": 8, "reference": REFERENCE}
     order = SampleOrder(SETTINGS.seed, 0, 12, 4, max_faces=3)
     expected = [
         PictureDataset(PictureStore(records, **sizes, in_memory=False), settings).__getitems__(b) for b in order
@@ -199,7 +205,7 @@ def test_in_memory_is_the_same_and_read_once_for_all_workers(tmp_path, monkeypat
 def test_more_pictures_than_memory_holds_are_refused(records_file):
     records = read_records(records_file)
     with pytest.raises(UserError, match=r"config\.data\.in_memory: the pictures take 39582\.4 GB, but the machine has"):
-        PictureStore(records, image_size=2**20, latent_size=8, face_size=32, in_memory=True)
+        PictureStore(records, image_size=2**20, latent_size=8, reference=REFERENCE, in_memory=True)
 
 
 def test_broken_files_are_passed_over_counted_and_capped(tmp_path):

@@ -18,8 +18,8 @@ from feedface.data.records import read_records
 from feedface.diffusion.sampling import jumps_at, sample
 from feedface.diffusion.schedule import alphas_cumprod
 from feedface.diffusion.state import pack, take, unpack
-from feedface.distillation.draws import Draws
 from feedface.distillation.ddim import ddim_step
+from feedface.distillation.draws import Draws
 from feedface.distillation.student import LowRank, Student
 from feedface.distillation.teacher import Teacher, fine_timesteps
 from feedface.distillation.trajectories import Piece, Trajectories

@@ -10,9 +10,9 @@ from PIL import Image
 
 from feedface.common.errors import UserError
 from feedface.evaluation.inspector import Inspector
-from feedface.synthetic.train.common import fit_config
 from feedface.synthetic.train.inspector import CosineMarginHead, damage, random_affine, random_blocks, random_blur, run
 from feedface.synthetic.world import make_portraits
+from feedface.training.fit import fit_config
 
 ATTRIBUTES = {"gender": 2, "hat": 4}
 

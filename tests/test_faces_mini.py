@@ -9,10 +9,11 @@ from feedface.faces.detect import InsightFaceDetector
 from feedface.synthetic.train import detector as detector_stage
 from feedface.synthetic.train import recogniser as recogniser_stage
 from feedface.synthetic.train.canvases import MAX_FACES, CanvasMaker
-from feedface.synthetic.train.common import fit_config, read_metrics
+from feedface.synthetic.train.common import read_metrics
 from feedface.synthetic.train.detector import Detector, anchors, assign, detection_loss, to_input
 from feedface.synthetic.train.recogniser import Recogniser, aligned_crops, spoil
 from feedface.synthetic.world import make_portraits
+from feedface.training.fit import fit_config
 
 CANVAS_PX = 128
 

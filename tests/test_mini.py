@@ -16,8 +16,9 @@ from feedface.diffusion.schedule import alphas_cumprod
 from feedface.encoders import ImageEncoder, to_tensor
 from feedface.synthetic.train import bundle, clip, common, decoder, face_encoder, uvit, vae, world
 from feedface.synthetic.train.__main__ import STAGES, read_config
-from feedface.synthetic.train.common import fit, fit_config
 from feedface.synthetic.train.identity_start import identity_start
+from feedface.training.ema import Ema
+from feedface.training.fit import fit, fit_config
 
 TOY = [
     *(f"--config.{stage}.image_size=64" for stage in ("world", "vae", "clip", "uvit", "control", "bundle")),
@@ -85,16 +86,16 @@ def test_fit_learns_and_counts(tmp_path):
 
 def test_an_interrupted_fit_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch):
     whole, _ = line_fit(tmp_path / "whole", steps=20)
-    update, calls = common.AveragedModel.update_parameters, []
+    update, calls = Ema.update, []
 
-    def interrupted(self, model):
+    def interrupted(self, step):
         calls.append(1)
         if len(calls) == 11:
             raise KeyboardInterrupt
-        update(self, model)
+        update(self, step)
 
     with monkeypatch.context() as patch:
-        patch.setattr(common.AveragedModel, "update_parameters", interrupted)
+        patch.setattr(Ema, "update", interrupted)
         with pytest.raises(KeyboardInterrupt):
             line_fit(tmp_path / "parts", steps=20, save_every_s=0.0)
     parts, result = line_fit(tmp_path / "parts", steps=20)
@@ -172,12 +173,18 @@ def test_a_wrong_setting_is_one_line(override):
 
 
 def test_stages_leave_a_bundle_that_loads(built, config):
-    loaded = load_bundle(built / "bundle", components=("vae", "uvit", "text_encoder", "image_encoder"))
+    loaded = load_bundle(built / "bundle", components=("vae", "backbone", "text_encoder", "image_encoder"))
     assert loaded.image_size == 64
     assert loaded.vae.factor == 8
-    assert loaded.uvit.num_text_tokens == loaded.text_encoder.num_tokens == config.clip.num_text_tokens
-    assert loaded.uvit.text_dim == loaded.text_encoder.text_dim
-    assert set(read_index(built / "bundle").components) == {"vae", "uvit", "text_encoder", "tokenizer", "image_encoder"}
+    assert loaded.backbone.num_text_tokens == loaded.text_encoder.num_tokens == config.clip.num_text_tokens
+    assert loaded.backbone.text_dim == loaded.text_encoder.text_dim
+    assert set(read_index(built / "bundle").components) == {
+        "vae",
+        "backbone",
+        "text_encoder",
+        "tokenizer",
+        "image_encoder",
+    }
     for stage in ("vae", "clip", "face_encoder", "uvit"):
         record = json.loads((built / stage / "metrics.json").read_text())
         assert record["training"]["steps"] == 2 and record["metrics"]
@@ -205,7 +212,7 @@ def test_the_base_goes_on_from_other_weights_and_its_world_is_encoded_once(built
     changed.uvit.update(start=str(built / "bundle"), lr=0.0, muon_lr=0.0, seed=7, steps=1)
     uvit.run(changed, tmp_path)
     assert encoded == [6]  # the held-out pictures alone
-    before, after = (load_bundle(folder / "bundle", components=["uvit"]).uvit for folder in (built, tmp_path))
+    before, after = (load_bundle(folder / "bundle", components=["backbone"]).backbone for folder in (built, tmp_path))
     for one, other in zip(before.parameters(), after.parameters(), strict=True):
         assert torch.equal(one, other)
     changed.uvit.update(face_weight=3.0, seed=8)
@@ -372,7 +379,7 @@ def test_control_stage_trains_the_face_controlnet(built, config):
 
     config = read_config("cpu", [*TOY, "--config.control.steps=2", "--config.control.batch_size=2"])
     control.run(config, built)
-    net = load_bundle(built / "bundle", components=["face_controlnet"]).face_controlnet
+    net = load_bundle(built / "bundle", components=["method"]).method
     face = to_tensor(np.zeros((48, 48, 3), np.uint8))[None]
     assert torch.isfinite(net.encode(face)).all()
     assert isinstance(net.config, dict | types.MappingProxyType)

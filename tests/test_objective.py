@@ -3,38 +3,48 @@
 import pytest
 import torch
 from configs import mini_face
+from ml_collections import ConfigDict
 from tests.toy import toy_face_controlnet, toy_uvit
 
 from feedface.data.draws import Draw, Draws, DrawSettings, draw
-from feedface.data.features import Features
+from feedface.data.features import Encoded
 from feedface.diffusion.losses import regularization_mask_loss, standard_loss
+from feedface.diffusion.objective import MaskObjective
 from feedface.diffusion.schedule import add_noise, alphas_cumprod
+from feedface.training.controlled import ControlledBackbone
 from feedface.training.ema import Ema
-from feedface.training.objective import ControlledUViT, Objective
 from feedface.training.trainer import learning_rate
 
 
 def make_batch(count=6, standard=(), drop_face=()):
-    settings = DrawSettings(0, (4, 8, 8), 16, standard_loss=0, face_dropout=0)
+    settings = DrawSettings(0, {"img": (4, 8, 8), "clip_img": (1, 16)}, standard_loss=0, face_dropout=0)
     draws = Draws.collate([draw(settings, s, 1, [0] * count) for s in range(count)])
     draws.standard[list(standard)] = True
     draws.drop_face[list(drop_face)] = True
     g = torch.Generator().manual_seed(0)
-    features = Features(
+    batch = Encoded(
         mean=torch.randn(count, 4, 8, 8, generator=g),
         std=torch.rand(count, 4, 8, 8, generator=g),
-        clip_img=torch.randn(count, 1, 16, generator=g),
+        others={"clip_img": torch.randn(count, 1, 16, generator=g)},
         text=torch.randn(count, 16, 8, generator=g),
-        faces=torch.randn(count, 2, 5, 32, generator=g),
+        features={"faces": torch.randn(count, 2, 5, 32, generator=g)},
         mask=torch.rand(count, 1, 8, 8, generator=g),
     )
-    return draws, features
+    return draws, batch
+
+
+def make_objective(kind, faces=0.0, text=0.0, min_snr=0.0):
+    """What a dropped face is replaced by, and a dropped text: these numbers."""
+    loss = ConfigDict({"kind": kind, "min_snr": min_snr, "face_dropout_kind": "zero_image"})
+    return MaskObjective(
+        ConfigDict({"loss": loss}), {"faces": torch.full((5, 32), faces)}, torch.full((1, 16, 8), text)
+    )
 
 
 def make_model(seed=0):
     torch.manual_seed(seed)
     uvit = toy_uvit().requires_grad_(False)
-    return ControlledUViT(uvit, toy_face_controlnet(uvit), data_type=1)
+    return ControlledBackbone(uvit, toy_face_controlnet(uvit), {"data_type": 1})
 
 
 class CountedModel:
@@ -43,29 +53,29 @@ class CountedModel:
     def __init__(self, model):
         self.model, self.adapted, self.frozen = model, [], []
 
-    def __call__(self, latents, clip_img, text, t, faces):
-        (self.frozen if faces is None else self.adapted).append(len(latents))
-        assert faces is not None or not torch.is_grad_enabled()
-        return self.model(latents, clip_img, text, t, faces)
+    def __call__(self, state, t, prompt, features=None):
+        (self.frozen if features is None else self.adapted).append(len(t))
+        assert features is not None or not torch.is_grad_enabled()
+        return self.model(state, t, prompt, features)
 
 
 @pytest.mark.parametrize("standard", [(), (1, 4), range(6)])
 def test_loss_is_the_papers_per_sample(standard):
     model = make_model()
-    draws, features = make_batch(standard=standard)
+    draws, batch = make_batch(standard=standard)
     counted = CountedModel(model)
-    parts = Objective("regularization", torch.zeros(5, 32), torch.zeros(1, 16, 8))(counted, draws, features)
+    parts = make_objective("regularization")(counted, draws, batch)
 
-    latents = add_noise(features.mean + features.std * draws.vae_noise, draws.noise, draws.t)
-    clip_img = add_noise(features.clip_img, draws.clip_noise, draws.t)
-    zeros, ones = torch.zeros(6), torch.ones(6, dtype=torch.long)
-    net = model.face_controlnet
-    control = net.bind(net.join(net.projector(features.faces)))
+    latents = add_noise(batch.mean + batch.std * draws.vae_noise, draws.noise["img"], draws.t)
+    clip_img = add_noise(batch.others["clip_img"], draws.noise["clip_img"], draws.t)
+    given = (latents, clip_img, batch.text, draws.t, torch.zeros(6), torch.ones(6, dtype=torch.long))
+    control = model.method.bind(model.backbone, model.method.identity(batch.features))
     with torch.no_grad():
-        pred = model.uvit(latents, clip_img, features.text, draws.t, zeros, ones, control=control).img
-        frozen = model.uvit(latents, clip_img, features.text, draws.t, zeros, ones).img
-    wanted = regularization_mask_loss(draws.noise, pred, frozen, features.mask)
-    wanted[list(standard)] = standard_loss(draws.noise, pred)[list(standard)]
+        pred = model.backbone.predict(*given, control=control).img
+        frozen = model.backbone.predict(*given).img
+    noise = draws.noise["img"]
+    wanted = regularization_mask_loss(noise, pred, frozen, batch.mask)
+    wanted[list(standard)] = standard_loss(noise, pred)[list(standard)]
     assert torch.allclose(parts.loss, wanted.mean(), atol=1e-6)
     assert torch.allclose(parts.sums[0], wanted.sum(), atol=1e-5)
     # The frozen model is asked only about the samples that are compared with it.
@@ -75,24 +85,24 @@ def test_loss_is_the_papers_per_sample(standard):
 
 def test_dropped_faces_and_texts_and_what_learns():
     model = make_model()
-    objective = Objective("mask", torch.full((5, 32), 0.5), torch.full((1, 16, 8), 0.25))
-    draws, features = make_batch(drop_face=(2,))
+    objective = make_objective("mask", faces=0.5, text=0.25)
+    draws, batch = make_batch(drop_face=(2,))
     draws.drop_text[3] = True
     by_hand, clean = make_batch()
-    clean.faces[2], clean.text[3] = 0.5, 0.25
-    loss = objective(model, draws, features).loss
+    clean.features["faces"][2], clean.text[3] = 0.5, 0.25
+    loss = objective(model, draws, batch).loss
     assert loss == objective(model, by_hand, clean).loss
     assert loss != objective(model, *make_batch()).loss
     loss.backward()
     learning = {name for name, p in model.named_parameters() if p.grad is not None}
-    trainable = {f"face_controlnet.{name}" for name in model.face_controlnet.trainable_state_dict()}
+    trainable = {f"method.{name}" for name in model.trained()}
     assert learning == trainable
 
 
 def test_a_batch_can_be_learned():
     model, batch = make_model(), make_batch()
-    objective = Objective("regularization", torch.zeros(5, 32), torch.zeros(1, 16, 8))
-    optimizer = torch.optim.AdamW(model.face_controlnet.trainable_parameters(), lr=5e-3)
+    objective = make_objective("regularization")
+    optimizer = torch.optim.AdamW(model.trained().values(), lr=5e-3)
     losses = []
     for _ in range(60):
         loss = objective(model, *batch).loss
@@ -105,22 +115,19 @@ def test_a_batch_can_be_learned():
 
 def test_fresh_control_has_no_background_loss():
     model = make_model()
-    for block in model.face_controlnet.blocks:
+    for block in model.method.blocks:
         torch.nn.init.zeros_(block.zero_linear.weight)
-    parts = Objective("regularization", torch.zeros(5, 32), torch.zeros(1, 16, 8))(model, *make_batch())
+    parts = make_objective("regularization")(model, *make_batch())
     assert parts.sums[1] > 1 and abs(parts.sums[2]) < 1e-9
 
 
 def test_min_snr_weights():
-    draws, features = make_batch(1)
+    draws, batch = make_batch(1)
     model = make_model()
     losses = []
     for t in (1, 300, 1000):
         draws.t[:] = t
-        pair = [
-            Objective("standard", torch.zeros(5, 32), torch.zeros(1, 16, 8), gamma)(model, draws, features).loss
-            for gamma in (0.0, 5.0)
-        ]
+        pair = [make_objective("standard", min_snr=gamma)(model, draws, batch).loss for gamma in (0.0, 5.0)]
         alpha_bar = alphas_cumprod()[t - 1]
         snr = alpha_bar / (1 - alpha_bar)
         assert torch.allclose(pair[1] / pair[0], (min(snr, torch.tensor(5.0)) / snr).float(), rtol=1e-4)
@@ -153,10 +160,10 @@ def test_ema():
 def test_draw_fields_reach_the_batch():
     one = Draw(
         row=3, flip=True, hair=False, standard=True, drop_face=False, drop_text=True, t=7, faces=(0,),
-        vae_noise=torch.zeros(1).numpy(), noise=torch.ones(1).numpy(), clip_noise=torch.full((1,), 2.0).numpy(),
+        vae_noise=torch.zeros(1).numpy(), noise={"img": torch.ones(1).numpy(), "more": torch.full((1,), 2.0).numpy()},
     )  # fmt: skip
     batch = Draws.collate([one, one])
     assert batch.rows.tolist() == [3, 3] and batch.t.tolist() == [7, 7]
     flags = [getattr(batch, name)[0].item() for name in ("flip", "hair", "standard", "drop_face", "drop_text")]
     assert flags == [True, False, True, False, True]
-    assert batch.clip_noise.tolist() == [[2.0], [2.0]]
+    assert {name: noise.tolist() for name, noise in batch.noise.items()} == {"img": [[1], [1]], "more": [[2], [2]]}

@@ -92,7 +92,7 @@ def test_a_later_start_needs_no_encoder(bundle, records, tmp_path, monkeypatch):
     assert make_grid(bundle, records, tmp_path).draw(2).read_bytes() == first and not loads
     changed = make_grid(bundle, records, tmp_path, **{"log.prompts": ("a man",)})
     assert loads and len(changed.text) == 1
-    assert make_grid(bundle, records, tmp_path, **{"log.people": 3}).faces.shape[0] == 3
+    assert make_grid(bundle, records, tmp_path, **{"log.people": 3}).features["faces"].shape[0] == 3
 
     kept = tmp_path / "samples" / "inputs.safetensors"
     kept.write_bytes(kept.read_bytes()[:-5])  # cut short
@@ -104,7 +104,7 @@ def test_weights_are_those_of_now(bundle, records, tmp_path):
     grid = make_grid(bundle, records, tmp_path)
     before = grid.draw(1)
     with torch.no_grad():
-        for block in grid.models.trained.face_controlnet.blocks:
+        for block in grid.models.trained.method.blocks:
             block.zero_linear.weight.zero_()
     after = grid.draw(2)
     assert not close(cell(before, 0, 1), cell(after, 0, 1))
@@ -133,9 +133,9 @@ def test_unidentified_records_are_people_of_their_own(bundle, records, tmp_path)
 
 def test_low_precision(bundle, records, tmp_path):
     grid = make_grid(bundle, records, tmp_path, "bf16")
-    assert grid.models.trained.uvit.pos_embed.dtype == torch.bfloat16
+    assert grid.models.trained.backbone.pos_embed.dtype == torch.bfloat16
     low = grid.draw(1)
-    assert {p.dtype for p in grid.models.trained.face_controlnet.parameters()} == {torch.float32}
+    assert {p.dtype for p in grid.models.trained.method.parameters()} == {torch.float32}
     full = make_grid(bundle, records, tmp_path / "full").draw(1)
     difference = np.abs(cell(low, 0, 1).astype(float) - cell(full, 0, 1))
     assert difference.mean() < 8
@@ -161,25 +161,26 @@ def test_training_is_the_same_to_the_bit(bundle, records, tmp_path):
         models = build_models(make_config(bundle), CPU, "no")
         model = models.trained
         model.train()
-        model.uvit.gradient_checkpointing = True
+        model.backbone.gradient_checkpointing = True
         grid = None
         if with_grids:
             before = random_states()
             grid = SampleGrid(make_config(bundle), models, records, tmp_path / "run", CPU)
             assert random_states() == before
-        latents, clip_img, text = torch.randn(2, 4, 8, 8), torch.randn(2, 1, 16), torch.randn(2, 16, 8)
-        t, faces = torch.tensor([100, 900]), torch.randn(2, 1, 5, 32)
-        optimizer = torch.optim.AdamW(model.face_controlnet.parameters(), lr=1e-2)
+        state = {"img": torch.randn(2, 4, 8, 8), "clip_img": torch.randn(2, 1, 16)}
+        prompt, t = {"text": torch.randn(2, 16, 8)}, torch.tensor([100, 900])
+        features = {"faces": torch.randn(2, 1, 5, 32)}
+        optimizer = torch.optim.AdamW(model.method.parameters(), lr=1e-2)
         for step in range(3):
-            model(latents, clip_img, text, t, faces).pow(2).mean().backward()
+            model(state, t, prompt, features)["img"].pow(2).mean().backward()
             if grid:  # also between gradients and their use
                 before = random_states()
                 grid.draw(step)
                 assert random_states() == before
             optimizer.step()
             optimizer.zero_grad()
-        assert all(part.training for part in model.modules()) and model.uvit.gradient_checkpointing
-        return model.face_controlnet.state_dict()
+        assert all(part.training for part in model.modules()) and model.backbone.gradient_checkpointing
+        return model.method.state_dict()
 
     plain, watched = train(False), train(True)
     assert all(torch.equal(plain[name], watched[name]) for name in plain)
@@ -188,7 +189,7 @@ def test_training_is_the_same_to_the_bit(bundle, records, tmp_path):
 def test_flags_come_back_after_a_failure(bundle, records, tmp_path, monkeypatch):
     grid = make_grid(bundle, records, tmp_path)
     model = grid.models.trained
-    model.face_controlnet.train()
+    model.method.train()
     flags = {name: part.training for name, part in model.named_modules()}
 
     def fail(*_, **__):

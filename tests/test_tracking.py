@@ -10,7 +10,7 @@ from accelerate.utils import ProjectConfiguration
 from PIL import Image
 
 from feedface.common.errors import UserError
-from feedface.training.objective import LossParts
+from feedface.diffusion.objective import LossParts
 from feedface.training.tracking import (
     JUDGED_SAMPLES,
     BadLoss,

@@ -129,11 +129,11 @@ def test_run_reports_and_its_checkpoint_is_a_model(world, tmp_path):
     bundle = load_bundle(tmp_path / "checkpoints" / "last")
     assert bundle.name == "base, step 40"
     state = weights(tmp_path)[1]
-    trained = bundle.face_controlnet.trainable_state_dict()
+    trained = bundle.method.trainable_state_dict()
     for value, average in zip(trained.values(), state["ema"], strict=True):
         assert torch.allclose(value, average, atol=1e-3)
     encoder = load_file(world.face_encoder / "model.safetensors")
-    stored = bundle.face_controlnet.face_encoder.state_dict()
+    stored = bundle.method.face_encoder.state_dict()
     assert sum(v.numel() for v in encoder.values()) == sum(v.numel() for v in stored.values())
     assert list((tmp_path / "logs").rglob("events.*"))
     assert json.loads((tmp_path / "config.json").read_text())["train"]["steps"] == 40
@@ -151,7 +151,7 @@ def test_bfloat16_keeps_trained_weights_in_float32(world, tmp_path):
 def test_going_on_from_a_bundles_own_controlnet(world, tmp_path):
     config = make_config(world, **{"model": str(world.full), "face_encoder": "", "train.steps": 1, "train.lr": 0.0})
     assert train(config, tmp_path) == 0
-    own = load_bundle(world.full, components=["face_controlnet"]).face_controlnet.trainable_state_dict()
+    own = load_bundle(world.full, components=["method"]).method.trainable_state_dict()
     trained, _ = weights(tmp_path)
     assert all(torch.equal(own[name], trained[name]) for name in own)
 
@@ -172,7 +172,7 @@ def test_damaged_and_lost_checkpoints_are_passed_over(world, tmp_path, capsys):
     shutil.rmtree(checkpoints / "00000005")
     state = checkpoints / "00000004" / "training" / "state.pt"
     state.write_bytes(state.read_bytes()[:-1])
-    (checkpoints / "00000003" / "face_controlnet" / "model.safetensors").unlink()
+    (checkpoints / "00000003" / "feedface" / "model.safetensors").unlink()
     state = checkpoints / "00000002" / "training" / "state.pt"
     content = bytearray(state.read_bytes())
     content[-200:] = bytes(200)  # the size is right: only reading finds out
@@ -182,7 +182,7 @@ def test_damaged_and_lost_checkpoints_are_passed_over(world, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "00000005: the last checkpoint is gone" in out
     assert "00000004: not a whole checkpoint (training/state.pt is missing or cut short)" in out
-    assert "00000003: not a whole checkpoint (face_controlnet/model.safetensors is missing" in out
+    assert "00000003: not a whole checkpoint (feedface/model.safetensors is missing" in out
     assert "00000002: not a whole checkpoint (cannot be read" in out and "going on from" in out
     again = weights(tmp_path)[0]
     assert newest_checkpoint(tmp_path).name == "00000005"
@@ -219,7 +219,7 @@ def test_checkpoint_of_another_model(world, tmp_path):
         ({"log.trackers": ("comet",)}, "comet"),
         ({"train.precision": "fp16"}, "fp16"),
         ({"control.sites": ("in_blocks.7",)}, "in_blocks.7"),
-        ({"face_encoder": ""}, "face_controlnet"),
+        ({"face_encoder": ""}, "has no method feedface to go on from"),
         ({"face_encoder": "nowhere"}, "config.face_encoder"),
         ({"model": "nowhere"}, "nowhere"),
         ({"data.records": ("nowhere.jsonl",)}, "nowhere.jsonl"),

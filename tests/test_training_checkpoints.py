@@ -34,7 +34,9 @@ def saved(world, tmp_path):  # noqa: F811
             net = {"weight": torch.full((3, 5), float(step))}
             state = {"weights": net, "optimizer": {"name": "adamw", "state": {}}, "scaler": None, "ema": None}
             base = world.base
-            save_checkpoint(workdir, Progress(step, 4 * step), base, {"embed_dim": 5}, net, state, {"seed": 1})
+            save_checkpoint(
+                workdir, Progress(step, 4 * step), base, "feedface", {"mlp_ratio": 5}, net, state, {"seed": 1}
+            )
         return workdir
 
     return save
@@ -59,7 +61,7 @@ def rewrite(file: Path, change) -> None:
 # ------------------------------------------------------------------------------------------------------------- damage
 
 
-@pytest.mark.parametrize("name", [STATE, PROGRESS, "face_controlnet/model.safetensors", "model_index.json"])
+@pytest.mark.parametrize("name", [STATE, PROGRESS, "feedface/model.safetensors", "model_index.json"])
 def test_every_flipped_bit_is_found(saved, name, capsys):
     workdir = saved(1, 2)
     file = workdir / "checkpoints" / "00000002" / name
@@ -281,8 +283,8 @@ def test_a_disk_without_symbolic_links(world, tmp_path, monkeypatch, capsys):  #
     assert read_index(last).path.name == "00000002"
     assert load_bundle(last).name == "base, step 2"
     assert load_model(last, None, CPU, torch.float32).name == "base, step 2"
-    for ckpt in (last, last / "face_controlnet"):
-        assert load_model(world.full, ckpt, CPU, torch.float32).face_controlnet is not None
+    for ckpt in (last, last / "feedface"):
+        assert load_model(world.full, ckpt, CPU, torch.float32).method is not None
     # Training goes on from it as a model, and in the same workdir.
     further = make_config(world, **{"model": str(last), "face_encoder": str(last), "train.steps": 1})
     assert train(further, tmp_path / "further") == 0

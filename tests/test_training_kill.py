@@ -93,7 +93,7 @@ def test_killed_runs_end_like_an_unbroken_one(command, tmp_path, kills, steps):
     assert all(torch.equal(x, y) for x, y in zip(a["ema"], b["ema"], strict=True))
     moments = [state["optimizer"]["state"] for state in (a, b)]
     assert all(torch.equal(moments[0][i]["exp_avg_sq"], moments[1][i]["exp_avg_sq"]) for i in moments[0])
-    bundles = [tmp_path / name / "checkpoints" / "last" / "face_controlnet" for name in ("whole", "killed")]
+    bundles = [tmp_path / name / "checkpoints" / "last" / "feedface" for name in ("whole", "killed")]
     assert (bundles[0] / "model.safetensors").read_bytes() == (bundles[1] / "model.safetensors").read_bytes()
     assert not list((tmp_path / "killed").rglob(".tmp-*"))
     shutil.rmtree(tmp_path / "killed")

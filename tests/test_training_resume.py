@@ -56,7 +56,7 @@ def test_an_optimizer_keeps_its_own_settings():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"control.num_heads": 8}, r"its face-controlnet has num_heads 4, now it is 8"),
+        ({"control.num_heads": 8}, r"its feedface has num_heads 4, now it is 8"),
         ({"control.control_input": "input"}, r"has control_input output, now it is input"),
         ({"control.sites": ("out_blocks.0", "in_blocks.0")}, r"has sites \['in_blocks\.0', 'out_blocks\.0'\], now"),
         ({"control.mlp_ratio": 0.5}, r"has mlp_ratio 0\.25, now it is 0\.5"),

@@ -16,15 +16,16 @@ from feedface.common.errors import UserError
 from feedface.data.cache_build import FIXED, KINDS, SHARD_SIZE, Content, Items, Mirrored, agree, fill, plan
 from feedface.data.dataset import Batch, BrokenPicture, PictureStore, draw_usable
 from feedface.data.draws import Draw, Draws, DrawSettings
-from feedface.data.features import EncoderSources, Features
+from feedface.data.features import Encoded, EncoderSources
 from feedface.data.records import Record
 
 
 class Shards:
-    """Tensors of one kind of items, `size` items in each shard but the last."""
+    """Tensors of one kind of items, by name; `size` items in each shard but the last."""
 
     def __init__(self, tensors: Sequence[dict[str, Tensor]], size: int):
         self.tensors, self.size = tensors, size
+        self.names = tuple(tensors[0])
 
     def take(self, name: str, items: Sequence[int], *within: Sequence[int]) -> Tensor:
         """Copy tensor `name` of `items` [B]; `within`: for each further dimension which index to take, [B] each."""
@@ -37,11 +38,11 @@ class Shards:
 class FeatureCache:
     """All features of a record set. N records.
 
-    `pictures` (mean, std, clip_img, mask), `faces` (faces) and `captions` (text) are `Shards`, their shapes are in
-    `cache_build`. `picture`, `caption` int64 [N] and `crops` int64 [N, 1 + most refs] index them; a crop is -1 where
-    there is none or its picture is broken. `usable` bool [N] is False where picture or mask is broken. `broken`: these
-    files, with the reason. `empty_text` [1,T,Dt] is the text features of "", `zero_image_face` [t,Df] the face features
-    of an image of zeros. All on the CPU, in the dtype that the encoders answer in.
+    `pictures` (mean, std, other parts of the state, mask), `faces` (the method's features) and `captions` (text) are
+    `Shards`, their shapes are in `cache_build`. `picture`, `caption` int64 [N] and `crops` int64 [N, 1 + most refs]
+    index them; a crop is -1 where there is none or its picture is broken. `usable` bool [N] is False where picture or
+    mask is broken. `broken`: these files, with the reason. `empty_text` [1,T,Dt] is the text features of "",
+    `zero_reference` those of a face of zeros, by name. All on the CPU, in the dtype that the encoders answer in.
     """
 
     def __init__(self, contents: Sequence[Content], items: Items, records: Sequence[Record], shard_size: int):
@@ -52,7 +53,9 @@ class FeatureCache:
             by_kind[content.kind].append(content.tensors)
             self.broken |= content.broken
         (fixed,) = by_kind.pop(FIXED)
-        self.empty_text, self.zero_image_face = fixed["empty_text"], fixed["zero_image_face"]
+        self.empty_text = fixed["empty_text"]
+        # Caches of before there were several methods have FeedFace's by another name.
+        self.zero_reference = {name: fixed.get(name, fixed.get("zero_image_face")) for name in by_kind["faces"][0]}
         self.captions, self.faces, self.pictures = (Shards(by_kind[kind], shard_size) for kind in KINDS)
         self.picture, self.caption = items.picture, items.caption
         # By file, not by item: whether a broken picture still gives a face must not depend on what was encoded first.
@@ -105,7 +108,7 @@ class FeatureCache:
 
 
 class CachedDataset(Dataset):
-    """The same samples as `PictureDataset`, out of a `FeatureCache`. Content: `Features`."""
+    """The same samples as `PictureDataset`, out of a `FeatureCache`. Content: `Encoded`."""
 
     def __init__(self, cache: FeatureCache, refs: Sequence[int], settings: DrawSettings):
         self.cache, self.refs, self.settings = cache, refs, settings
@@ -122,15 +125,18 @@ class CachedDataset(Dataset):
         crops = np.stack(crops)  # [B,F]
         face_views = [int(flip) for d in drawn for flip in d.flips]
         mask = cache.pictures.take("mask", pictures, [int(d.hair) for d in drawn])[:, None]
-        features = Features(
+        encoded = Encoded(
             mean=cache.pictures.take("mean", pictures, views),
             std=cache.pictures.take("std", pictures, views),
-            clip_img=cache.pictures.take("clip_img", pictures, views),
+            others={name: cache.pictures.take(name, pictures, views) for name in draws.noise if name != "img"},
             text=cache.captions.take("text", cache.caption[rows].tolist()),
-            faces=cache.faces.take("faces", crops.ravel().tolist(), face_views).unflatten(0, crops.shape),
+            features={
+                name: cache.faces.take(name, crops.ravel().tolist(), face_views).unflatten(0, crops.shape)
+                for name in cache.faces.names
+            },
             mask=torch.where(draws.flip[:, None, None, None], mask.flip(-1), mask),
         )
-        return Batch(draws, features)
+        return Batch(draws, encoded)
 
     def _crops_of(self, drawn: Draw) -> np.ndarray:
         crops = self.cache.crops[drawn.row, list(drawn.faces)]

@@ -1,13 +1,14 @@
 """Writing a feature cache: what the frozen encoders make of a record set, encoded once and kept in a folder.
 
-    cache.json                   what it was made with: hashes of the encoders, precision, sizes, views, shard size
-    pictures-00000.safetensors   mean, std [n,V,C,h,w]; clip_img [n,V,1,Dc]; mask [n,2,h,w] without and with hair
-    faces-00000.safetensors      faces [n,V,t,Df]
+    cache.json                   what it was made with: method, hashes of the encoders, precision, sizes, views, …
+    pictures-00000.safetensors   mean, std [n,V,C,h,w]; what else is in the backbone's state, such as clip_img
+                                 [n,V,1,Dc]; mask [n,2,h,w] without and with hair
+    faces-00000.safetensors      the method's features of a face [n,V,…] by their names: of FeedFace, "faces"
     captions-00000.safetensors   text [n,T,Dt]
-    fixed.safetensors            empty_text [1,T,Dt]; zero_image_face [t,Df], of an image of zeros
+    fixed.safetensors            empty_text [1,T,Dt], and the method's features of a face of zeros
 
-V is 2 where the kind has mirrored views (second), else 1; t tokens of a face, T of a text. A shard holds `shard_size`
-items (the last one fewer). Items are different from each other and numbered as they first appear in the records.
+V is 2 where the kind has mirrored views (second), else 1; T tokens of a text. A shard holds `shard_size` items (the
+last one fewer). Items are different from each other and numbered as they first appear in the records.
 
 A shard's metadata has a digest of all that its features depend on: the above, and of its items paths, sizes and times
 of the files, picture sizes, boxes, captions. A shard whose digest still fits is kept, every other one is encoded again.
@@ -21,7 +22,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,11 +41,14 @@ from feedface.common.progress import progress
 from feedface.common.reading import check_file, foreign
 from feedface.common.validation import parse_line_as
 from feedface.data.dataset import BrokenPicture, PictureStore
-from feedface.data.features import EncoderSources, FrozenEncoders
+from feedface.data.features import STATE_ENCODERS, EncoderSources, FrozenEncoders
 from feedface.data.records import Record
 from feedface.encoders import to_tensor
 
 FORMAT = 2
+# What manifests of before there were several methods do not say.
+EARLIER = {"method": "feedface", "reference": ["crop", [0.5] * 3, [0.5] * 3]}
+OPTIONAL = {*STATE_ENCODERS.values(), "face_encoder"}  # encoders that not every backbone or method takes
 MANIFEST = "cache.json"
 KINDS = ("captions", "faces", "pictures")
 MIRRORABLE = ("faces", "pictures")  # kinds
@@ -102,7 +106,9 @@ def agree(folder: Path, sources: EncoderSources, store: PictureStore, mirrored: 
         "precision": sources.precision,
         "image_size": store.image_size,
         "latent_size": store.latent_size,
-        "face_size": store.face_size,
+        "method": sources.method.kind,
+        "reference": [store.reference.kind, list(store.reference.mean), list(store.reference.std)],
+        "face_size": store.reference.size,
         "mirrored": list(kinds) if len(kinds) == 1 else bool(kinds),  # all or none as it was always written
         "shard_size": shard_size,
     }
@@ -112,7 +118,7 @@ def agree(folder: Path, sources: EncoderSources, store: PictureStore, mirrored: 
             write_json(temporary, wanted)
         return wanted
     found = read_json(path)
-    difference = _difference(found, wanted)
+    difference = _difference({**EARLIER, **found}, wanted)
     if difference:
         raise UserError(f"{folder}: was made {difference}; name another config.cache.dir, or delete this one")
     return found
@@ -121,8 +127,13 @@ def agree(folder: Path, sources: EncoderSources, store: PictureStore, mirrored: 
 def _difference(found: dict, wanted: dict) -> str:
     whole = type(found.get("shard_size")) is int and found["shard_size"] > 0
     whole &= isinstance(found.get("mirrored"), bool) or found.get("mirrored") in ([kind] for kind in MIRRORABLE)
-    if not whole or found.get("format") != FORMAT or found.keys() != wanted.keys():
+    if not whole or found.get("format") != FORMAT:
         return "by another version of this program"
+    differing = found.keys() ^ wanted.keys()
+    if differing - OPTIONAL:
+        return "by another version of this program"
+    if differing:
+        return "for another backbone or method"
     for key, value in wanted.items():
         if key == "shard_size" or found[key] == value:
             continue
@@ -293,7 +304,7 @@ class _Encoding:
     def __init__(self, encoders: FrozenEncoders, store: PictureStore, mirrored: Mirrored, batch_size: int):
         self.encoders, self.store, self.batch_size = encoders, store, batch_size
         self.mirrored = as_kinds(mirrored)
-        size, latent, face = store.image_size, store.latent_size, store.face_size
+        size, latent, face = store.image_size, store.latent_size, store.reference.size
         blanks = {
             "pictures": (torch.zeros(3, size, size), torch.zeros(2, latent, latent)),
             "faces": (torch.zeros(3, face, face),),
@@ -312,8 +323,8 @@ class _Encoding:
     def encode(self, shard: Shard, progress: Callable[[int], object]) -> Content:
         """Encode a shard, reading the pictures of one batch while another is encoded; `progress` is told of items."""
         if shard.kind == FIXED:
-            text, face = self.blanks["captions"]["text"], self.blanks["faces"]["faces"]
-            return Content(FIXED, {"empty_text": text[None], "zero_image_face": face[0].clone()}, {})
+            zeros = {name: value[0].clone() for name, value in self.blanks["faces"].items()}  # unmirrored
+            return Content(FIXED, {"empty_text": self.blanks["captions"]["text"][None], **zeros}, {})
         # What another shard found broken must not count here: that one may be encoded again without this one.
         store = copy.copy(self.store)
         store.broken = {}
@@ -353,10 +364,15 @@ class _Encoding:
         pixels = torch.stack(next(columns))
         views = (pixels, pixels.flip(-1)) if kind in self.mirrored else (pixels,)
         if kind == "faces":
-            return {"faces": torch.stack([self.encoders.faces(view).cpu() for view in views], dim=1)}
-        parts = zip(*(self.encoders.images(view) for view in views), strict=True)
-        mean, std, clip_img = (torch.stack([view.cpu() for view in part], dim=1) for part in parts)
-        return {"mean": mean, "std": std, "clip_img": clip_img, "mask": torch.stack(next(columns))}
+            return _stacked([self.encoders.references(view) for view in views])
+        encoded = [self.encoders.images(view) for view in views]
+        parts = _stacked([{"mean": mean, "std": std, **others} for mean, std, others in encoded])
+        return {**parts, "mask": torch.stack(next(columns))}
+
+
+def _stacked(views: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Tensors [b,…] of each view, by name -> [b,V,…] on the CPU."""
+    return {name: torch.stack([view[name].cpu() for view in views], dim=1) for name in views[0]}
 
 
 def _load(store: PictureStore, kind: str, item) -> tuple:

@@ -20,8 +20,9 @@ from feedface.data.kept import Kept
 from feedface.data.masks import read_mask
 from feedface.data.records import Box, Record
 from feedface.data.transforms import centre_crop, face_masks
-from feedface.encoders import preprocess_face, to_tensor
+from feedface.encoders import preprocess_reference, to_tensor
 from feedface.faces.crop import crop_square
+from feedface.methods.base import ReferenceSpec
 
 MAX_ATTEMPTS = 100
 T = TypeVar("T")
@@ -33,13 +34,14 @@ class BrokenPicture(Exception):
 
 @dataclass(slots=True)
 class Pixels:
-    """A batch before the encoders. RGB in [-1,1]: `image` [B,3,S,S] and face crops `faces` [B,F,3,s,s].
+    """A batch before the encoders: RGB `image` [B,3,S,S] in [-1,1], face crops `references` [B,F,3,s,s].
 
-    `mask` [B,1,h,w] in 0…1 is the face's share of each latent cell. Mirrored where the draw says so.
+    The crops are as the method's `ReferenceSpec` wants pixels. `mask` [B,1,h,w] in 0…1 is the face's share of each
+    latent cell. Mirrored where the draw says so.
     """
 
     image: Tensor
-    faces: Tensor
+    references: Tensor
     mask: Tensor
     captions: list[str]
 
@@ -54,15 +56,20 @@ class Batch:
 
 
 class PictureStore:
-    """Decodes the files of the records; `in_memory` keeps what it makes of them, for sets that fit."""
+    """Decodes the files of the records; `in_memory` keeps what it makes of them, for sets that fit.
 
-    def __init__(self, records: Sequence[Record], image_size: int, latent_size: int, face_size: int, in_memory: bool):
+    `reference`: how the method wants face crops.
+    """
+
+    def __init__(
+        self, records: Sequence[Record], image_size: int, latent_size: int, reference: ReferenceSpec, in_memory: bool
+    ):
         self.records = records
-        self.image_size, self.latent_size, self.face_size = image_size, latent_size, face_size
+        self.image_size, self.latent_size, self.reference = image_size, latent_size, reference
         self.broken: dict[str, str] = {}
         self._kept: dict[str, Kept] = {}
         if in_memory:
-            count, s = len(records), face_size
+            count, s = len(records), reference.size
             crops = dict.fromkeys((one.path, one.square_bbox) for r in records for one in (r, *r.ref))
             self._crops = {crop: number for number, crop in enumerate(crops)}
             self._kept = {
@@ -96,10 +103,10 @@ class PictureStore:
         return source.path, source.square_bbox
 
     def face(self, path: Path, box: Box) -> Tensor:
-        """Face crop ready for the face encoder: float32 RGB [3,s,s] in [-1,1]."""
+        """Face crop as the method takes it: float32 RGB [3,s,s]."""
 
         def make() -> np.ndarray:
-            return preprocess_face(crop_square(self._read(path), box), self.face_size).numpy()
+            return preprocess_reference(self.reference, crop_square(self._read(path), box)).numpy()
 
         return torch.from_numpy(self._get("face", self._crops[path, box] if self._kept else 0, make))
 
@@ -159,9 +166,9 @@ class PictureDataset(Dataset):
             *(draw_usable(self.settings, sample, faces, self.refs, self._load) for sample, faces in items),
             strict=True,
         )
-        image, faces, mask = (torch.stack(parts) for parts in zip(*loaded, strict=True))
+        image, references, mask = (torch.stack(parts) for parts in zip(*loaded, strict=True))
         captions = [self.store.records[d.row].caption for d in drawn]
-        return Batch(Draws.collate(drawn), Pixels(image, faces, mask, captions), dict(self.store.broken))
+        return Batch(Draws.collate(drawn), Pixels(image, references, mask, captions), dict(self.store.broken))
 
     def _load(self, drawn: Draw) -> tuple[Tensor, Tensor, Tensor]:
         image = to_tensor(self.store.image(drawn.row))

@@ -4,7 +4,7 @@ So a run does not depend on how many processes or workers share it, nor on where
 numbered through the whole run; number `s` is picture `s % N` of the shuffled order of epoch `s // N`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from feedface.diffusion.schedule import NUM_TIMESTEPS
+from feedface.diffusion.state import State
 
 # First entry of each generator's seed. All seeds have four entries: numpy takes [a] and [a, 0] for the same.
 _ORDER, _SAMPLE, _FACES = 1, 2, 3
@@ -20,11 +21,10 @@ _ORDER, _SAMPLE, _FACES = 1, 2, 3
 
 @dataclass(frozen=True)
 class DrawSettings:
-    """Probabilities are per sample. `latent_shape` is (C, h, w), `clip_img_dim` the CLIP-image embedding's length."""
+    """Probabilities are per sample. `state_shapes`: what is noised, as `Backbone.state_shapes` gives it."""
 
     seed: int
-    latent_shape: tuple[int, int, int]
-    clip_img_dim: int
+    state_shapes: Mapping[str, tuple[int, ...]]
     flip: float = 0.5  # mirror the picture and its mask
     flip_reference: float = 0.0  # mirror a reference, each for itself
     hair_in_mask: float = 0.5  # hair counts as face
@@ -48,14 +48,14 @@ class Draw:
     t: int
     faces: tuple[int, ...]
     vae_noise: np.ndarray
-    noise: np.ndarray
-    clip_noise: np.ndarray
+    noise: dict[str, np.ndarray]
     flips: tuple[bool, ...] = ()
 
 
 @dataclass(slots=True)
 class Draws:
-    """A batch of them. Bool and int64 [B]; noises float32 [B,C,h,w] and `clip_noise` [B,1,Dc]."""
+    """A batch of them. Bool and int64 [B]; float32: `vae_noise` [B,C,h,w] picks a latent of the posterior, `noise` is
+    added to each part of the state."""
 
     rows: Tensor
     flip: Tensor
@@ -65,17 +65,17 @@ class Draws:
     drop_text: Tensor
     t: Tensor
     vae_noise: Tensor
-    noise: Tensor
-    clip_noise: Tensor
+    noise: State
 
     @classmethod
     def collate(cls, draws: Sequence[Draw]) -> "Draws":
         """Stack samples."""
         scalars = np.array([(d.row, d.flip, d.hair, d.standard, d.drop_face, d.drop_text, d.t) for d in draws])
         rows, flip, hair, standard, drop_face, drop_text, t = torch.from_numpy(scalars.T.copy())
-        noises = (np.stack([getattr(d, name) for d in draws]) for name in ("vae_noise", "noise", "clip_noise"))
+        vae_noise = torch.from_numpy(np.stack([d.vae_noise for d in draws]))
+        noise = {name: torch.from_numpy(np.stack([d.noise[name] for d in draws])) for name in draws[0].noise}
         flags = (flag.bool() for flag in (flip, hair, standard, drop_face, drop_text))
-        return cls(rows, *flags, t, *map(torch.from_numpy, noises))
+        return cls(rows, *flags, t, vae_noise, noise)
 
 
 @lru_cache(maxsize=2)
@@ -99,9 +99,9 @@ def draw(settings: DrawSettings, sample: int, faces: int, refs: Sequence[int], a
     rng = np.random.default_rng([_SAMPLE, settings.seed, sample, attempt])
     chances = rng.random(6)
     t = int(rng.integers(1, NUM_TIMESTEPS + 1))
-    vae_noise = rng.standard_normal(settings.latent_shape, dtype=np.float32)
-    noise = rng.standard_normal(settings.latent_shape, dtype=np.float32)
-    clip_noise = rng.standard_normal((1, settings.clip_img_dim), dtype=np.float32)
+    shapes = settings.state_shapes
+    vae_noise = rng.standard_normal(shapes["img"], dtype=np.float32)
+    noise = {name: rng.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()}
     if attempt:
         row = int(rng.integers(len(refs)))
     else:
@@ -122,5 +122,4 @@ def draw(settings: DrawSettings, sample: int, faces: int, refs: Sequence[int], a
         flips=tuple(flips.tolist()),
         vae_noise=vae_noise,
         noise=noise,
-        clip_noise=clip_noise,
     )

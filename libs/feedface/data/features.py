@@ -1,9 +1,9 @@
-"""What the frozen encoders make of a batch. Shapes: B batch, F references, n tokens of a face, T text tokens."""
+"""What the frozen encoders make of a batch. Shapes: B batch, F references, T text tokens, C h w latent."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,85 +12,128 @@ from torch import Tensor
 
 from feedface.checkpoints.bundle import load_bundle, read_index
 from feedface.checkpoints.face_encoder import is_face_controlnet, load_face_encoder
+from feedface.checkpoints.parts import is_stable_diffusion
 from feedface.checkpoints.storage import read_safetensors
 from feedface.common.device import DTYPES
 from feedface.common.reading import check_folder
 from feedface.data.dataset import Pixels
+from feedface.diffusion.state import State
 from feedface.encoders import TEXT_PROJECTION, ImageEncoder, LatentCodec, TextEncoder
-from feedface.methods.feedface import face_states
+from feedface.methods.base import Features, Method
 
 if TYPE_CHECKING:  # heavy, and only named here
     from transformers import CLIPVisionModel
 
+# What encodes the parts of a backbone's `State` besides the latent.
+STATE_ENCODERS = {"clip_img": "image_encoder"}
+
 
 @dataclass(slots=True)
-class Features:
-    """Latent posterior `mean`, `std` [B,C,h,w] (scaled as the backbone wants them), `clip_img` [B,1,Dc], `text`
-    [B,T,Dt], `faces` [B,F,n,Df] (the face encoder's states, before the projector), `mask` [B,1,h,w] in 0…1."""
+class Encoded:
+    """A batch as the objective takes it.
+
+    Attributes:
+        mean, std: of the latent's posterior, [B,C,h,w], scaled as the backbone wants latents.
+        others: the state's other parts, clean: on the U-ViT "clip_img" [B,1,Dc].
+        text: [B,T,Dt].
+        features: of the references, [B,F,…], by the names that `Method.features` gives them.
+        mask: [B,1,h,w] in 0…1.
+    """
 
     mean: Tensor
     std: Tensor
-    clip_img: Tensor
+    others: State
     text: Tensor
-    faces: Tensor
+    features: Features
     mask: Tensor
 
 
 class FrozenEncoders:
-    """VAE, CLIP image, CLIP text and face encoder of a training run; all without gradients."""
+    """VAE, CLIP text, and what else state and method of a training run take; all without gradients.
 
-    def __init__(self, vae: LatentCodec, image: ImageEncoder, text: TextEncoder, face: "CLIPVisionModel"):
-        self.vae, self.image, self._text, self._face = vae, image, text, face
-        self.face_size: int = face.config.image_size
+    Args:
+        method: makes features of references; with `face_encoder` where that is a module of its own.
+        others: encoders of pictures, by the part of the state that they make.
+    """
+
+    def __init__(
+        self,
+        vae: LatentCodec,
+        text: TextEncoder,
+        method: Method,
+        face_encoder: "CLIPVisionModel | None" = None,
+        others: Mapping[str, ImageEncoder] | None = None,
+    ):
+        self.vae, self._text, self.method, self.others = vae, text, method, dict(others or {})
+        self._features = partial(method.features, encoder=face_encoder) if face_encoder else method.features
 
     @property
     def device(self) -> torch.device:
         return next(self.vae.parameters()).device
 
     @torch.no_grad()
-    def images(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Pictures [B,3,S,S] in [-1,1] -> latent mean, standard deviation, CLIP-image embedding."""
+    def images(self, pixels: Tensor) -> tuple[Tensor, Tensor, State]:
+        """Pictures [B,3,S,S] in [-1,1] -> latent mean, standard deviation, the state's other parts."""
         pixels = pixels.to(self.device)
-        return *self.vae.moments(pixels), self.image.encode(pixels)
+        return *self.vae.moments(pixels), {name: encoder.encode(pixels) for name, encoder in self.others.items()}
 
-    def faces(self, pixels: Tensor) -> Tensor:
-        """Face crops [B,3,s,s] in [-1,1] -> states [B,n,Df]."""
-        return face_states(self._face, pixels.to(self.device))
+    @torch.no_grad()
+    def references(self, pixels: Tensor) -> Features:
+        """Face crops [B,3,s,s] -> features [B,…]."""
+        return self._features(pixels.to(self.device))
+
+    def zero_reference(self) -> Features:
+        """Features of a crop of zeros, without the batch's dimension."""
+        size = self.method.reference.size
+        return {name: value[0] for name, value in self.references(torch.zeros(1, 3, size, size)).items()}
 
     @torch.no_grad()
     def text(self, captions: Sequence[str]) -> Tensor:
         """Captions -> [B,T,Dt]."""
         return self._text.encode(captions)
 
-    def __call__(self, pixels: Pixels) -> Features:
+    def __call__(self, pixels: Pixels) -> Encoded:
         """Encode a batch."""
-        faces = self.faces(pixels.faces.flatten(0, 1)).unflatten(0, pixels.faces.shape[:2])
-        mask = pixels.mask.to(self.device)
-        mean, std, clip_img = self.images(pixels.image)
-        return Features(mean, std, clip_img, self.text(pixels.captions), faces, mask)
+        crops = pixels.references
+        features = self.references(crops.flatten(0, 1))
+        features = {name: value.unflatten(0, crops.shape[:2]) for name, value in features.items()}
+        mean, std, others = self.images(pixels.image)
+        return Encoded(mean, std, others, self.text(pixels.captions), features, pixels.mask.to(self.device))
 
 
 @dataclass(frozen=True)
 class EncoderSources:
     """Where the frozen encoders of a run lie, and in which `precision` ("fp32", "bf16", "fp16") they are used.
 
-    `bundle` has VAE, image encoder, text encoder and tokenizer. `face_encoder` is a folder of transformers'
-    CLIPVisionModel, or one of a face-controlnet, which has such an encoder inside.
+    Attributes:
+        bundle: has VAE, text encoder and tokenizer, and the image encoder where the state asks for it.
+        method: makes features of references; it may lack its face encoder.
+        face_encoder: of a method that `uses_clip`: a folder of transformers' CLIPVisionModel, or one of a method, which
+            has such an encoder inside.
+        state: names of what the backbone's `State` holds.
     """
 
     bundle: Path
-    face_encoder: Path
+    method: Method
+    face_encoder: Path | None
     precision: str
+    state: tuple[str, ...]
+
+    @property
+    def state_encoders(self) -> dict[str, str]:
+        """Parts of the bundle that encode pictures, by what of the state they make."""
+        return {name: STATE_ENCODERS[name] for name in self.state if name != "img"}
 
     def load(self, device: torch.device) -> FrozenEncoders:
-        """Load all four. Raises `UserError` for what is missing or broken."""
+        """Load them. Raises `UserError` for what is missing or broken."""
         dtype = DTYPES[self.precision]
         # Latents with bfloat16's three digits would be visibly coarse.
         vae_dtype = torch.float32 if dtype == torch.bfloat16 else dtype
-        parts = load_bundle(self.bundle, device, dtype, ("text_encoder", "image_encoder"))
+        parts = load_bundle(self.bundle, device, dtype, ("text_encoder", *self.state_encoders.values()))
         vae = load_bundle(self.bundle, device, vae_dtype, ["vae"]).vae
-        face = load_face_encoder(self.face_encoder, device, dtype)
-        return FrozenEncoders(vae, parts.image_encoder, parts.text_encoder, face)
+        face = load_face_encoder(self.face_encoder, device, dtype) if self.face_encoder else None
+        others = {name: getattr(parts, part) for name, part in self.state_encoders.items()}
+        return FrozenEncoders(vae, parts.text_encoder, self.method, face, others)
 
     def hashes(self) -> dict[str, str]:
         """SHA-256 of each encoder's files, without loading any: changes when an encoder's answers may.
@@ -101,15 +144,20 @@ class EncoderSources:
 
     @cached_property
     def _hashes(self) -> dict[str, str]:
-        folders = {**read_index(self.bundle).components, "face_encoder": self.face_encoder}
-        wanted = {
-            "vae": ("encoder.", "quant_conv."),
-            "image_encoder": None,
-            "text_encoder": None,
-            "tokenizer": None,
-            "face_encoder": ("face_encoder.",) if is_face_controlnet(self.face_encoder) else None,
-        }
-        return {kind: _hash_folder(folders[kind], prefixes) for kind, prefixes in wanted.items()}
+        folders = dict(read_index(self.bundle).components)
+        wanted = {"vae": ("encoder.", "quant_conv."), "text_encoder": None, "tokenizer": None}
+        wanted |= dict.fromkeys(self.state_encoders.values())
+        if self.face_encoder:
+            folders["face_encoder"] = self.face_encoder
+            wanted["face_encoder"] = ("face_encoder.",) if is_face_controlnet(self.face_encoder) else None
+        return {part: _hash_part(part, folders.get(part, self.bundle), prefixes) for part, prefixes in wanted.items()}
+
+
+def _hash_part(part: str, folder: Path, prefixes: tuple[str, ...] | None) -> str:
+    if folder.is_file():  # a single file of all parts
+        with open(folder, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    return _hash_folder(folder / part if is_stable_diffusion(folder) else folder, prefixes)
 
 
 def _hash_folder(folder: Path, prefixes: tuple[str, ...] | None) -> str:

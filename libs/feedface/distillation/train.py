@@ -24,7 +24,8 @@ from feedface.distillation.student import LowRank, Student
 from feedface.distillation.trajectories import Piece, Trajectories, draw_trajectories
 from feedface.encoders import to_uint8
 from feedface.inference.model_files import DRAWING_NETWORKS, model_digest
-from feedface.synthetic.train.common import fit, save_sheet, write_metrics
+from feedface.synthetic.train.common import save_sheet
+from feedface.training.fit import fit, write_metrics
 
 RMS_NAMES = {"img": "latent"}
 SHEET = 16  # pictures in samples.png

@@ -31,7 +31,7 @@ from feedface.distillation.draws import Draws, identities
 from feedface.distillation.teacher import Teacher
 from feedface.inference.model_files import model_digest
 from feedface.methods.base import Identity
-from feedface.synthetic.train.common import say
+from feedface.training.fit import log_line
 
 SETTINGS = "settings.json"
 IDENTITY, OLD_FACES = "identity.", {"faces": "identity.tokens"}
@@ -94,7 +94,7 @@ def draw_trajectories(
     draws = Draws(records, wanted.faces, config.data.max_broken)
     with open(folder / "log.txt", "a") as log:
         shards = f"{len(numbers) - len(missing)} of {len(numbers)} shards of {wanted.batch_size} there already"
-        say(f"trajectories: {shards}, {len(teacher.fine)} evaluations each", log)
+        log_line(f"trajectories: {shards}, {len(teacher.fine)} evaluations each", log)
         begun = time.monotonic()
         for done, number in enumerate(missing, 1):
             _draw_shard(number, config, draws, teacher, folder)
@@ -102,9 +102,9 @@ def draw_trajectories(
             speed = done * wanted.batch_size / spent
             left = (len(missing) - done) * spent / done / 60
             where = f"shard {number:05d}, {done} of {len(missing)}"
-            say(f"trajectories: {where}, {speed:.2f} samples/s, {left:.1f} min left", log)
+            log_line(f"trajectories: {where}, {speed:.2f} samples/s, {left:.1f} min left", log)
             if wanted.minutes and spent > 60 * wanted.minutes:
-                say(f"trajectories: stopped after trajectories.minutes={wanted.minutes}", log)
+                log_line(f"trajectories: stopped after trajectories.minutes={wanted.minutes}", log)
                 break
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from feedface.backbones.base import Backbone, Prompt, find_class
 from feedface.backbones.control import Control
 from feedface.common.validation import arguments_of
+from feedface.diffusion.objective import MaskObjective, Objective
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -53,12 +54,17 @@ class Method(nn.Module):
         config: arguments that make the same module again, JSON.
         reference: what it takes of a reference picture.
         changes_prompt: whether `prompt` depends on the identity: then texts cannot be encoded without it.
+        settings: describes `config.control` of a training config (a pydantic type); None: anything goes.
+        uses_clip: `features` needs a CLIP vision model. Then `fresh` is given its `clip_config`, and a method that was
+            made without it (`with_encoder` False) takes it as `features(references, encoder=…)`.
     """
 
     kind: ClassVar[str]
     config: dict[str, Any]
     reference: ReferenceSpec
     changes_prompt = False
+    settings: ClassVar[Any] = None
+    uses_clip = False
 
     @classmethod
     def config_type(cls) -> TypeAdapter:
@@ -112,6 +118,10 @@ class Method(nn.Module):
         `identity` has a row for each row that the control acts on, or one for all. `rows`: those of the batch.
         """
         raise NotImplementedError
+
+    def objective(self, config: "ConfigDict", zero_reference: Features, empty_text: Tensor) -> Objective:
+        """What training minimises, by default FeedFace's loss; the arguments are those of `MaskObjective`."""
+        return MaskObjective(config, zero_reference, empty_text)
 
     def step_blocks(self) -> Iterable[nn.Module]:
         """Its modules that work at every step: for compiling, int8, offloading. All others work once a person."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Required
 import torch
 import torch.nn.functional as F
 from annotated_types import Len
-from pydantic import TypeAdapter
+from pydantic import BaseModel, Field, TypeAdapter
 from torch import Tensor, nn
 from typing_extensions import TypedDict  # pydantic takes this one before Python 3.12
 
@@ -165,6 +165,17 @@ def face_states(encoder: nn.Module, pixels: Tensor) -> Tensor:
     return encoder(pixels.to(encoder.dtype), output_hidden_states=True).hidden_states[-2]
 
 
+class Settings(BaseModel):
+    """`config.control` of a training config; configs/train_config.py says what the keys mean."""
+
+    model_config = CLOSED
+    sites: Sequence[str]
+    num_heads: Annotated[int, Field(ge=1)]
+    mlp_ratio: Annotated[float, Field(gt=0)]
+    control_input: Literal["output", "input"]
+    self_attention: bool = True
+
+
 class FeedFace(Method):
     """Face encoder, projector and one control block for each site of the backbone.
 
@@ -184,7 +195,7 @@ class FeedFace(Method):
         with_encoder: without its encoder it is what training changes, on features that were made elsewhere.
     """
 
-    kind = "feedface"
+    kind, settings, uses_clip = "feedface", TypeAdapter(Settings), True
 
     def __init__(
         self,
@@ -247,9 +258,8 @@ class FeedFace(Method):
     def fresh(cls, config: "ConfigDict", backbone: Backbone, **parts: Any) -> "FeedFace":
         """`parts`: `clip_config`, of the face encoder, and perhaps `with_encoder`.
 
-        `config.control`: sites (none: every other block of the backbone), num_heads, mlp_ratio, control_input;
-        projector (False: keys and values straight from the encoder's tokens); self_attention (False: at none of the
-        sites with the most tokens).
+        `config.control`: see `Settings`. Sites of one width share a projector of the encoder's tokens; where widths
+        differ, keys and values come straight from these.
         """
         control = config.control
         known = {name: site for name, site in backbone.sites.items() if site.kind == "block"}
@@ -258,16 +268,13 @@ class FeedFace(Method):
             raise UserError(f"config.control.sites: the backbone {backbone.kind} has no {', '.join(unknown)}")
         widths = [known[site].width for site in sites]
         finest = min(known[site].cells for site in sites)
-        projected = control.get("projector", True)
-        if projected and len(set(widths)) > 1:
-            raise UserError("config.control.projector: sites of different widths need False")
         coarse = [site for site in sites if known[site].cells > finest]
         try:
             return cls(
                 sites,
                 widths,
                 control.num_heads,
-                context_dim=widths[0] if projected else None,
+                context_dim=widths[0] if len(set(widths)) == 1 else None,
                 control_input=control.control_input,
                 mlp_ratio=control.mlp_ratio,
                 self_attention=True if control.get("self_attention", True) else coarse,
@@ -292,8 +299,9 @@ class FeedFace(Method):
         """What it computes in. Weights of linears may be in less (`low_memory`, `acceleration`)."""
         return self.blocks[0].norm2.weight.dtype
 
-    def features(self, references: Tensor) -> Features:
-        return {"faces": face_states(self.face_encoder, references)}
+    def features(self, references: Tensor, encoder: nn.Module | None = None) -> Features:
+        """`encoder` stands in for its own, where that was left out."""
+        return {"faces": face_states(encoder or self.face_encoder, references)}
 
     def identity(self, features: Features, pool: str = "concat") -> Identity:
         """`pool`: "concat" shows all faces, [B,F*n,E]; "mean" over the faces or "first" face: [B,n,E]."""

@@ -9,13 +9,15 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import ml_collections
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from feedface.common.errors import UserError
-from feedface.training.objective import LOSSES
+from feedface.diffusion.objective import LOSSES
+from feedface.methods.base import method_class
 from feedface.training.tracking import check_trackers
 
 PRECISIONS = {"no": "fp32", "fp16": "fp16", "bf16": "bf16"}
+METHOD = "feedface"
 
 MOST = 2**63 - 1
 Count = Annotated[int, Field(ge=0, le=MOST)]
@@ -26,13 +28,6 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 
 class Section(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
-
-
-class Control(Section):
-    sites: Sequence[str]
-    num_heads: AtLeastOne
-    mlp_ratio: Annotated[float, Field(gt=0)]
-    control_input: Literal["output", "input"]
 
 
 class Data(Section):
@@ -96,8 +91,9 @@ class Log(Section):
 class TrainingConfig(Section):
     seed: Count
     model: str
+    method: str = METHOD
     face_encoder: str
-    control: Control
+    control: dict[str, Any]  # see the method's own `settings`
     data_type: Literal[0, 1]
     data: Data
     cache: Cache
@@ -110,10 +106,11 @@ class TrainingConfig(Section):
 
 def check_config(config: ml_collections.ConfigDict) -> None:
     """`UserError` naming the first key that is missing or unknown, or whose value cannot work."""
-    try:
-        TrainingConfig.model_validate(config.to_dict())
-    except ValidationError as error:
-        raise UserError(_sentence(error.errors()[0])) from None
+    values = config.to_dict()
+    _check(TypeAdapter(TrainingConfig), values, "config")
+    settings = method_class(method_of(config)).settings
+    if settings is not None:
+        _check(settings, values["control"], "config", "control")
     if config.train.optimizer == "adamw8bit" and importlib.util.find_spec("bitsandbytes") is None:
         raise UserError("config.train.optimizer: adamw8bit needs bitsandbytes; `pip install bitsandbytes`")
     if config.log.samples_every and not config.log.prompts:
@@ -121,8 +118,20 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     check_trackers(config.log.trackers)
 
 
-def _sentence(error: dict[str, Any]) -> str:
-    key = ".".join(map(str, ("config", *error["loc"])))
+def method_of(config: ml_collections.ConfigDict) -> str:
+    """The kind of method that is trained. Configs of before there were several do not say it."""
+    return config.get("method", METHOD)
+
+
+def _check(described: TypeAdapter, values: dict[str, Any], *place: str) -> None:
+    try:
+        described.validate_python(values)
+    except ValidationError as error:
+        raise UserError(_sentence(error.errors()[0], place)) from None
+
+
+def _sentence(error: dict[str, Any], place: Sequence[str]) -> str:
+    key = ".".join(map(str, (*place, *error["loc"])))
     if error["type"] == "missing":
         return f"{key}: is missing; configs/train_config.py has all keys"
     if error["type"] == "extra_forbidden":

@@ -25,6 +25,10 @@ class ControlledBackbone(nn.Module):
         super().__init__()
         self.backbone, self.method, self.constants = backbone, method, dict(constants or {})
 
+    def trained(self) -> dict[str, nn.Parameter]:
+        """What training changes, by name: see `Method.trained`. Under FSDP each process has a part of each."""
+        return dict(self.method.trained_parameters(self.backbone))
+
     def forward(self, state: State, t: Tensor, prompt: Prompt, features: Features | None = None) -> State:
         """Noise predicted in `state` at timesteps `t` [B]. `features` [B,F,…]: None is the frozen model."""
         rows = length(prompt)

@@ -59,9 +59,9 @@ def _check_and_measure(config: ml_collections.ConfigDict, workdir: Path, acceler
     cache = cache_folder(config, workdir)
     trial = try_batch(config, models, store, accelerator, cached=cache is not None)
     items = Items(store.records)
-    net = models.trained.face_controlnet
-    trained = sum(p.numel() for p in net.parameters())
-    print(f"trained parameters: {trained / 1e6:.1f} M at sites {', '.join(net.sites)}")
+    trained = sum(p.numel() for p in models.trained.trained().values())
+    sites = ", ".join(models.trained.method.config.get("sites", ()))
+    print(f"trained parameters: {trained / 1e6:.1f} M{sites and f' at sites {sites}'}")
     print(memory_line(config, models, trial, accelerator, trained))
     needs = [(workdir / "checkpoints", _checkpoints(config) * checkpoint_bytes(trained, config.train.ema > 0))]
     if cache is not None:

@@ -16,8 +16,8 @@ class Ema:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """After optimizer step number `step`, counted from 1."""
-        rate = 1 - min(self.decay, (1 + step) / (10 + step))
+        """After an optimizer step. `step` counts them: from 1, or from 0, where what was before the first is forgotten."""
+        rate = 1 - min(self.decay, (1 + step) / (10 + step)) if step else 1.0
         torch._foreach_lerp_(self.averages, [p.detach() for p in self.parameters], rate)
 
     @contextmanager
@@ -29,6 +29,10 @@ class Ema:
             yield
         finally:
             self._fill(trained)
+
+    def take_over(self) -> None:
+        """The averages become the parameters."""
+        self._fill(self.averages)
 
     @torch.no_grad()
     def _fill(self, values: list[Tensor]) -> None:

@@ -13,7 +13,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 
 from feedface.common.errors import UserError
-from feedface.training.objective import ControlledUViT
+from feedface.training.controlled import ControlledBackbone
 from feedface.training.sharding import (
     full_optimizer_state,
     full_zero2_state,
@@ -32,7 +32,7 @@ class Engine:
     def __init__(
         self,
         accelerator: Accelerator,
-        trained: ControlledUViT,
+        trained: ControlledBackbone,
         optimizer: torch.optim.Optimizer,
         config: ml_collections.ConfigDict,
     ):
@@ -48,14 +48,14 @@ class Engine:
                 gradient_clipping=float(config.train.grad_clip),
             )
         self.model, self.optimizer = accelerator.prepare(trained, optimizer)
-        self.parameters = list(trained.face_controlnet.parameters())
+        self.parameters = list(trained.trained().values())
 
-    def _plan_fsdp(self, trained: ControlledUViT) -> None:
+    def _plan_fsdp(self, trained: ControlledBackbone) -> None:
         accelerator = self.accelerator
         if not accelerator.is_fsdp2:
             raise UserError("only version 2 of FSDP is supported; launch with configs/accelerate/fsdp.yaml")
         plugin = accelerator.state.fsdp_plugin
-        plugin.ignored_modules = [trained.uvit]
+        plugin.ignored_modules = [trained.backbone]
         # The backbone calls the control blocks one by one, in parts: smaller units would not be gathered in time.
         plugin.auto_wrap_policy = None
         plugin.activation_checkpointing = False  # the backbone does its own

@@ -1,5 +1,6 @@
 """Memory that a step needs: what cannot fit is refused before it is tried, and running out of it is said in words."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,6 +12,7 @@ from feedface.common.errors import UserError
 from feedface.training.run_record import bytes_text
 from feedface.training.setup import Models
 
+FEATURE_NUMBERS = 128  # of a face, at least: fewer do not tell people apart
 ADVICE = (
     "use a smaller config.train.batch_size with more config.train.accumulation, "
     "config.train.gradient_checkpointing=True, or lower precision"
@@ -21,15 +23,17 @@ def check_batch(config: ml_collections.ConfigDict, models: Models, device: torch
     """`UserError` when the batch cannot fit: noise and masks, pictures where they are read in each step, and what each
     block of the backbone keeps for the gradients. All of it is only a part of what is needed, so nothing that could run
     is refused."""
-    uvit, net = models.trained.uvit, models.trained.face_controlnet
-    channels, height, width = models.latent_shape
-    values = 3 * models.image_size**2 + 3 * net.face_size**2 * config.data.max_faces
+    backbone = models.trained.backbone
+    channels, *latent = models.state_shapes["img"]
+    cells = math.prod(latent)
+    values = 3 * models.image_size**2 + 3 * models.trained.method.reference.size**2 * config.data.max_faces
     if config.cache.enabled or config.cache.dir:
-        # The latent's mean and deviation, and a token or more of each face.
-        values = 2 * channels * height * width + net.projector.in_features * config.data.max_faces
-    host = 4 * config.train.batch_size * (values + (2 * channels + 1) * height * width)
-    tokens = uvit.pos_embed.shape[1] + 1
-    kept = config.train.batch_size * len(uvit.block_names) * tokens * uvit.embed_dim * uvit.pos_embed.element_size()
+        # The latent's mean and deviation, and a few numbers or more of each face.
+        values = 2 * channels * cells + FEATURE_NUMBERS * config.data.max_faces
+    host = 4 * config.train.batch_size * (values + (2 * channels + 1) * cells)
+    blocks = [site for site in backbone.sites.values() if site.kind == "block"]
+    numbers = sum((site.start + math.prod(site.grid(latent))) * site.width for site in blocks)
+    kept = config.train.batch_size * numbers * backbone.dtype.itemsize
     there = psutil.virtual_memory().available
     if device.type == "cuda":
         _refuse(config, kept, torch.cuda.mem_get_info(device)[1], device)

@@ -5,11 +5,12 @@ from typing import Any
 import ml_collections
 from torch import Tensor
 
-from feedface.checkpoints.storage import read_json
+from feedface.checkpoints.bundle import read_index
 from feedface.common.errors import UserError
-from feedface.methods.feedface import FaceControlNet
+from feedface.training.controlled import ControlledBackbone
 from feedface.training.manifest import Damaged
 from feedface.training.run_record import flat
+from feedface.training.setup import described_method
 from feedface.training.sharding import MOMENTS
 from feedface.training.state import STATE, Checkpoint
 
@@ -36,21 +37,23 @@ def check_state(state: Any) -> None:
         raise Damaged(f"{STATE} does not hold what training saves")
 
 
-def check_belongs(checkpoint: Checkpoint, config: ml_collections.ConfigDict, net: FaceControlNet) -> None:
-    """`UserError`, naming what differs, unless training can go on from the checkpoint with this config and `net`."""
-    difference = _difference(checkpoint, config, net)
+def check_belongs(checkpoint: Checkpoint, config: ml_collections.ConfigDict, trained: ControlledBackbone) -> None:
+    """`UserError`, naming what differs, unless training can go on from the checkpoint with this config and model."""
+    difference = _difference(checkpoint, config, trained)
     if difference:
         raise UserError(
             f"{checkpoint.folder}: belongs to another model ({difference}); put that back, or use another --workdir"
         )
 
 
-def _difference(checkpoint: Checkpoint, config: ml_collections.ConfigDict, net: FaceControlNet) -> str:
-    before = read_json(checkpoint.folder / "face_controlnet" / "config.json")
-    for key, value in net.config.items():
-        if before.get(key) != value:
-            return f"its face-controlnet has {key} {before.get(key)}, now it is {value}"
-    own, state = net.state_dict(), checkpoint.state
+def _difference(checkpoint: Checkpoint, config: ml_collections.ConfigDict, trained: ControlledBackbone) -> str:
+    before, method = described_method(read_index(checkpoint.folder).components["method"]), trained.method
+    if before.kind != method.kind:
+        return f"its method is {before.kind}, now it is {method.kind}"
+    for key, value in method.config.items():
+        if before.config[key] != value:
+            return f"its {method.kind} has {key} {before.config[key]}, now it is {value}"
+    own, state = trained.trained(), checkpoint.state
     for name in sorted(own.keys() | state["weights"].keys()):
         if _shape(own, name) != _shape(state["weights"], name):
             return f"its {name} differs"

@@ -29,14 +29,15 @@ from feedface.common.images import read_image
 from feedface.common.reading import check_file, foreign
 from feedface.data.records import Record
 from feedface.diffusion.sampling import sample
-from feedface.encoders import preprocess_face
+from feedface.encoders import preprocess_reference
 from feedface.faces.crop import crop_square
 from feedface.inference.batching import sample_options
 from feedface.inference.outputs import save_png
 from feedface.settings import Settings
-from feedface.training.objective import ControlledUViT
+from feedface.training.controlled import ControlledBackbone
 from feedface.training.setup import Models
 
+INPUTS = ("text", "empty_text", "references")  # beside the method's features
 CELL_PX, GAP_PX, FONT_PX, LINES = 256, 8, 14, 4
 INK, PAPER = (20, 20, 20), (255, 255, 255)
 
@@ -63,9 +64,10 @@ class SampleGrid:
         # Without a few-step adapter: it goes with the weights before this training.
         self.settings = Settings().for_model(base.defaults, base.image_size, base.size_multiple)
         inputs = self._inputs(records, config.log.people)
-        # text [K,T,Dt], empty_text [1,T,Dt], faces [P,n,Df] before the projector, references uint8 [P,S,S,3]
-        self.text, self.empty_text, self.faces = (inputs[name] for name in ("text", "empty_text", "faces"))
-        self.references = inputs["references"].numpy()
+        # text [K,T,Dt], empty_text [1,T,Dt], features [P,…] by name, references uint8 [P,S,S,3]
+        self.text, self.empty_text, references = (inputs[name] for name in INPUTS)
+        self.features = {name: value for name, value in inputs.items() if name not in INPUTS}
+        self.references = references.numpy()
 
     def draw(self, samples: int) -> Path:
         """Draw with the weights that `models.trained` has now and write the grid of a run that saw `samples` samples.
@@ -86,26 +88,26 @@ class SampleGrid:
 
     def _latents(self) -> Tensor:
         """[P*K,C,h,w], person after person. A column has one seed, so that its pictures differ by the face only."""
-        uvit, net = self.models.trained.uvit, self.models.trained.face_controlnet
-        settings, dtype = self.settings, uvit.pos_embed.dtype
-        cells = [(person, prompt) for person in range(len(self.faces)) for prompt in range(len(self.prompts))]
+        backbone, method = self.models.trained.backbone, self.models.trained.method
+        settings, dtype = self.settings, backbone.dtype
+        cells = [(person, prompt) for person in range(len(self.references)) for prompt in range(len(self.prompts))]
         latents = []
         # As in training: what is trained is float32, and its products are in the backbone's precision.
         with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
             for begin in range(0, len(cells), self.batch_size):
                 people, prompts = map(list, zip(*cells[begin : begin + self.batch_size], strict=True))
-                faces = self.faces[people].to(self.device, net.projector.weight.dtype)
-                drawn, _ = sample(
-                    uvit,
-                    text=self.text[prompts].to(self.device),
+                features = {name: value[people][:, None].to(self.device) for name, value in self.features.items()}
+                drawn = sample(
+                    backbone,
+                    {"text": self.text[prompts].to(self.device)},
                     seeds=prompts,
-                    empty_text=self.empty_text.to(self.device),
-                    face_controlnet=net,
-                    face_tokens=net.join(net.projector(faces)[:, None]),
-                    latent_size=self.models.latent_shape[1:],
+                    empty_prompt={"text": self.empty_text.to(self.device)},
+                    method=method,
+                    identity=method.identity(features),
+                    latent_size=self.models.state_shapes["img"][1:],
                     **sample_options(settings, None),
                 )
-                latents.append(drawn)
+                latents.append(drawn["img"])
         return torch.cat(latents)
 
     def _decode(self, latents: Tensor) -> list[np.ndarray]:
@@ -136,16 +138,13 @@ class SampleGrid:
 
     def _encode(self, crops: list[np.ndarray]) -> dict[str, Tensor]:
         encoders = self.models.sources.load(self.device)
-        pixels = [preprocess_face(crop, encoders.face_size)[None] for crop in crops]
-        features = {
-            "text": encoders.text(self.prompts),
-            "empty_text": encoders.text([""]),
-            "faces": torch.cat([encoders.faces(crop) for crop in pixels]),
-        }
-        features = {name: value.cpu().contiguous() for name, value in features.items()}
+        spec = self.models.trained.method.reference
+        features = [encoders.references(preprocess_reference(spec, crop)[None]) for crop in crops]
+        inputs = {"text": encoders.text(self.prompts), "empty_text": encoders.text([""])}
+        inputs |= {name: torch.cat([one[name] for one in features]) for name in features[0]}
         del encoders
         gc.collect()  # modules refer to themselves
-        return features
+        return {name: value.cpu().contiguous() for name, value in inputs.items()}
 
 
 def _read(path: Path, digest: str) -> dict[str, Tensor] | None:
@@ -181,18 +180,18 @@ def _first_crops(records: Iterable[Record], people: int) -> list[np.ndarray]:
 
 
 @contextmanager
-def _inference(model: ControlledUViT) -> Iterator[None]:
+def _inference(model: ControlledBackbone) -> Iterator[None]:
     """Inside the `with`, `model` infers; after it, every module is as it was."""
     training = {module: module.training for module in model.modules()}
-    checkpointing = model.uvit.gradient_checkpointing
+    checkpointing = model.backbone.gradient_checkpointing
     model.eval()
-    model.uvit.gradient_checkpointing = False
+    model.backbone.gradient_checkpointing = False
     try:
         # Where blocks are compiled, compiling them again for these shapes takes longer than drawing does.
         with torch.compiler.set_stance("force_eager"):
             yield
     finally:
-        model.uvit.gradient_checkpointing = checkpointing
+        model.backbone.gradient_checkpointing = checkpointing
         for module, flag in training.items():
             module.training = flag
 

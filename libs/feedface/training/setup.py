@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import ml_collections
 import torch
@@ -12,9 +13,11 @@ from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from feedface.checkpoints.bundle import check_fit, load_bundle, read_index
+from feedface.backbones.base import Backbone
+from feedface.checkpoints.bundle import load_bundle
 from feedface.checkpoints.face_encoder import PREFIX, clip_config, find_face_encoder
-from feedface.checkpoints.storage import empty, fill, read_config, read_json, read_safetensors
+from feedface.checkpoints.parts import part_class, part_config
+from feedface.checkpoints.storage import empty, fill, read_safetensors
 from feedface.common.device import DTYPES, fast_bfloat16
 from feedface.common.errors import UserError
 from feedface.data.cache import CachedDataset, FeatureCache
@@ -22,10 +25,9 @@ from feedface.data.dataset import PictureDataset, PictureStore, check_broken
 from feedface.data.draws import DrawSettings
 from feedface.data.features import EncoderSources, FrozenEncoders
 from feedface.data.records import read_records
-from feedface.encoders import latent_factor
-from feedface.methods.feedface import FaceControlNet
-from feedface.training.check import PRECISIONS
-from feedface.training.objective import ControlledUViT
+from feedface.methods.base import Features, Method, method_class
+from feedface.training.check import PRECISIONS, method_of
+from feedface.training.controlled import ControlledBackbone
 
 # Filling a cache takes some processes longer than others; they wait for each other so long.
 PATIENCE = timedelta(hours=12)
@@ -70,85 +72,85 @@ def _with_deepspeed() -> bool:
 
 @dataclass
 class Models:
-    """What is trained, and where the encoders are. `latent_shape` is (C, h, w) of the bundle's image size.
+    """What is trained, and where the encoders are.
 
-    `trained.face_controlnet` has no face encoder: it works on that encoder's features.
+    `trained.method` has no frozen encoder: it works on that encoder's features. `state_shapes` are those of one row,
+    for pictures of the bundle's image size.
     """
 
-    trained: ControlledUViT
+    trained: ControlledBackbone
     sources: EncoderSources
     base: Path
     image_size: int
-    latent_shape: tuple[int, int, int]
+    state_shapes: dict[str, tuple[int, ...]]
 
 
 def build_models(config: ml_collections.ConfigDict, device: torch.device, precision: str) -> Models:
-    """The bundle's frozen backbone in low precision and the face-controlnet, whose trained part is float32.
+    """The bundle's frozen backbone in low precision, and the method, whose trained part is float32.
 
     With `config.face_encoder` (a folder of transformers' CLIPVisionModel, or a model folder whose face encoder is
-    meant) the face-controlnet is a fresh one, made as `config.control` says; without, training goes on from the
-    bundle's own. No encoder is loaded here.
+    meant) the method is a fresh one, made as `config.control` says; without, training goes on from the bundle's own.
+    A method that needs no such encoder is fresh where the bundle has none of its kind. No encoder is loaded here.
     """
-    bundle = load_bundle(config.model, device, DTYPES[PRECISIONS[precision]], ["uvit"])
-    uvit = bundle.uvit
+    bundle = load_bundle(config.model, device, DTYPES[PRECISIONS[precision]], ["backbone"])
+    backbone, kind = bundle.backbone, method_of(config)
+    own = bundle.components["method"] if bundle.kinds.get("method") == kind else None
     if config.face_encoder:
         try:
             encoder = find_face_encoder(config.face_encoder)
-            net = _fresh_control(config, uvit.embed_dim, encoder)
+            parts = {"clip_config": clip_config(encoder), "with_encoder": False}
         except UserError as error:
             raise UserError(f"config.face_encoder: {error}") from None
-        source = f"config.control with {config.model}"
+        method = _fresh_method(config, backbone, parts)
+    elif own is not None:
+        encoder, method = own, own_method(own)
+        method.check(backbone, own)
+    elif not method_class(kind).uses_clip:
+        encoder, method = None, _fresh_method(config, backbone, {})
     else:
-        if "face_controlnet" not in read_index(config.model).components:
-            raise UserError(
-                f"{config.model}: has no face_controlnet to go on from; name a folder with a CLIP vision model as "
-                f"config.face_encoder to train a fresh one"
-            )
-        source = encoder = bundle.components["face_controlnet"]
-        net = _own_control(source)
-    check_fit(uvit, net, source)
-    net.to(device).eval().requires_grad_(True)
-    uvit.gradient_checkpointing = config.train.gradient_checkpointing
-    vae = bundle.components.get("vae")
-    if vae is None:
+        raise UserError(
+            f"{config.model}: has no method {kind} to go on from; name a folder with a CLIP vision model as "
+            f"config.face_encoder to train a fresh one"
+        )
+    if "vae" not in bundle.components:
         raise UserError(f"{config.model}: has no VAE, which training needs")
-    factor = latent_factor(read_json(vae / "config.json"))
-    side, left_over = divmod(bundle.image_size, factor)
-    if left_over or side % uvit.patch_size:
-        raise UserError(f"{config.model}: image_size {bundle.image_size} does not fit its VAE and U-ViT patches")
+    side, left_over = divmod(bundle.image_size, bundle.size_multiple)
+    if left_over:
+        raise UserError(f"{config.model}: image_size {bundle.image_size} does not fit its VAE and {backbone.kind}")
+    side *= backbone.latent_multiple
+    backbone.requires_grad_(False).gradient_checkpointing = config.train.gradient_checkpointing
+    method.to(device).eval().requires_grad_(False)
+    trained = ControlledBackbone(backbone, method, {"data_type": config.data_type})
+    for parameter in trained.trained().values():
+        parameter.requires_grad_(True)
+    shapes = backbone.state_shapes((side, side))
     return Models(
-        trained=ControlledUViT(uvit, net, config.data_type),
-        sources=EncoderSources(Path(config.model), encoder, PRECISIONS[precision]),
+        trained=trained,
+        sources=EncoderSources(Path(config.model), method, encoder, PRECISIONS[precision], tuple(shapes)),
         base=Path(config.model),
         image_size=bundle.image_size,
-        latent_shape=(uvit.in_chans, side, side),
+        state_shapes=shapes,
     )
 
 
-def _own_control(folder: Path) -> FaceControlNet:
-    """The bundle's face-controlnet in float32, without its face encoder."""
-    net = empty(FaceControlNet, {**read_config(FaceControlNet, folder), "with_encoder": False}, folder / "config.json")
-    file = folder / "model.safetensors"
-    state = read_safetensors(file, "cpu", torch.float32)
-    return fill(net, {name: value for name, value in state.items() if not name.startswith(PREFIX)}, file)
-
-
-def _fresh_control(config: ml_collections.ConfigDict, embed_dim: int, encoder: Path) -> FaceControlNet:
-    control = config.control
+def _fresh_method(config: ml_collections.ConfigDict, backbone: Backbone, parts: dict[str, Any]) -> Method:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        try:
-            return FaceControlNet(
-                embed_dim,
-                control.num_heads,
-                list(control.sites),
-                clip_config(encoder),
-                control.control_input,
-                control.mlp_ratio,
-                with_encoder=False,
-            )
-        except ValueError as error:
-            raise UserError(f"config.control: {error}") from None
+        return method_class(method_of(config)).fresh(config, backbone, **parts)
+
+
+def described_method(folder: Path) -> Method:
+    """The method in `folder` without its weights, and without its frozen encoder."""
+    kind = part_class("method", folder)
+    without = {"with_encoder": False} if kind.uses_clip else {}
+    return empty(kind, {**part_config("method", folder), **without}, folder / "config.json")
+
+
+def own_method(folder: Path) -> Method:
+    """The same with its weights, in float32."""
+    file = folder / "model.safetensors"
+    state = read_safetensors(file, "cpu", torch.float32)
+    return fill(described_method(folder), {name: x for name, x in state.items() if not name.startswith(PREFIX)}, file)
 
 
 def make_optimizer(config: ml_collections.ConfigDict, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
@@ -169,13 +171,13 @@ def make_optimizer(config: ml_collections.ConfigDict, parameters: list[nn.Parame
 class Data:
     """Samples, and what stands in for what is dropped. `encoders` is None where the cache makes them needless.
 
-    `broken` are files that are known already not to be usable, with the reason.
-    `zero_image_face` [n,Df] is what the face encoder makes of a zero image, `empty_text` [1,T,Dt] the empty prompt.
+    `broken` are files that are known already not to be usable, with the reason. `zero_reference` are the features of a
+    face of zeros, `empty_text` [1,T,Dt] the empty prompt.
     """
 
     dataset: Dataset
     encoders: FrozenEncoders | None
-    zero_image_face: Tensor
+    zero_reference: Features
     empty_text: Tensor
     broken: dict[str, str] = field(default_factory=dict)
 
@@ -200,8 +202,7 @@ def build_data(config: ml_collections.ConfigDict, models: Models, accelerator: A
     settings = draw_settings(config, models)
     if folder is None:
         encoders = models.sources.load(accelerator.device)
-        zero = torch.zeros(1, 3, encoders.face_size, encoders.face_size)
-        return Data(PictureDataset(store, settings), encoders, encoders.faces(zero)[0], encoders.text([""]))
+        return Data(PictureDataset(store, settings), encoders, encoders.zero_reference(), encoders.text([""]))
     cache = FeatureCache.open(
         folder,
         store,
@@ -217,7 +218,8 @@ def build_data(config: ml_collections.ConfigDict, models: Models, accelerator: A
         accelerator.print(f"{len(cache.broken)} files cannot be used and are passed over: {files} …")
     dataset = CachedDataset(cache, [len(record.ref) for record in store.records], settings)
     device = accelerator.device
-    return Data(dataset, None, cache.zero_image_face.to(device), cache.empty_text.to(device), cache.broken)
+    zero = {name: value.to(device) for name, value in cache.zero_reference.items()}
+    return Data(dataset, None, zero, cache.empty_text.to(device), cache.broken)
 
 
 def build_store(config: ml_collections.ConfigDict, models: Models, in_memory: bool = False) -> PictureStore:
@@ -225,8 +227,8 @@ def build_store(config: ml_collections.ConfigDict, models: Models, in_memory: bo
     return PictureStore(
         read_records(list(config.data.records)),
         image_size=models.image_size,
-        latent_size=models.latent_shape[1],
-        face_size=models.trained.face_controlnet.face_size,
+        latent_size=models.state_shapes["img"][-1],
+        reference=models.trained.method.reference,
         in_memory=in_memory,
     )
 
@@ -235,8 +237,7 @@ def draw_settings(config: ml_collections.ConfigDict, models: Models) -> DrawSett
     """The probabilities of the config."""
     return DrawSettings(
         seed=config.seed,
-        latent_shape=models.latent_shape,
-        clip_img_dim=models.trained.uvit.clip_img_dim,
+        state_shapes=models.state_shapes,
         flip=config.data.flip,
         flip_reference=config.data.flip_reference,
         hair_in_mask=config.data.hair_in_mask,

@@ -71,7 +71,7 @@ def full_zero2_state(optimizer, parameters: Sequence[nn.Parameter], keep: bool =
     """The same of DeepSpeed's AdamW. Collective; after a step.
 
     `optimizer` is what accelerate's `prepare` returned, `parameters` those it was made with, in that order. The weights
-    themselves stay whole and float32, since DeepSpeed is run in float32 (`ControlledUViT` autocasts).
+    themselves stay whole and float32, since DeepSpeed is run in float32 (`ControlledBackbone` autocasts).
     """
     from deepspeed.utils import safe_get_full_optimizer_state
 

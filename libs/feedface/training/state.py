@@ -1,6 +1,6 @@
 """Checkpoints of a training run: whole or not there, usable as a model at once, and enough to go on exactly.
 
-    workdir/checkpoints/00001000/    a bundle: model_index.json, face_controlnet/, the rest points to the base bundle
+    workdir/checkpoints/00001000/    a bundle: model_index.json, feedface/ (the method's kind), the rest is the base's
         training/state.pt            float32 weights, optimizer, gradient scaler, EMA (read with weights_only)
         training/progress.json       step, samples seen, the config, size and checksum of every file; see `manifest`
     workdir/checkpoints/last         leads to the newest, see `files.point`
@@ -51,20 +51,21 @@ def save_checkpoint(
     workdir: Path,
     progress: Progress,
     base: Path,
-    net_config: dict[str, Any],
-    net_state: dict[str, Tensor],
+    kind: str,
+    method_config: dict[str, Any],
+    method_state: dict[str, Tensor],
     state: dict[str, Any],
     config: dict[str, Any],
 ) -> Path:
     """Write a checkpoint and point `last` at it.
 
-    `net_config` and `net_state` are the face-controlnet to generate with, its face encoder included (stored in half
-    precision); `state` is what `load_newest` gives back; `base` is the bundle that the frozen parts are in.
+    `kind`, `method_config` and `method_state` are the method to generate with, its frozen encoder included (stored in
+    half precision); `state` is what `load_newest` gives back; `base` is the bundle that the frozen parts are in.
     """
     folder = workdir / "checkpoints" / f"{progress.step:08d}"
     with atomic_folder(folder) as temporary:
-        save_network(temporary / "face_controlnet", net_config, net_state, torch.float16)
-        write_derived_index(temporary, base, own=["face_controlnet"], name=f"{base.name}, step {progress.step}")
+        save_network(temporary / kind, {"kind": kind, **method_config}, method_state, torch.float16)
+        write_derived_index(temporary, base, own={"method": kind}, name=f"{base.name}, step {progress.step}")
         (temporary / STATE).parent.mkdir()
         with hashed(temporary / STATE) as file:
             torch.save(state, file)

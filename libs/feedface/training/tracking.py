@@ -17,7 +17,7 @@ from torch import Tensor
 
 from feedface.common.errors import UserError
 from feedface.common.progress import progress
-from feedface.training.objective import LossParts
+from feedface.diffusion.objective import LossParts
 
 # The loss of a sample varies a thousandfold with its timestep: so many are judged together, however often is logged.
 JUDGED_SAMPLES = 320

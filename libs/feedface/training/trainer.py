@@ -1,4 +1,4 @@
-"""The training loop of the face-controlnet.
+"""The training loop of a method beside a frozen backbone.
 
 A run is a function of its config: step n takes samples n·G … (n+1)·G - 1 of a numbered sequence (G: batch size times
 accumulation times processes), and everything random about a sample comes from (seed, sample number).
@@ -13,6 +13,7 @@ from pathlib import Path
 import ml_collections
 import torch
 from accelerate.utils import DistributedType
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from feedface.checkpoints.face_encoder import PREFIX, load_face_encoder
@@ -20,13 +21,13 @@ from feedface.common.errors import UserError
 from feedface.common.interrupt import Interrupt, leave_to_parent
 from feedface.common.progress import say
 from feedface.data.dataset import Batch, PictureDataset, SampleOrder
-from feedface.data.features import Features
+from feedface.data.features import Encoded
+from feedface.inference.acceleration import compile_blocks
 from feedface.training.broken import BrokenFiles
 from feedface.training.check import check_config
 from feedface.training.ema import Ema
 from feedface.training.engine import Engine
 from feedface.training.memory import check_batch, out_of_memory_in_words
-from feedface.training.objective import Objective
 from feedface.training.resume import check_belongs, check_state
 from feedface.training.run_record import changes, check_disk, checkpoint_bytes, flat, record_run
 from feedface.training.samples import SampleGrid
@@ -101,25 +102,23 @@ class Trainer:
         self.accelerator = make_accelerator(config, workdir)
         device = self.accelerator.device
         self.models = build_models(config, device, precision_of(config, self.accelerator))
-        net = self.models.trained.face_controlnet
+        self.trained = self.models.trained
         check_batch(config, self.models, device)
-        check_disk(workdir, checkpoint_bytes(sum(p.numel() for p in net.parameters()), config.train.ema > 0))
+        count = sum(p.numel() for p in self.trained.trained().values())
+        check_disk(workdir, checkpoint_bytes(count, config.train.ema > 0))
 
         data = build_data(config, self.models, self.accelerator, workdir)
         self.dataset, self.encoders = data.dataset, data.encoders
-        dropped = data.zero_image_face
-        if config.loss.face_dropout_kind == "zero_feature":
-            dropped = torch.zeros_like(dropped)
-        self.objective = Objective(config.loss.kind, dropped, data.empty_text, config.loss.min_snr)
+        self.objective = self.trained.method.objective(config, data.zero_reference, data.empty_text)
         self.grid = None
         sharded = self.accelerator.distributed_type == DistributedType.FSDP  # no process has the whole weights then
         if config.log.samples_every and self.accelerator.is_main_process and not sharded:
             self.grid = SampleGrid(config, self.models, build_store(config, self.models).records, workdir, device)
 
         if config.train.compile:
-            self.models.trained.compile_blocks()
-        optimizer = make_optimizer(config, list(net.parameters()))
-        self.net, self.engine = net, Engine(self.accelerator, self.models.trained, optimizer, config)
+            compile_blocks(self.trained)
+        optimizer = make_optimizer(config, list(self.trained.trained().values()))
+        self.engine = Engine(self.accelerator, self.trained, optimizer, config)
         self.ema = Ema(self.engine.parameters, config.train.ema) if config.train.ema else None
         self.progress = Progress()
         self.broken = BrokenFiles(self.accelerator, workdir, config.data.max_broken)
@@ -219,10 +218,10 @@ class Trainer:
         for micro in range(config.train.accumulation):
             batch = next(batches)
             self.broken.note(batch.broken)
-            features = batch.content if isinstance(batch.content, Features) else self.encoders(batch.content)
+            encoded = batch.content if isinstance(batch.content, Encoded) else self.encoders(batch.content)
             last = micro == config.train.accumulation - 1
             with self.engine.accumulating(last):
-                part = self.objective(self.engine.model, batch.draws, features)
+                part = self.objective(self.engine.model, batch.draws, encoded)
                 self.engine.backward(part.loss, last)
             parts.append(part)
         norm = self.engine.step()
@@ -256,9 +255,8 @@ class Trainer:
 
     def _save(self) -> None:
         main = self.accelerator.is_main_process
-        names = list(self.net.state_dict())
         # All processes take part where the weights are sharded; only the first needs the result.
-        weights = {name: gathered(value, main) for name, value in self.net.state_dict().items()}
+        weights = {name: gathered(value, main) for name, value in self.trained.trained().items()}
         averages = [gathered(value, main) for value in self.ema.averages] if self.ema else None
         optimizer = self.engine.optimizer_state(main)
         if main:
@@ -269,12 +267,13 @@ class Trainer:
                 "scaler": scaler.state_dict() if scaler is not None else None,
                 "ema": averages,
             }
-            encoder = load_face_encoder(self.models.sources.face_encoder, "cpu", torch.float16).state_dict()
-            best = {PREFIX + name: value for name, value in encoder.items()}
-            best |= dict(zip(names, averages, strict=True)) if averages else weights
+            best = dict(zip(weights, averages, strict=True)) if averages else weights
             config = json.loads(self.config.to_json())
-            base, net_config = self.models.base, self.net.config
-            folder = save_checkpoint(self.workdir, self.progress, base, net_config, best, state, config)
+            method = self.trained.method
+            content = self._method_state(best)
+            folder = save_checkpoint(
+                self.workdir, self.progress, self.models.base, method.kind, method.config, content, state, config
+            )
             self.damaged.discard(folder)
             keep = self.config.checkpoint
             prune_checkpoints(self.workdir, keep.keep, keep.keep_every, folder, self.damaged)
@@ -283,11 +282,22 @@ class Trainer:
                 self.opened = True
         self.accelerator.wait_for_everyone()
 
+    def _method_state(self, best: dict[str, Tensor]) -> dict[str, Tensor]:
+        """All weights of the method, whole as a model needs them: what is trained as in `best`, and what is frozen."""
+        trained = {id(parameter): best[name] for name, parameter in self.trained.trained().items()}
+        own = self.trained.method.state_dict(keep_vars=True)
+        state = {name: trained.get(id(value), value) for name, value in own.items()}
+        encoder = self.models.sources.face_encoder
+        if encoder is not None:
+            weights = load_face_encoder(encoder, "cpu", torch.float16).state_dict()
+            state |= {PREFIX + name: value for name, value in weights.items()}
+        return state
+
     def _resume(self, checkpoint: Checkpoint) -> None:
-        check_belongs(checkpoint, self.config, self.net)
+        check_belongs(checkpoint, self.config, self.trained)
         state = checkpoint.state
         self.progress, self.damaged = checkpoint.progress, set(checkpoint.damaged)
-        for name, value in self.net.state_dict().items():
+        for name, value in self.trained.trained().items():
             assign(value, state["weights"][name])
         self.engine.load_optimizer_state(state["optimizer"])
         if self.accelerator.scaler is not None and state["scaler"]:

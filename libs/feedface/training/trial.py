@@ -3,6 +3,7 @@
 import gc
 import threading
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import ml_collections
@@ -10,9 +11,9 @@ import torch
 from accelerate import Accelerator
 
 from feedface.data.dataset import PictureDataset, PictureStore
-from feedface.data.features import Features
+from feedface.data.features import Encoded
+from feedface.inference.acceleration import compile_blocks
 from feedface.training.memory import out_of_memory_in_words
-from feedface.training.objective import Objective
 from feedface.training.setup import Models, draw_settings
 
 POLL_S = 0.005
@@ -47,25 +48,24 @@ def try_batch(
         read_s, batch = _timed(lambda: dataset.__getitems__([(n, config.data.max_faces) for n in range(size)]), device)
         encoders = models.sources.load(device)
         for _ in range(2):
-            encode_s, features = _timed(lambda: encoders(batch.content), device)
-        dropped = encoders.faces(torch.zeros(1, 3, encoders.face_size, encoders.face_size))[0]
-        objective = Objective(config.loss.kind, dropped, encoders.text([""]), config.loss.min_snr)
+            encode_s, encoded = _timed(lambda: encoders(batch.content), device)
+        objective = models.trained.method.objective(config, encoders.zero_reference(), encoders.text([""]))
         if cached:
             encoders = None
             gc.collect()
 
         if config.train.compile:
-            models.trained.compile_blocks()
+            compile_blocks(models.trained)
         # As in training, but without what ties several processes together: only this one is here.
         model = accelerator.prepare_model(models.trained, evaluation_mode=True)
-        trained = [p for p in models.trained.parameters() if p.requires_grad]
+        trained = models.trained.trained().values()
         with PeakMemory(device) as memory:
             for _ in range(2):
                 if config.train.accumulation == 1:  # else gradients of the micro-batch before are still there
                     _clear(trained)
-                step_s, _ = _timed(lambda: objective(model, batch.draws, features).loss.backward(), device)
+                step_s, _ = _timed(lambda: objective(model, batch.draws, encoded).loss.backward(), device)
         _clear(trained)
-    return Trial(read_s, encode_s, step_s, memory.peak, _item_bytes(features))
+    return Trial(read_s, encode_s, step_s, memory.peak, _item_bytes(encoded))
 
 
 class PeakMemory:
@@ -111,16 +111,16 @@ def _timed(work, device: torch.device) -> tuple[float, object]:
     return time.perf_counter() - begin, result
 
 
-def _clear(parameters: list[torch.nn.Parameter]) -> None:
+def _clear(parameters: Iterable[torch.nn.Parameter]) -> None:
     for parameter in parameters:
         parameter.grad = None
 
 
-def _item_bytes(features: Features) -> dict[str, int]:
-    pictures = (features.mean, features.std, features.clip_img)
+def _item_bytes(encoded: Encoded) -> dict[str, int]:
+    pictures = (encoded.mean, encoded.std, *encoded.others.values())
     return {
         "pictures": sum(value[0].nbytes for value in pictures),
-        "masks": 2 * features.mask[0].nbytes,  # without and with hair
-        "faces": features.faces[0, 0].nbytes,
-        "captions": features.text[0].nbytes,
+        "masks": 2 * encoded.mask[0].nbytes,  # without and with hair
+        "faces": sum(value[0, 0].nbytes for value in encoded.features.values()),
+        "captions": encoded.text[0].nbytes,
     }

@@ -11,7 +11,8 @@ import ml_collections
 from feedface.checkpoints.bundle import write_index
 from feedface.common.errors import UserError
 from feedface.common.files import atomic_folder
-from feedface.synthetic.train.common import read_metrics, say
+from feedface.common.progress import say
+from feedface.synthetic.train.common import read_metrics
 
 NAME = "mini"
 COMPONENTS = (
@@ -26,7 +27,11 @@ BYTES_PER_MIB = 1 << 20
 
 def write_bundle_index(folder: Path, image_size: int, defaults: dict[str, Any] | None = None) -> None:
     """(Re)write `model_index.json` for the components that `folder` has so far."""
-    present = {name: name for name in COMPONENTS if (folder / name).is_dir()}
+    present = {
+        {"uvit": "backbone", "face_controlnet": "method"}.get(name, name): name
+        for name in COMPONENTS
+        if (folder / name).is_dir()
+    }
     write_index(folder, name=NAME, image_size=image_size, components=present, defaults=defaults)
 
 

@@ -15,7 +15,8 @@ from feedface.checkpoints.storage import read_safetensors, write_state
 from feedface.common.device import pick_device
 from feedface.common.errors import UserError
 from feedface.encoders import CLIP_MEAN, CLIP_STD, TEXT_PROJECTION, ImageEncoder, TextEncoder, load_tokenizer
-from feedface.synthetic.train.common import fit, in_batches, load_portraits, to_pixels, write_metrics
+from feedface.synthetic.train.common import in_batches, load_portraits, to_pixels
+from feedface.training.fit import fit, write_metrics
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 WORD_END = "</w>"

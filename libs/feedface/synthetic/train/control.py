@@ -11,7 +11,8 @@ from feedface.checkpoints.bundle import load_bundle, save_component
 from feedface.common.device import fast_bfloat16, pick_device
 from feedface.common.errors import UserError
 from feedface.synthetic.train.bundle import write_bundle_index
-from feedface.synthetic.train.common import ROOT, FitResult, add_seconds, write_metrics
+from feedface.synthetic.train.common import ROOT, add_seconds
+from feedface.training.fit import FitResult, write_metrics
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
@@ -41,8 +42,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
     if code:
         raise UserError(f"control: train.py ended with exit code {code}; running this stage again goes on from there")
 
-    net = load_bundle(folder / "checkpoints" / "last", components=["face_controlnet"]).face_controlnet
-    save_component("face_controlnet", net, bundle / "face_controlnet")
+    net = load_bundle(folder / "checkpoints" / "last", components=["method"]).method
+    save_component("method", net, bundle / "face_controlnet")
     write_bundle_index(bundle, config.image_size)
     parameters = sum(parameter.numel() for parameter in net.trainable_parameters())
     # The loss stands in the run's own logs (tensorboard --logdir <workdir>/control/logs).

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from feedface.checkpoints.bundle import load_bundle, save_component
 from feedface.common.device import pick_device
-from feedface.synthetic.train.common import fit, load_portraits, write_metrics
+from feedface.synthetic.train.common import load_portraits
 from feedface.synthetic.train.vae import draw_batch, measure, reconstruction_loss
+from feedface.training.fit import fit, write_metrics
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> None:

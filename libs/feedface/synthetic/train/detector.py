@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from feedface.common.device import pick_device
 from feedface.faces.detect import InsightFaceDetector
 from feedface.synthetic.train.canvases import Canvases, CanvasMaker
-from feedface.synthetic.train.common import fit, load_portraits, write_metrics
+from feedface.synthetic.train.common import load_portraits
 from feedface.synthetic.train.export import export_onnx
+from feedface.training.fit import fit, write_metrics
 
 PACK = Path("bundle/faces/models/mini")
 STRIDES = (8, 16, 32)

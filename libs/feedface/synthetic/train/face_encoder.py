@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from feedface.checkpoints.storage import quiet_transformers
 from feedface.common.device import pick_device
 from feedface.common.files import atomic_folder
-from feedface.synthetic.train.common import fit, in_batches, load_portraits, to_pixels, write_metrics
+from feedface.synthetic.train.common import in_batches, load_portraits, to_pixels
+from feedface.training.fit import fit, write_metrics
 
 MARGIN = 3  # pixels around a face crop, for shifts
 TEMPERATURE = 0.07

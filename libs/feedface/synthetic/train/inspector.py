@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from feedface.common.device import pick_device
 from feedface.evaluation.inspector import Findings, Inspector
 from feedface.evaluation.metrics import mean_embedding, nearest_identity
-from feedface.synthetic.train.common import fit, write_metrics
 from feedface.synthetic.world import ATTRIBUTES, read_world, write_world
+from feedface.training.fit import fit, write_metrics
 
 BLOCK = 8  # side of a JPEG block, px
 

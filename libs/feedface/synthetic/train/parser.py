@@ -19,9 +19,9 @@ from feedface.common.device import pick_device
 from feedface.faces.detect import Face
 from feedface.faces.parse import CLASS_NAMES, MiniParser
 from feedface.faces.parser_net import CLASSES, ParserNet
-from feedface.synthetic.train.common import FitResult, fit, write_metrics
 from feedface.synthetic.train.recogniser import spoil
 from feedface.synthetic.world import PortraitSet, make_portraits, read_world, write_world
+from feedface.training.fit import FitResult, fit, write_metrics
 
 BOX_SHIFT, BOX_SCALE = 0.04, 0.06  # standard deviations of the mini detector's boxes, in and of face sides
 UNKNOWN = 255  # beyond the picture's border there is no truth

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from feedface.common.device import pick_device
 from feedface.faces.detect import InsightFaceDetector
-from feedface.synthetic.train.common import fit, load_portraits, write_metrics
+from feedface.synthetic.train.common import load_portraits
 from feedface.synthetic.train.detector import PACK
 from feedface.synthetic.train.export import export_onnx
 from feedface.synthetic.train.inspector import CosineMarginHead
+from feedface.training.fit import fit, write_metrics
 
 CROP_PX = 112
 

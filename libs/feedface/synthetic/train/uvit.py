@@ -21,8 +21,9 @@ from feedface.diffusion.sampling import sample
 from feedface.diffusion.schedule import NUM_TIMESTEPS, add_noise, alphas_cumprod
 from feedface.encoders import to_uint8
 from feedface.synthetic.train.bundle import write_bundle_index
-from feedface.synthetic.train.common import fit, in_batches, load_portraits, save_sheet, to_pixels, write_metrics
+from feedface.synthetic.train.common import in_batches, load_portraits, save_sheet, to_pixels
 from feedface.synthetic.train.identity_start import identity_start
+from feedface.training.fit import fit, write_metrics
 
 ENCODERS = ("vae", "text_encoder", "image_encoder")
 
@@ -151,7 +152,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
     if not config.start:
         identity_start(uvit)
     else:
-        uvit.load_state_dict(load_bundle(config.start, device, components=["uvit"]).uvit.state_dict())
+        uvit.load_state_dict(load_bundle(config.start, device, components=["backbone"]).backbone.state_dict())
 
     def step(generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         return noise_loss(uvit, features, config, generator)
@@ -159,7 +160,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
     blocks = (*uvit.in_blocks, uvit.mid_block, *uvit.out_blocks)
     matrices = [p for block in blocks for p in block.parameters() if p.ndim == 2]
     result = fit("uvit", uvit, step, config, folder, matrices)
-    save_component("uvit", uvit, bundle / "uvit")
+    save_component("backbone", uvit, bundle / "uvit")
     write_bundle_index(bundle, config.image_size)
 
     unseen = encode(held_out, encoders, device, 1.0)

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from feedface.checkpoints.bundle import load_bundle, save_component
 from feedface.common.device import pick_device
 from feedface.encoders import LatentCodec, to_uint8
-from feedface.synthetic.train.common import fit, in_batches, load_portraits, save_sheet, to_pixels, write_metrics
+from feedface.synthetic.train.common import in_batches, load_portraits, save_sheet, to_pixels
+from feedface.training.fit import fit, write_metrics
 
 # How much a pixel of each LaPa class weighs: background, skin, brows, eyes, nose, lips and mouth, hair. Who a person
 # is shows in few pixels, and an even loss gives those up first.

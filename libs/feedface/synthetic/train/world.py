@@ -4,7 +4,8 @@ from pathlib import Path
 
 import ml_collections
 
-from feedface.synthetic.train.common import say, write_metrics
+from feedface.common.progress import say
+from feedface.training.fit import write_metrics
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> None:

@@ -1,0 +1,118 @@
+"""The training objective: what is noised, which prediction is wanted where, and what the loss is (paper, section 2).
+
+A method may bring another one, see `Method.objective`. Shapes: B batch, T text tokens.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from feedface.diffusion.losses import mask_loss, regularization_mask_loss, standard_loss
+from feedface.diffusion.schedule import add_noise, alphas_cumprod
+from feedface.diffusion.state import State, take
+
+if TYPE_CHECKING:  # they stand above this module
+    from ml_collections import ConfigDict
+
+    from feedface.data.draws import Draws
+    from feedface.data.features import Encoded
+
+LOSSES = ("regularization", "mask", "standard")
+
+# (state, t, prompt, features or None) -> noise in the state: a `training.controlled.ControlledBackbone`, as it is or
+# wrapped for several processes. Without features it is the frozen model.
+Model = Callable[..., State]
+
+
+@dataclass(slots=True)
+class LossParts:
+    """`loss` is the scalar to minimise. Sums for the log, without gradients: of the loss, of its part on the face and
+    off it, with how many samples each counts (the parts only where the loss has them)."""
+
+    loss: Tensor
+    sums: Tensor  # [3] loss, face, background
+    counts: Tensor  # [3]
+
+
+class Objective(Protocol):
+    """What a method's training minimises."""
+
+    def __call__(self, model: Model, draws: "Draws", batch: "Encoded") -> LossParts: ...
+
+
+class MaskObjective:
+    """Noises a batch, predicts, compares, as `config.loss` says.
+
+    `kind`: "regularization" (the paper), "mask" or "standard"; samples drawn as `standard` use the last anyway.
+    `min_snr`: gamma of the min-SNR weighting min(SNR, gamma) / SNR (Hang et al. 2023); 0 weighs all timesteps alike.
+
+    Args:
+        config: of the training.
+        zero_reference: features of a reference of zeros, without a batch's dimension, on the device of training. A
+            dropped face has these ("zero_image"), or zeros in their shape ("zero_feature", the paper).
+        empty_text: [1,T,Dt], stands in for a dropped text.
+    """
+
+    def __init__(self, config: "ConfigDict", zero_reference: Mapping[str, Tensor], empty_text: Tensor):
+        loss = config.loss
+        self.kind, self.empty_text = loss.kind, empty_text
+        zeros = loss.face_dropout_kind == "zero_feature"
+        self.dropped = {name: torch.zeros_like(x) if zeros else x for name, x in zero_reference.items()}
+        alpha_bar = alphas_cumprod()
+        snr = alpha_bar / (1 - alpha_bar)
+        self.weights = (loss.min_snr / snr).clamp(max=1).float() if loss.min_snr else torch.ones_like(snr).float()
+
+    def __call__(self, model: Model, draws: "Draws", batch: "Encoded") -> LossParts:
+        device = self.empty_text.device
+        t, mask = draws.t.to(device), batch.mask.to(device).float()
+        state, noise = noised(draws, batch, device)
+        prompt = {"text": replaced(batch.text.to(device), draws.drop_text, self.empty_text)}
+        features = {
+            name: replaced(value.to(device), draws.drop_face, self.dropped[name])
+            for name, value in batch.features.items()
+        }
+
+        masked = torch.zeros_like(draws.standard) if self.kind == "standard" else ~draws.standard
+        rows = masked.nonzero()[:, 0].to(device)
+        frozen_pred = None
+        if len(rows) and self.kind == "regularization":
+            # Only these samples need the frozen prediction. No gradient passes through it; made first, it leaves
+            # nothing in memory when the trained pass begins.
+            with torch.no_grad():
+                frozen_pred = model(take(state, rows), t[rows], take(prompt, rows))["img"].float()
+
+        pred, noise = model(state, t, prompt, features)["img"].float(), noise["img"]
+        loss = standard_loss(noise, pred)
+        face = background = loss.new_zeros(0)
+        if len(rows):
+            face = mask_loss(noise[rows], pred[rows].detach(), mask[rows])
+            if frozen_pred is None:
+                masked_loss = mask_loss(noise[rows], pred[rows], mask[rows])
+            else:
+                masked_loss = regularization_mask_loss(noise[rows], pred[rows], frozen_pred, mask[rows])
+                background = masked_loss.detach() - face
+            loss = loss.index_copy(0, rows, masked_loss)
+        sums = torch.stack([loss.detach().sum(), face.sum(), background.sum()])
+        counts = torch.tensor([len(loss), len(face), len(background)], device=device)
+        return LossParts((loss * self.weights.to(device)[t - 1]).mean(), sums, counts)
+
+
+def noised(draws: "Draws", batch: "Encoded", device: torch.device) -> tuple[State, State]:
+    """The batch's state at the timesteps drawn, and the noise in it."""
+    mean, std = (value.to(device).float() for value in (batch.mean, batch.std))
+    clean = {"img": mean + std * draws.vae_noise.to(device)}
+    clean |= {name: value.to(device).float() for name, value in batch.others.items()}
+    noise = {name: value.to(device) for name, value in draws.noise.items()}
+    t = draws.t.to(device)
+    return {name: add_noise(value, noise[name], t) for name, value in clean.items()}, noise
+
+
+def replaced(values: Tensor, rows: Tensor, other: Tensor) -> Tensor:
+    """`values` [B,…] with `other`, which has their last dimensions, in the `rows` [B] (bool) that are marked."""
+    if not rows.any():
+        return values
+    rows = rows.to(values.device).reshape(-1, *[1] * (values.dim() - 1))
+    return torch.where(rows, other.to(values.dtype), values)
