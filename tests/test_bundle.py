@@ -236,7 +236,9 @@ def test_what_is_made_of_version_1_is_version_2(folder: Path, tmp_path):
     assert json.loads((tmp_path / "derived" / "method" / "config.json").read_text())["kind"] == "feedface"
     load_bundle(tmp_path / "derived")
     shutil.move(folder / "vae", folder / "elsewhere")
-    with pytest.raises(UserError, match=r"derived/../toy/vae: no such folder, but .*model_index.json names it as its vae"):
+    with pytest.raises(
+        UserError, match=r"derived/../toy/vae: no such folder, but .*model_index.json names it as its vae"
+    ):
         load_bundle(tmp_path / "derived")
 
 
@@ -251,7 +253,7 @@ def test_an_unconditional_mode_that_the_backbone_has_not(folder: Path, monkeypat
     monkeypatch.setattr(UViT, "uncond_modes", ("empty_token",))
     assert read_index(folder).defaults["uncond"] == "empty_token"
     edit(folder / "model_index.json", defaults={"uncond": "paper"})
-    with pytest.raises(UserError, match="defaults.uncond: this backbone has empty_token, not 'paper'"):
+    with pytest.raises(UserError, match=r"defaults.uncond: this backbone has empty_token, not 'paper'"):
         read_index(folder)
 
 

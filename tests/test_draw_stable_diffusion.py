@@ -72,7 +72,7 @@ def test_text_alone_from_both_forms(run):
 
 def test_faces_without_a_method_are_said_and_left_out(run, capsys):
     plain, _ = run("--model", "folder")
-    picture, results = run("--model", "folder", "--image", "face.png")
+    picture, _ = run("--model", "folder", "--image", "face.png")
     np.testing.assert_array_equal(picture, plain)
     [notice] = [line for line in capsys.readouterr().out.splitlines() if "no method to show a face with" in line]
     assert "--ckpt_path" in notice and notice.endswith("drawn without a face")
@@ -82,7 +82,9 @@ def test_a_method_that_was_trained_on_it(run):
     plain, _ = run("--model", "folder")
     shown, results = run("--model", "folder", "--ckpt_path", "method", "--image", "face.png")
     assert len(results["references"]) == 1 and not (shown == plain).all()
-    np.testing.assert_array_equal(run("--model", "file.safetensors", "--ckpt_path", "run", "--image", "face.png")[0], shown)
+    np.testing.assert_array_equal(
+        run("--model", "file.safetensors", "--ckpt_path", "run", "--image", "face.png")[0], shown
+    )
     # A training checkpoint is a model by itself, its other parts where they were.
     np.testing.assert_array_equal(run("--model", "run", "--image", "face.png")[0], shown)
     less = run("--model", "run", "--image", "face.png", "--low_memory")[0]

@@ -31,7 +31,7 @@ from feedface.settings import Settings
 from feedface.synthetic.world import ATTRIBUTES, make_portraits
 
 PEOPLE, REFERENCES, SAMPLES = 2, 2, 2
-PARTS = ("uvit", "vae", "text_encoder", "image_encoder")
+PARTS = ("backbone", "vae", "text_encoder", "image_encoder")
 CPU = torch.device("cpu")
 QUICK = DreamBoothSettings(train_steps=3, rank=2, batch_size=2, warmup_steps=1, prior_weight=1.0)
 
@@ -48,7 +48,7 @@ def bundle(model):
 
 @pytest.fixture(scope="module")
 def settings(bundle):
-    return Settings(steps=2).for_model(bundle.defaults, bundle.image_size, bundle.vae.factor * bundle.uvit.patch_size)
+    return Settings(steps=2).for_model(bundle.defaults, bundle.image_size, bundle.size_multiple)
 
 
 @pytest.fixture(scope="module")
@@ -125,9 +125,12 @@ def test_both_views_of_a_picture_are_encoded(bundle, cases):
 
 
 def test_only_the_targets_of_a_copy_change(model, bundle, learned):
-    before, after = load_bundle(model, CPU, torch.float32, ["uvit"]).uvit.state_dict(), learned.uvit.state_dict()
+    before, after = (
+        load_bundle(model, CPU, torch.float32, ["backbone"]).backbone.state_dict(),
+        learned.uvit.state_dict(),
+    )
     assert list(after) == list(before)
-    for name, value in bundle.uvit.state_dict().items():
+    for name, value in bundle.backbone.state_dict().items():
         assert torch.equal(value, before[name]), name
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     targeted = {name for name in before if name.removesuffix(".weight").endswith(tuple(f".{t}" for t in TARGETS))}

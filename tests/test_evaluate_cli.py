@@ -29,7 +29,7 @@ def toy(tmp_path_factory):
     index = json.loads((folder / "model_index.json").read_text())
     for part in ("faces", "parser"):
         shutil.copytree(MINI / part, folder / part)
-        index["components"][part] = part
+        index["extras"][part] = part
     (folder / "model_index.json").write_text(json.dumps(index))
     return folder
 

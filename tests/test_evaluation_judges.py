@@ -79,17 +79,17 @@ def test_the_judge_is_not_the_models_face_encoder(faces, tmp_path):
     faces.check_apart(bundle)
     encoder = tmp_path / "face_encoder"
     encoder.mkdir()
-    bundle.components["face_controlnet"] = encoder
+    bundle.components["method"] = encoder
     recogniser = (MINI / "faces/models/mini/recogniser.onnx").read_bytes()
     (encoder / "r50.onnx").write_bytes(recogniser[:-1] + bytes([recogniser[-1] ^ 1]))  # of the same length
     faces.check_apart(bundle)
     (encoder / "r50.onnx").write_bytes(recogniser)
     with pytest.raises(UserError, match="face encoder"):
         faces.check_apart(bundle)
-    bundle.components["face_controlnet"] = encoder / "r50.onnx"
+    bundle.components["method"] = encoder / "r50.onnx"
     with pytest.raises(UserError, match="face encoder"):
         faces.check_apart(bundle)
-    del bundle.components["face_controlnet"]
+    del bundle.components["method"]
     faces.check_apart(bundle)
 
 

@@ -5,7 +5,8 @@ import torch
 from tests.test_uvit import SITES, inputs
 from tests.toy import CLIP_CONFIG, toy_face_controlnet, toy_uvit
 
-from feedface.methods.feedface import OFFICIAL_SITES, FaceControlNet
+from feedface.checkpoints.official import OFFICIAL_SITES
+from feedface.methods.feedface import FaceControlNet
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from feedface.backbones.unet import UNet
 from feedface.backbones.uvit import UViT
 from feedface.checkpoints.ldm import SD1
-from feedface.checkpoints.official import CLIP_VIT_B32, OFFICIAL_HEADS
+from feedface.checkpoints.official import CLIP_VIT_B32, OFFICIAL_HEADS, OFFICIAL_SITES
 from feedface.common.errors import UserError
-from feedface.methods.feedface import OFFICIAL_SITES, FeedFace
+from feedface.methods.feedface import FeedFace
 
 E = 768
 DOWN = [f"down_blocks.{level}.attentions.{i}" for level in range(3) for i in range(2)]

@@ -47,7 +47,7 @@ class Adapter:
     def __init__(self):
         self.theirs = golden.outputs("adapter_A")
         config, shapes = self.theirs["config"], golden.shapes()["adapter_A"]
-        self.uvit: UViT = official.load_uvit(golden.weights(shapes["uvit"]), **ours_of(config["uvit"]))
+        self.backbone: UViT = official.load_uvit(golden.weights(shapes["uvit"]), **ours_of(config["uvit"]))
         self.net = official.load_face_controlnet(
             golden.weights(shapes["adapter"]),
             sites=config["block_names"],
@@ -63,8 +63,8 @@ class Adapter:
     @torch.no_grad()
     def predict(self, tokens: torch.Tensor, scale: float):
         ones = torch.ones(2, dtype=torch.long)
-        control = self.net.bind(self.uvit, {"tokens": tokens}, scale)
-        return self.uvit.predict(*self.inputs, TIMES, CLEAN, ones, control=control)
+        control = self.net.bind(self.backbone, {"tokens": tokens}, scale)
+        return self.backbone.predict(*self.inputs, TIMES, CLEAN, ones, control=control)
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,8 @@ import torch
 from tests.test_uvit import inputs
 from tests.toy import toy_face_controlnet, toy_uvit
 
-from feedface.diffusion.guidance import UNCOND_MODES, GuidedModel
+from feedface.diffusion.guidance import GuidedModel
+from feedface.diffusion.names import UNCOND_MODES
 
 BATCH, T, GUIDANCE, SCALE = 2, 700.0, 6.0, 0.8
 

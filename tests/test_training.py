@@ -30,7 +30,7 @@ def world(tmp_path_factory):
     full = make_toy_bundle(folder / "full")
     parts = {kind: str(path.resolve()) for kind, path in read_index(full).components.items()}
     (folder / "base").mkdir()
-    del parts["face_controlnet"]
+    del parts["method"]
     write_index(folder / "base", name="base", image_size=64, components=parts)
     torch.manual_seed(0)
     CLIPVisionModel(CLIPVisionConfig(**CLIP_CONFIG)).save_pretrained(folder / "face_encoder")

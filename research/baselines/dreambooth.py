@@ -24,7 +24,7 @@ from feedface.checkpoints.bundle import load_bundle
 from feedface.common.command_line import Parser
 from feedface.common.device import pick_device
 from feedface.common.errors import run_cli
-from feedface.diffusion.guidance import UNCOND_MODES
+from feedface.diffusion.names import UNCOND_MODES
 from feedface.evaluation.cases import Cases, crop_references, make_cases
 from feedface.evaluation.metrics import Figure
 from feedface.evaluation.mini import Judge, draw, encode_faces, load_judge
@@ -45,7 +45,7 @@ from research.baselines.compare import (
 from research.baselines.personalise import DreamBoothSettings
 from research.baselines.sessions import Sessions, people_of
 
-PARTS = ("uvit", "face_controlnet", "vae", "text_encoder", "image_encoder")
+PARTS = ("backbone", "method", "vae", "text_encoder", "image_encoder")
 DREAMBOOTH, FEEDFACE = "dreambooth", "face-controlnet"
 SHEET_PEOPLE, SHEET_PROMPTS = 8, 2
 
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> dict:
     bundle = load_bundle(args.model, device, torch.float32, PARTS)
     training = DreamBoothSettings(**{field.name: getattr(args, field.name) for field in fields(DreamBoothSettings)})
     wanted = Settings(args.steps, args.guidance, args.face_scale, None, args.uncond)
-    settings = wanted.for_model(bundle.defaults, bundle.image_size, bundle.vae.factor * bundle.uvit.patch_size)
+    settings = wanted.for_model(bundle.defaults, bundle.image_size, bundle.size_multiple)
     inspector = load_judge(args.inspector, bundle, device)
 
     # Nearest identity means little among a handful, so the judge always has a crowd in front of it.

@@ -153,7 +153,7 @@ def draw_prior(bundle: Bundle, prompts: Sequence[str], settings: Settings, seed:
     for start in range(0, len(prompts), batch_size):
         text = encode(list(prompts[start : start + batch_size]))
         latents, clip_img = sample(
-            bundle.uvit,
+            bundle.backbone,
             text=text,
             seeds=range(seed + start, seed + start + len(text)),
             steps=settings.steps,
@@ -175,7 +175,7 @@ def personalise(
     prior: Examples | None = None,
     progress: bool = False,
 ) -> Personalised:
-    """Teach a copy of `bundle.uvit` one person; the bundle's own stays as it is.
+    """Teach a copy of `bundle.backbone` one person; the bundle's own stays as it is.
 
     Args:
         bundle: with U-ViT, VAE, text and image encoder, on `device`, in float32.
@@ -196,7 +196,7 @@ def personalise(
     person = encode_pictures(bundle, pictures, named, device)
     with torch.random.fork_rng(devices=[]):  # peft draws from the global generator
         torch.manual_seed(settings.seed)
-        model = _with_lora(copy.deepcopy(bundle.uvit), settings)
+        model = _with_lora(copy.deepcopy(bundle.backbone), settings)
     generator = torch.Generator().manual_seed(settings.seed)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=settings.lr, weight_decay=settings.weight_decay)

@@ -88,7 +88,7 @@ class Sessions:
     ):
         self.bundle, self.training, self.settings, self.folder = bundle, training, settings, folder
         self.prior_pictures = prior_pictures
-        self.device = next(bundle.uvit.parameters()).device
+        self.device = next(bundle.backbone.parameters()).device
         self.digest = model_digest(bundle)
         self.priors: dict[str, Examples] = {}
         self.prior_seconds: dict[str, float] = {}  # of the classes whose prior was drawn in this run
@@ -115,7 +115,7 @@ class Sessions:
             "loss_last_tenth": float(np.mean(learned.losses[-last:])),
         }
         begun = time.perf_counter()
-        mine = replace(self.bundle, uvit=learned.uvit)
+        mine = replace(self.bundle, backbone=learned.uvit)
         prompts = [info.prompt for info in infos]
         pictures = draw(mine, prompts, None, self.settings, seed, batch_size, self.device, person.case)
         record["drawing_seconds"] = round(time.perf_counter() - begun, 2)

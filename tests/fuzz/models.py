@@ -33,7 +33,8 @@ def toy_model(folder: Path) -> Path:
     Inspector({"hat": 2}, 32, 4, 8).save_pretrained(folder / "inspector")
     weights = {"uvit.mid_block.attn.qkv": (torch.randn(2, 32), torch.randn(96, 2))}
     save_few_step(folder.parent / "adapter", FewStep((1000, 500), 2.0, 0.8, "true_uncond", weights))
-    parts = {kind: kind for kind in (*read_index(folder).components, "faces", "parser", "inspector")}
+    parts = {part: path.name for part, path in read_index(folder).components.items()}
+    parts |= {name: name for name in ("faces", "parser", "inspector")}
     write_index(folder, name="toy", image_size=64, components=parts, defaults={"steps": 1, "guidance": 2.0})
     add_few_step(folder, folder.parent / "adapter")
     return folder
@@ -212,7 +213,7 @@ class Checkpoints:
     def __init__(self, folder: Path, large: bool):
         self.toy = make_toy_bundle(folder / "training" / "toy")
         self.workdir = folder / "training" / "run"
-        net = load_bundle(self.toy, components=["face_controlnet"]).face_controlnet
+        net = load_bundle(self.toy, components=["method"]).method
         for step in (1, 2):
             state = {"weights": {"a": torch.full((3, 5), float(step))}, "optimizer": {"name": "adamw"}, "ema": None}
             progress = Progress(step, 4 * step)

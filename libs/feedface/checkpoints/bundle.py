@@ -287,6 +287,8 @@ def write_index(
     defaults: dict[str, Any] | None = None,
 ) -> None:
     """Write `model_index.json` of the bundle `path`; `components` maps a part to its folder, relative or absolute."""
+    if unknown := set(components) - set(PARTS):
+        raise ValueError(f"unknown components {sorted(unknown)}; known are {', '.join(PARTS)}")
     # The way up from a folder is the one that the disk knows, not the one in its name: that may pass a link.
     path, here = Path(path), os.path.realpath(path)
     relative = {

@@ -77,7 +77,10 @@ DIFFUSERS = {"AutoencoderKL": TypeAdapter(Autoencoder)}
 
 
 def read_library_config(kind: type, folder: Path, described: TypeAdapter | None = None) -> dict[str, Any]:
-    """`config.json` of a part, its sizes checked; `UserError` names file, line and key. `described`: of other classes."""
+    """`config.json` of a part, checked against `described`, or what this module knows of the class.
+
+    `UserError` names file, line and key.
+    """
     check_folder(folder)
     described = described or DIFFUSERS.get(kind.__name__, CLIP)
     return read_json_as(folder / "config.json", described, what=f"does not describe a {kind.__name__}")

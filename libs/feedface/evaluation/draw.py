@@ -21,7 +21,7 @@ def encode_faces(
     bundle: Bundle, crops: np.ndarray, device: torch.device, dtype: torch.dtype, pool: str = "concat"
 ) -> torch.Tensor:
     """Face crops [I, R], uint8 RGB [S, S, 3] each -> tokens [I, n, D] on the CPU; pool: see `FaceControlNet.join`."""
-    net = bundle.face_controlnet
+    net = bundle.method
     rows = []
     for person in crops:
         pixels = torch.stack([preprocess_face(crop, net.face_size) for crop in person])

@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = np.arange(2 * args.pictures)
     world = make_portraits(FIRST_IDENTITY + rows // SCENES, rows % SCENES, size=bundle.image_size)
     described, others = world.images[: args.pictures], world.images[args.pictures :]
-    settings = Settings().for_model(bundle.defaults, bundle.image_size, bundle.vae.factor * bundle.uvit.patch_size)
+    settings = Settings().for_model(bundle.defaults, bundle.image_size, bundle.size_multiple)
     drawn = draw(bundle, world.captions[: args.pictures], None, settings, args.seed, args.batch_size, device, "base")
     target = inspector.features(others)
     distance = {name: round(frechet_distance(inspector.features(pictures), target), 4)

@@ -93,7 +93,7 @@ class FaceJudge:
 
         A model that has learned to please its judge proves nothing.
         """
-        source = bundle.components.get("face_controlnet")
+        source = bundle.components.get("method")
         if source is None:
             return
         own = Path(self._recogniser.model_file)

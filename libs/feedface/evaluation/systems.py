@@ -94,7 +94,7 @@ class ModelArtist:
         self.batch_size = batch_size or default_batch_size(self.settings, device)
         self.digest = model_digest(bundle)
         # Without a face neither its weights nor its strength matter.
-        parts = {kind: path for kind, path in bundle.components.items() if kind != "face_controlnet"}
+        parts = {kind: path for kind, path in bundle.components.items() if kind != "method"}
         self._base_digest = model_digest(replace(bundle, components=parts))
         self._settings = picture_settings(self.settings, dtype, adapter)
         of_face = ("face_scale", "face_interval")
