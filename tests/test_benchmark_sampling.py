@@ -2,23 +2,17 @@
 
 import json
 import statistics
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from research.benchmarks.models import SIZES, write_random_bundle
+from research.benchmarks.sampling import __main__ as sampling
+from research.benchmarks.sampling import growth, rate, tables
+from research.benchmarks.sampling.evaluations import Blueprint, release_sample
+from research.benchmarks.sampling.variants import VARIANTS, Kind, Variant, Work
 from tests.toy import make_toy_bundle, toy_face_controlnet, toy_uvit
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "research" / "benchmarks"))
-
-import performance_tables
-import sampling
-import sampling_rate
-import sampling_scaling
-from sampling_cost import Blueprint
-from sampling_steps import VARIANTS, Kind, Variant, Work, release_sample
-from training_models import SIZES
 
 from feedface.checkpoints.bundle import read_index, write_index
 from feedface.checkpoints.few_step import FewStep, save_few_step
@@ -35,15 +29,17 @@ def test_the_releases_way_draws_what_sample_draws():
     torch.manual_seed(0)
     uvit = toy_uvit().eval()
     net = toy_face_controlnet(uvit).eval()
-    text, faces = torch.randn(1, 16, 8), torch.randn(1, 5, 32)
+    prompt, identity = {"text": torch.randn(1, 16, 8)}, {"tokens": torch.randn(1, 5, 32)}
     settings = Settings(steps=6, scheduler="dpmsolver++singlestep", guidance=3.0, face_scale=0.8)
-    bundle = SimpleNamespace(uvit=uvit, face_controlnet=net)
-    theirs = release_sample(bundle, text, faces, [1, 2], settings, (8, 8))
-    ours, _ = sample(
-        uvit, text=text, seeds=[1, 2], steps=6, guidance=3.0, face_controlnet=net, face_tokens=faces, face_scale=0.8,
+    bundle = SimpleNamespace(backbone=uvit, method=net)
+    theirs = release_sample(bundle, prompt, identity, [1, 2], settings, (8, 8))
+    ours = sample(
+        uvit, prompt, [1, 2], steps=6, guidance=3.0, method=net, identity=identity, scale=0.8,
         scheduler="dpmsolver++singlestep",
     )  # fmt: skip
-    torch.testing.assert_close(theirs, ours, atol=1e-4, rtol=0)
+    assert theirs.keys() == ours.keys()
+    for name, value in ours.items():
+        torch.testing.assert_close(theirs[name], value, atol=1e-4, rtol=0)
 
 
 def test_flops_of_an_evaluation(toy: Path):
@@ -62,13 +58,23 @@ def test_passes_are_counted(toy: Path):
         blueprint.count(variant, Work(pictures=2)) for variant in (VARIANTS["release"], VARIANTS["same"], part)
     )
     for row in (release, same):
-        assert (row["evaluations"], row["unconditional"], row["uvit_passes"], row["control_passes"]) == (40, 40, 80, 40)
+        assert (row["evaluations"], row["unconditional"], row["backbone_passes"], row["control_passes"]) == (
+            40,
+            40,
+            80,
+            40,
+        )
     assert release["tflop_sampling"] > same["tflop_sampling"]  # keys, values and embeddings at each evaluation
     # 10 evaluations, 4 of them within the interval: t = 1000, 876, 725, 539, 331, 154, 53, 15, 4, 1.
-    assert (part["evaluations"], part["unconditional"], part["uvit_passes"], part["control_passes"]) == (10, 4, 14, 10)
+    assert (part["evaluations"], part["unconditional"], part["backbone_passes"], part["control_passes"]) == (
+        10,
+        4,
+        14,
+        10,
+    )
     # Three blocks, one of them deep; both controls stand at shallow ones.
     reused = blueprint.cost(Kind(reused=True), Work())
-    assert (reused.halves, reused.uvit_passes, reused.control_passes) == (2, pytest.approx(4 / 3), 1)
+    assert (reused.halves, reused.backbone_passes, reused.control_passes) == (2, pytest.approx(4 / 3), 1)
 
 
 @pytest.mark.parametrize("whole", ["--whole", "--no-whole"])
@@ -95,10 +101,10 @@ def test_a_run(toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture, whole: 
 
 def test_few_step_adapter_is_measured_where_there_is_one(tmp_path: Path):
     folder = make_toy_bundle(tmp_path)
-    weights = {"uvit.mid_block.mlp.fc1": (torch.randn(2, 32), torch.randn(64, 2))}
+    weights = {"backbone.mid_block.mlp.fc1": (torch.randn(2, 32), torch.randn(64, 2))}
     save_few_step(folder / "few_step", FewStep((1000, 700, 300), 2.0, 1.0, "true_uncond", weights))
     index = read_index(folder)
-    components = {part: path.name for part, path in index.components.items()} | {"few_step": "few_step"}
+    components = {**index.components, "few_step": "few_step"}
     write_index(folder, name="toy", image_size=64, components=components, defaults=index.defaults)
     out = tmp_path / "out.json"
     few = ["--model", str(folder), "--device", "cpu", "--rounds", "1", "--warmup", "0", "--out", str(out)]
@@ -110,9 +116,9 @@ def test_few_step_adapter_is_measured_where_there_is_one(tmp_path: Path):
 
 
 def test_scaling_batches_and_rate(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(sampling_rate.MULTIPLIED, "cpu", 64)
-    monkeypatch.setattr(sampling_scaling, "PROMPTS", 2)
-    monkeypatch.setattr(sampling_scaling, "SAMPLES", 2)
+    monkeypatch.setitem(rate.MULTIPLIED, "cpu", 64)
+    monkeypatch.setattr(growth, "PROMPTS", 2)
+    monkeypatch.setattr(growth, "SAMPLES", 2)
     out = tmp_path / "out.json"
     few = ["--model", str(toy), "--device", "cpu", "--rounds", "1", "--warmup", "0", "--out", str(out)]
     few += ["--samples", "1", "2", "--references", "1", "2", "--sides", "32", "64", "--rate_batches", "1", "2"]
@@ -126,20 +132,17 @@ def test_scaling_batches_and_rate(toy: Path, tmp_path: Path, monkeypatch: pytest
     assert all(row["share"] > 0 for row in result["rate"]["steps"])
     assert "matrix products" in result["rate"]["profile"]["seconds"]
     page = tmp_path / "page.md"
-    monkeypatch.setattr(sys, "argv", ["performance_tables.py", str(out), "--out", str(page)])
-    performance_tables.main()
+    tables.main([str(out), "--out", str(page)])
     assert all(head in page.read_text() for head in ("| references |", "| people |", "| 4 pictures |", "profiled"))
 
 
 def test_random_model_of_a_size(tmp_path: Path):
-    from sampling_models import write_random_bundle
-
     from feedface.checkpoints.bundle import load_bundle
 
     folder = write_random_bundle(tmp_path / "tiny", SIZES["tiny"], "random-tiny")
     bundle = load_bundle(folder)
-    text = bundle.text_encoder.encode(["a man"])
-    latents, _ = sample(bundle.backbone, text=text, seeds=[0], steps=1)
+    prompt = {"text": bundle.text_encoder.encode(["a man"])}
+    latents = sample(bundle.backbone, prompt, [0], steps=1)["img"]
     assert bundle.vae.decode(latents).isfinite().all()
 
 

@@ -1,28 +1,23 @@
-"""research/benchmarks/sampling_quality.py on the toy model: words, counts, distances, going on, and the page."""
+"""research.benchmarks.quality on the toy model: words, counts, distances, going on, and the page."""
 
 import json
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from ml_collections import ConfigDict
+from research.benchmarks.quality import measure as measuring
+from research.benchmarks.quality.measure import Artist, distance
+from research.benchmarks.quality.page import write_study
+from research.benchmarks.quality.settings import PRIORITY, RELEASE, parse
 from tests.toy import IMAGE_SIZE, make_toy_bundle
 
 from feedface import settings as presets
-from feedface.checkpoints.bundle import load_bundle
+from feedface.checkpoints.bundle import load_bundle, read_index, write_index
 from feedface.checkpoints.few_step import FewStep, save_few_step
 from feedface.common.errors import UserError
 from feedface.settings import EVERYWHERE, Settings
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "research" / "benchmarks"))  # scripts that import each other
-
-import sampling_quality_measure as measuring
-from sampling_quality_draw import Painter, distance
-from sampling_quality_page import write_page
-from sampling_quality_settings import PRIORITY, RELEASE, parse
 
 CPU = torch.device("cpu")
 PEOPLE, EACH = 3, 2
@@ -60,12 +55,12 @@ def bundle(toy):
 
 
 @pytest.fixture(scope="module")
-def painter(bundle, cases):
-    return Painter(bundle, cases.prompts, cases.crops, 0, CPU, torch.float32)
+def artist(bundle, cases):
+    return Artist(bundle, cases.prompts, cases.crops, 0, CPU, torch.float32)
 
 
 def complete(words):
-    return parse(words).settings().for_model(*TOY)
+    return parse(words).settings.for_model(*TOY)
 
 
 def test_words_name_one_setting_each():
@@ -86,50 +81,54 @@ def test_other_words_are_refused(words):
 def test_what_is_not_said_is_not_approximated(monkeypatch):
     approximate = Settings(steps=7, guidance_interval=(1, 2), face_interval=(1, 2), reuse=5).over(presets.PLAIN)
     monkeypatch.setitem(presets.PRESETS, "balanced", approximate)
-    plain, preset = (parse(words).settings().for_model(*TOY) for words in ("unipc 8", "preset balanced"))
+    plain, preset = (parse(words).settings.for_model(*TOY) for words in ("unipc 8", "preset balanced"))
     assert (plain.steps, plain.scheduler, plain.reuse) == (8, "unipc", 1)
     assert plain.guidance_interval == plain.face_interval == EVERYWHERE
     assert (preset.steps, preset.reuse, preset.face_interval) == (7, 5, (1, 2))
 
 
-def test_passes_are_counted(painter):
+def counts(cost, *names):
+    return tuple(cost[name] for name in names)
+
+
+def test_passes_are_counted(artist):
     """dpmsolver++ 10 stands at t = 1000, 876, 725, 539, 331, 154, 53, 15, 4, 1."""
-    plain = painter.cost(complete("dpmsolver++ 10"))
-    assert (plain.conditional, plain.unconditional, plain.control, plain.blocks) == (10, 10, 10, 1)
-    guided = painter.cost(complete("dpmsolver++ 10, guidance 100-1000"))
-    assert (guided.conditional, guided.unconditional, guided.control) == (10, 6, 10)
-    faced = painter.cost(complete("dpmsolver++ 10, face 0-800"))
-    assert (faced.unconditional, faced.control) == (10, 8)
-    reused = painter.cost(complete("dpmsolver++ 10, reuse 2"))
-    assert (reused.conditional, reused.unconditional) == (10, 10) and 0.5 < reused.blocks < 1
-    assert max(guided.gflop, faced.gflop, reused.gflop) < plain.gflop
-    half = painter.cost(complete("dpmsolver++ 5"))
-    assert half.gflop == pytest.approx(plain.gflop / 2, rel=0.1)
+    plain = artist.cost(complete("dpmsolver++ 10"))
+    assert counts(plain, "conditional", "unconditional", "control", "blocks") == (10, 10, 10, 1)
+    guided = artist.cost(complete("dpmsolver++ 10, guidance 100-1000"))
+    assert counts(guided, "conditional", "unconditional", "control") == (10, 6, 10)
+    faced = artist.cost(complete("dpmsolver++ 10, face 0-800"))
+    assert counts(faced, "unconditional", "control") == (10, 8)
+    reused = artist.cost(complete("dpmsolver++ 10, reuse 2"))
+    assert counts(reused, "conditional", "unconditional") == (10, 10) and 0.5 < reused["blocks"] < 1
+    assert max(cost["gflop"] for cost in (guided, faced, reused)) < plain["gflop"]
+    half = artist.cost(complete("dpmsolver++ 5"))
+    assert half["gflop"] == pytest.approx(plain["gflop"] / 2, rel=0.1)
 
 
-def test_more_evaluations_come_nearer_to_the_fine_solution(painter):
-    fine, coarse, close = (painter.latents([0, 3], complete(f"dpmsolver++ {steps}"), 2) for steps in (60, 5, 20))
+def test_more_evaluations_come_nearer_to_the_fine_solution(artist):
+    fine, coarse, close = (artist.latents([0, 3], complete(f"dpmsolver++ {steps}"), 2) for steps in (60, 5, 20))
     assert (distance(close, fine) < distance(coarse, fine) / 2).all()
-    alone = painter.latents([3], complete("dpmsolver++ 5"), 1)
+    alone = artist.latents([3], complete("dpmsolver++ 5"), 1)
     assert distance(alone, coarse[1:])[0] < 1e-5
     assert distance(torch.zeros(2, 3), torch.tensor([[3.0, 0, 0], [2, 2, 2]])) == pytest.approx([3**0.5, 2])
 
 
 def test_the_adapter_is_merged_for_its_pictures_only(cases, tmp_path):
     folder = make_toy_bundle(tmp_path)
-    weights = {"uvit.mid_block.mlp.fc1": (torch.ones(2, 32), torch.eye(64, 2))}
+    weights = {"backbone.mid_block.mlp.fc1": (torch.ones(2, 32), torch.eye(64, 2))}
     adapter = FewStep((1000, 600, 250, 60), 2.0, 1.0, "true_uncond", weights)
     save_few_step(folder / "few_step", adapter)
-    index = json.loads((folder / "model_index.json").read_text())
-    index["adapters"]["few_step"] = "few_step"
-    (folder / "model_index.json").write_text(json.dumps(index))
-    painter = Painter(load_bundle(folder), cases.prompts, cases.crops, 0, CPU, torch.float32)
-    few = parse("few-step").settings().for_model(*TOY, painter.bundle.few_step)
-    before = painter.latents([0], complete("ddim 4"), 1)
-    cost = painter.cost(few)
-    assert (cost.conditional, cost.unconditional, cost.control) == (4, 0, 4)
-    assert distance(painter.latents([0], few, 1), before)[0] > 0.01
-    assert torch.equal(painter.latents([0], complete("ddim 4"), 1), before)
+    index = read_index(folder)
+    components = {**index.components, "few_step": "few_step"}
+    write_index(folder, name="toy", image_size=IMAGE_SIZE, components=components, defaults=index.defaults)
+    artist = Artist(load_bundle(folder), cases.prompts, cases.crops, 0, CPU, torch.float32)
+    few = parse("few-step").settings.for_model(*TOY, artist.bundle.few_step)
+    before = artist.latents([0], complete("ddim 4"), 1)
+    cost = artist.cost(few)
+    assert counts(cost, "conditional", "unconditional", "control") == (4, 0, 4)
+    assert distance(artist.latents([0], few, 1), before)[0] > 0.01
+    assert torch.equal(artist.latents([0], complete("ddim 4"), 1), before)
 
 
 @pytest.fixture
@@ -168,7 +167,13 @@ def result(words, identity, gflop):
     setting, person = parse(words), np.random.default_rng(0).normal(0, 0.1, 12)
     people = {"nearest": [1.0, 0.0] * 6, "other": list(identity + person), "attributes_shown": [6] * 12,
               "attributes_asked": [10] * 12, "distance_latent": [0.1, 0.3], "distance_pixel": [1.0, 3.0]}  # fmt: skip
-    cost = {"conditional": setting.steps or 4, "unconditional": 2, "control": 2.5, "blocks": 0.5, "gflop": gflop}
+    cost = {
+        "conditional": setting.settings.steps or 4,
+        "unconditional": 2,
+        "control": 2.5,
+        "blocks": 0.5,
+        "gflop": gflop,
+    }
     return {"setting": words, "cost": cost, "people": people}
 
 
@@ -180,9 +185,9 @@ def test_the_page_compares_with_the_releases_way(tmp_path):
     for words, (identity, gflop) in list(made_up.items())[::-1]:
         if words == RELEASE:
             with pytest.raises(UserError, match="not measured yet"):
-                write_page(tmp_path, tmp_path / "out")
+                write_study(tmp_path, tmp_path / "out")
         (tmp_path / parse(words).file_name).write_text(json.dumps(result(words, identity, gflop)))
-    page = write_page(tmp_path, tmp_path / "out").read_text(encoding="utf-8")
+    page = write_study(tmp_path, tmp_path / "out").read_text(encoding="utf-8")
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| ")]
     by_name = {row[0]: row for row in rows}
     assert [row[0] for row in rows if row[0] in made_up] == [RELEASE, "unipc 4", "unipc 8", "unipc 8, reuse 2"]

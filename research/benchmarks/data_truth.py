@@ -1,6 +1,6 @@
 """How right make_data.py is, on portraits whose truth is known: boxes, landmarks, masks, and what it keeps.
 
-    python research/benchmarks/data_truth.py [--pictures 2000] [--keep FOLDER] [--out truth.json]
+    python -m research.benchmarks.data_truth [--pictures 2000] [--keep FOLDER] [--out truth.json]
 
 Nine pictures in ten show one person never trained on, one in twenty two people side by side, one in twenty nobody (the
 scenery alone). The mini pack finds, the mini parser parses, no filter is on. Wrongly dropped: one person, but not kept
@@ -18,15 +18,16 @@ import numpy as np
 import torch
 from PIL import Image
 
-from feedface.common.files import atomic_file
+from feedface.common.errors import run_cli
 from feedface.data.transforms import LAPA_VALUES
 from feedface.faces.parse import CLASS_NAMES
 from feedface.synthetic.world import make_portraits
 from feedface.synthetic.world.background import paint_background
 from feedface.synthetic.world.canvas import Canvas
 from feedface.synthetic.world.scene import sample_scenes
+from research.benchmarks.measuring import ROOT
+from research.results import store
 
-ROOT = Path(__file__).resolve().parents[2]
 FIRST_PERSON = 33_000  # nobody is trained on from here on
 PER_PERSON = 4
 CHUNK = 100
@@ -49,8 +50,7 @@ def main() -> None:
         result = compare(truth, folder / "data")
     print(json.dumps(result, indent=1))
     if args.out:
-        with atomic_file(args.out) as path:
-            path.write_text(json.dumps(result, indent=1) + "\n")
+        store(args.out, result)
 
 
 def write_pictures(folder: Path, count: int, size: int) -> dict[str, dict]:
@@ -133,4 +133,4 @@ def box_iou(a, b) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    run_cli(main)

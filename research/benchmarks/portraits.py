@@ -1,6 +1,6 @@
 """How fast portraits are rendered.
 
-    python research/benchmarks/portraits.py [--sizes 64 128] [--seconds 10]
+    python -m research.benchmarks.portraits [--sizes 64 128] [--seconds 10]
 
 Renders in one process a core, one thread each, as `feedface.synthetic.world.write_world` does, and prints pictures/s.
 """
@@ -13,6 +13,7 @@ from multiprocessing import get_context
 
 import torch
 
+from feedface.common.errors import run_cli
 from feedface.synthetic.world import render, sample_identities, sample_scenes
 
 BATCH = 32
@@ -44,4 +45,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_cli(main)

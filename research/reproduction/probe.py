@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from feedface.common.progress import progress
-from feedface.encoders import preprocess_face
+from feedface.encoders import preprocess_reference
 from feedface.evaluation.cases import WORLD_SEED
 from feedface.evaluation.inspector import Inspector
 from feedface.evaluation.metrics import mean_embedding, nearest_identity
@@ -27,7 +27,7 @@ CHUNK = 64  # people rendered at a time
 @torch.inference_mode()
 def face_features(method: Method, crops: Iterable[np.ndarray], device: torch.device) -> Tensor:
     """What the method's frozen face encoder says of face crops: [N, n, V], float32, on the CPU."""
-    pixels = torch.stack([preprocess_face(crop, method.reference.size) for crop in crops])
+    pixels = torch.stack([preprocess_reference(method.reference, crop) for crop in crops])
     features = method.features(pixels.to(device))
     return next(iter(features.values())).float().cpu()
 

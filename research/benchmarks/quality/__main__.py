@@ -1,34 +1,33 @@
 """What a picture's quality costs: solvers, evaluations, intervals, reuse, few steps and arithmetic as curves.
 
-    python research/benchmarks/sampling_quality.py   all settings; stop it when you like, run it again to go on
-    python research/benchmarks/sampling_quality.py --share 0/2   every second setting: two shells, two cores
-    python research/benchmarks/sampling_quality.py --quick   few people, the first settings only: minutes
-    python research/benchmarks/sampling_quality.py --settings "dpmsolver++ 8, guidance 100-1000, reuse 2" "preset fast"
-    python research/benchmarks/sampling_quality.py --page --out docs/performance   tables and curves of what there is
-    python research/benchmarks/sampling_quality.py --list   the settings, in the order in which they are measured
+    python -m research.benchmarks.quality   all settings; stop it when you like, run it again to go on
+    python -m research.benchmarks.quality --share 0/2   every second setting: two shells, two cores
+    python -m research.benchmarks.quality --quick   few people, the first settings only: minutes
+    python -m research.benchmarks.quality --settings "dpmsolver++ 8, guidance 100-1000, reuse 2" "preset fast"
+    python -m research.benchmarks.quality --page --out docs/performance   tables and curves of what there is
+    python -m research.benchmarks.quality --list   the settings, in the order in which they are measured
 
 The miniature draws people nobody was trained on and its judge, which no model ever saw, says who they are and what the
 pictures show; every setting has the same people, prompts and noise. The first figures are of the release's way, to
 which all others are compared in pairs; then comes one setting of each kind, then the rest. One JSON file a setting is
-kept in --workdir. `sampling_quality_settings.py` says what the words of a setting mean.
+kept in --workdir. `quality/settings.py` says what the words of a setting mean.
 """
 
 import argparse
-import sys
 import time
-from pathlib import Path
-
-from sampling_quality_settings import PRIORITY, QUICK, RELEASE, Setting, parse
+from collections.abc import Sequence
 
 from feedface.common.errors import UserError, path_flag, run_cli
 from feedface.common.share import parse_share
+from research.benchmarks.measuring import ROOT, check_least
+from research.benchmarks.quality.settings import PRIORITY, QUICK, RELEASE, Setting, parse
 
-ROOT = Path(__file__).resolve().parents[2]
-WORKDIR = ROOT / ".cache" / "performance"
+FULL_CASES = {"people": 100, "samples": 2, "fine_people": 40}
+QUICK_CASES = {"people": 20, "samples": 1, "fine_people": 10}
 
 
-def main() -> None:
-    args = read_arguments()
+def main(argv: Sequence[str] | None = None) -> None:
+    args = read_arguments(argv)
     wanted = [parse(words) for words in args.settings or PRIORITY[: QUICK if args.quick else None]]
     if args.settings and RELEASE not in args.settings:
         wanted.insert(0, parse(RELEASE))  # what all are compared to
@@ -40,13 +39,16 @@ def main() -> None:
             measure_all(wanted[args.share[0] :: args.share[1]], args)
     finally:  # a run that is stopped shows what it has
         if args.page or (args.workdir / parse(RELEASE).file_name).is_file():
-            write_tables(args)
+            from research.benchmarks.quality.page import write_study
+
+            print(f"written to {write_study(args.workdir, args.out)}")
 
 
-def read_arguments() -> argparse.Namespace:
+def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+        prog="python -m research.benchmarks.quality", description=__doc__, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
     parser.add_argument("--model", default="models/mini", help="a mini model (default models/mini)")
     parser.add_argument("--people", type=int, help="default 100, with --quick 20")
     parser.add_argument("--samples", type=int, help="prompts a person, a picture each (default 2, with --quick 1)")
@@ -65,25 +67,22 @@ def read_arguments() -> argparse.Namespace:
         "--workdir", type=path_flag("--workdir"), help="default .cache/performance/quality, with --quick …-quick"
     )
     parser.add_argument("--out", type=path_flag("--out"), help="of the page (default: in the workdir)")
-    args = parser.parse_args()
-    full, quick = {"people": 100, "samples": 2, "fine_people": 40}, {"people": 20, "samples": 1, "fine_people": 10}
-    for name, value in (quick if args.quick else full).items():
+    args = parser.parse_args(argv)
+    for name, value in (QUICK_CASES if args.quick else FULL_CASES).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
-    for name, least in (("people", 2), *((n, 1) for n in ("samples", "references", "fine_people", "batch_size"))):
-        if getattr(args, name) < least:
-            parser.error(f"--{name} must be at least {least}")
-    args.workdir = args.workdir or WORKDIR / ("quality-quick" if args.quick else "quality")
+    check_least(parser, args, people=2, samples=1, references=1, fine_people=1, batch_size=1)
+    folder = ROOT / ".cache" / "performance"
+    args.workdir = args.workdir or folder / ("quality-quick" if args.quick else "quality")
     args.out = args.out or args.workdir / "page"
     return args
 
 
 def measure_all(wanted: list[Setting], args: argparse.Namespace) -> None:
     """Measure what is missing; settings that are not to be had here (no adapter, no int8) are named and left out."""
-    from sampling_quality_measure import Bench
-
     from feedface.evaluation.metrics import bootstrap
     from feedface.synthetic.train.common import config_from_flags, say
+    from research.benchmarks.quality.measure import Bench
 
     config = config_from_flags("reproduction", "", [])
     config.model = args.model
@@ -96,12 +95,12 @@ def measure_all(wanted: list[Setting], args: argparse.Namespace) -> None:
     )
     bench = Bench(config, args.workdir, args.device, args.fine_evaluations, args.fine_people)
     spent = 0.0
-    for place, setting in enumerate(wanted):
-        label = f"{place + 1} of {len(wanted)}: {setting.name}"
+    for place, setting in enumerate(wanted, 1):
+        label = f"{place} of {len(wanted)}: {setting.name}"
+        begun = time.perf_counter()
         try:
             if bench.is_done(setting):
                 continue
-            begun = time.perf_counter()
             result = bench.measure(setting)
         except UserError as error:
             say(f"{label}: left out: {error}")
@@ -117,13 +116,5 @@ def measure_all(wanted: list[Setting], args: argparse.Namespace) -> None:
         )
 
 
-def write_tables(args: argparse.Namespace) -> None:
-    from sampling_quality_page import write_page
-
-    from feedface.synthetic.train.common import say
-
-    say(f"written to {write_page(args.workdir, args.out)}")
-
-
 if __name__ == "__main__":
-    sys.exit(run_cli(main))
+    run_cli(main)

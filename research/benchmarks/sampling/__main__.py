@@ -1,10 +1,10 @@
 """What a picture costs: the release's way, ours, each saving by itself and the presets, side by side; and how it grows.
 
-    python research/benchmarks/sampling.py   the miniature
-    python research/benchmarks/sampling.py --size full --rounds 1   full size, random weights: composed on a CPU
-    python research/benchmarks/sampling.py --size full --pixels 256 --whole --variants release balanced
-    python research/benchmarks/sampling.py --measure scaling batches
-    python research/benchmarks/sampling.py --size full --device cuda --precision bf16 --compile --measure time rate
+    python -m research.benchmarks.sampling   the miniature
+    python -m research.benchmarks.sampling --size full --rounds 1   full size, random weights: composed on a CPU
+    python -m research.benchmarks.sampling --size full --pixels 256 --whole --variants release balanced
+    python -m research.benchmarks.sampling --measure scaling batches
+    python -m research.benchmarks.sampling --size full --device cuda --precision bf16 --compile --measure time rate
 
 Variants take turns, so that other load on the machine hits them alike; medians are shown. A picture is everything from
 prompt and encoded face to 8-bit pixels. Where whole pictures would take too long (full size on a CPU), each kind of
@@ -13,33 +13,28 @@ Passes and FLOPs are counted, not timed. Memory is the peak of a process of its 
 files, encodes a face and draws one picture of --memory_steps evaluations.
 
 The release's way: solver of order 3, 40 evaluations, each two passes one after the other, attention in float32, faces'
-keys and values, embeddings and all heads at every one; by the same modules otherwise. `performance_tables.py` makes
-tables of the JSON files.
+keys and values, embeddings and all heads at every one; by the same modules otherwise. `python -m
+research.benchmarks.sampling.tables` makes tables of the JSON files. Any model with a method will do (--model).
 """
 
 import argparse
 import json
-import os
-import platform
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
-from performance_tables import tables
-from sampling_memory import draw_once, measure_memory
-from sampling_models import write_random_bundle
-from sampling_rate import measure_rate
-from sampling_scaling import measure_batches, measure_scaling
-from sampling_steps import VARIANTS, Variant, Work
-from sampling_time import Bench, measure_parts, measure_whole
-from training_models import SIZES
-
 from feedface.common.device import DTYPES, pick_device
 from feedface.common.errors import run_cli
-from feedface.common.files import atomic_file
+from research.benchmarks.measuring import ROOT, check_least, describe_machine, in_own_process, log
+from research.benchmarks.models import SIZES, write_random_bundle
+from research.benchmarks.sampling.growth import measure_batches, measure_scaling
+from research.benchmarks.sampling.rate import measure_rate
+from research.benchmarks.sampling.tables import tables
+from research.benchmarks.sampling.timing import Bench, draw_once, measure_parts, measure_whole
+from research.benchmarks.sampling.variants import VARIANTS, Variant, Work
+from research.results import store
 
-ROOT = Path(__file__).resolve().parents[2]
 MODELS = {"mini": ROOT / "models" / "mini", "full": ROOT / ".cache" / "performance" / "random-full"}
 MEASURES = ("memory", "time", "scaling", "batches", "rate")
 BY_SIZE = {  # what fits into minutes on a CPU
@@ -48,52 +43,50 @@ BY_SIZE = {  # what fits into minutes on a CPU
 }
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else list(argv)
     args = read_arguments(argv)
     if args.child:
-        print(json.dumps(draw_once(args, VARIANTS[args.child])))
+        how = (args.model, args.device, args.precision, VARIANTS[args.child], args.memory_steps, args.pixels)
+        print(json.dumps(draw_once(*how)))
         return
-    result = {"command": argv or sys.argv[1:], "machine": describe_machine(args), "model": args.model.name}
-    print("; ".join(f"{key} {value}" for key, value in result["machine"].items()), file=sys.stderr, flush=True)
+    machine = describe_machine(args.device, precision=args.precision)
     bench = Bench(args.model, args.device, args.precision)
+    bundle, work = bench.blueprint.bundle, Work(args.pictures, size_px=args.pixels)
     variants = pick_variants(args, bench)
-    result["image_px"] = args.pixels or bench.blueprint.index.image_size
-    result["parameters"] = {
-        "uvit": sum(p.numel() for p in bench.blueprint.backbone.parameters()),
-        "face_controlnet": sum(p.numel() for p in bench.blueprint.net.trainable_parameters()),
-    }
-    work = Work(args.pictures, size_px=args.pixels)
-    result["work"] = asdict(work)
     # First of all: what a process peaked at is passed on to the processes that it starts.
-    memory: dict[str, dict] = {name: {} for name in variants}
-    if "memory" in args.measure:
-        for name in variants:
-            memory[name] = measure_memory(args, name)
-            print(f"memory of {name}: {memory[name]}", file=sys.stderr, flush=True)
-    result["variants"] = {name: describe(bench, variant, work) | memory[name] for name, variant in variants.items()}
+    memory = {name: measure_memory(args, name) if "memory" in args.measure else {} for name in variants}
+    result = {
+        "command": argv,
+        "machine": machine,
+        "model": args.model.name,
+        "image_px": args.pixels or bundle.image_size,
+        "parameters": {
+            "backbone": sum(p.numel() for p in bundle.backbone.parameters()),
+            "method": sum(p.numel() for _, p in bundle.method.trained_parameters(bundle.backbone)),
+        },
+        "work": asdict(work),
+        "variants": {name: describe(bench, variant, work) | memory[name] for name, variant in variants.items()},
+    }
     if "time" in args.measure:
         timed = {name: variant for name, variant in variants.items() if not variant.low_memory}
         take = measure_whole if args.whole else measure_parts
         for name, found in take(bench, timed, work, args.rounds, args.warmup).items():
             result["variants"][name] |= found
-    if "scaling" in args.measure:
-        result["scaling"] = measure_scaling(args, bench)
-    if "batches" in args.measure:
-        result["batches"] = measure_batches(args, bench)
-    if "rate" in args.measure:
-        result["rate"] = measure_rate(args, bench)
-    print("\n".join(tables(result)))
+    others = {"scaling": measure_scaling, "batches": measure_batches, "rate": measure_rate}
+    result |= {name: measure(args, bench) for name, measure in others.items() if name in args.measure}
+    print("\n\n".join(tables(result)))
     if args.out:
-        with atomic_file(args.out) as path:
-            path.write_text(json.dumps(result, indent=1) + "\n")
+        store(args.out, result)
 
 
-def read_arguments(argv: list[str] | None) -> argparse.Namespace:
+def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+        prog="python -m research.benchmarks.sampling", description=__doc__, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
     parser.add_argument("--size", choices=MODELS, default="mini", help="mini: models/mini; full: random weights")
-    parser.add_argument("--model", type=Path, help="another model folder (sampling_models.py writes random ones)")
+    parser.add_argument("--model", type=Path, help="another model folder (benchmarks.models writes random ones)")
     default = [name for name in VARIANTS if name not in ("int8", "compiled")]
     parser.add_argument("--variants", choices=VARIANTS, nargs="+", default=default, help="(default: all but flags')")
     parser.add_argument("--int8", action="store_true", help="also measure int8 weights")
@@ -132,43 +125,38 @@ def read_arguments(argv: list[str] | None) -> argparse.Namespace:
         args.warmup = 0 if args.device.type == "cpu" and not args.whole else 1
     args.variants += [name for flag, name in ((args.int8, "int8"), (args.compile, "compiled")) if flag]
     counts = ("pictures", "rounds", "memory_steps", "batch_size", "samples", "references", "people", "rate_batches")
-    for name in counts:
-        value = getattr(args, name)
-        if min(value if isinstance(value, list) else [value]) < 1:
-            parser.error(f"--{name} must be at least 1")
+    check_least(parser, args, **dict.fromkeys(counts, 1))
     if args.model is None:
         args.model = MODELS[args.size]
         if args.size == "full" and not args.model.exists():
-            print(f"writing random weights to {args.model}: 4 GB, once", file=sys.stderr, flush=True)
+            log(f"writing random weights to {args.model}: 4 GB, once")
             write_random_bundle(args.model, SIZES["full"], args.model.name)
     return args
 
 
 def pick_variants(args: argparse.Namespace, bench: Bench) -> dict[str, Variant]:
-    """The variants asked for, each once, but for a few-step adapter that the model does not have."""
-    wanted = dict.fromkeys(args.variants)
-    if bench.blueprint.few_step is None and wanted.pop("few_step", ...) is None:
-        print("the model has no few-step adapter: left out", file=sys.stderr, flush=True)
+    """The variants asked for, each once, but for those that the model cannot draw."""
+    wanted, bundle = dict.fromkeys(args.variants), bench.blueprint.bundle
+    lacks = {"few_step": ("few-step adapter", bundle.few_step), "reuse": ("reusable blocks", bundle.backbone.reusable)}
+    for name, (what, there) in lacks.items():
+        if not there and wanted.pop(name, ...) is None:
+            log(f"the model has no {what}: left out")
     return {name: VARIANTS[name] for name in wanted}
+
+
+def measure_memory(args: argparse.Namespace, name: str) -> dict:
+    """{"peak_gib": …, "seconds_from_files": …} of a process of its own, or {"out_of_memory": True}."""
+    command = ["--child", name, "--model", args.model, "--device", args.device, "--precision", args.precision]
+    command += ["--memory_steps", args.memory_steps, *(["--pixels", args.pixels] if args.pixels else [])]
+    found = in_own_process("research.benchmarks.sampling", command)
+    log(f"memory of {name}: {found}")
+    return found
 
 
 def describe(bench: Bench, variant: Variant, work: Work) -> dict:
     """What is drawn and what it takes by count."""
     settings = bench.blueprint.settings(variant, work)
     return {"title": variant.title, "settings": asdict(settings)} | bench.blueprint.count(variant, work)
-
-
-def describe_machine(args: argparse.Namespace) -> dict[str, str]:
-    """What the numbers depend on."""
-    gpu = args.device.type == "cuda"
-    threads = f"CPU, {torch.get_num_threads()} thread(s), {torch.backends.cpu.get_cpu_capability()}"
-    return {
-        "device": torch.cuda.get_device_name(args.device) if gpu else threads,
-        "precision": args.precision,
-        "load": f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "?",
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
 
 
 if __name__ == "__main__":

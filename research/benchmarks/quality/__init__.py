@@ -1,0 +1,1 @@
+"""What a picture's quality costs: `python -m research.benchmarks.quality --help`."""

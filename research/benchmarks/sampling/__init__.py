@@ -1,0 +1,1 @@
+"""What a picture costs: `python -m research.benchmarks.sampling --help`."""
