@@ -61,8 +61,8 @@ TOY = [
 
 @pytest.fixture(scope="module")
 def config():
-    budgets = [f"--config.{stage}.{key}" for stage in ("vae", "clip", "face_encoder", "uvit", "unet", "decoder") for key in
-               ("steps=2", "batch_size=4", "amp=false", "device=cpu")]  # fmt: skip
+    stages, keys = ("vae", "clip", "face_encoder", "uvit", "unet", "decoder"), ("steps=2", "batch_size=4", "amp=false")
+    budgets = [f"--config.{stage}.{key}" for stage in stages for key in (*keys, "device=cpu")]
     return read_config("cpu", TOY + budgets)
 
 
