@@ -47,7 +47,7 @@ def cpu() -> ConfigDict:
                 ema_decay=0.999, amp=True,
             ),
             "unet": fit_config(
-                image_size=size, channels=(96, 192), layers_per_block=1, norm_groups=16, head_width=32, empty_text=0.1,
+                image_size=size, channels=(64, 128), layers_per_block=1, norm_groups=16, head_width=32, empty_text=0.1,
                 min_snr=5.0, minutes=120.0, batch_size=64, lr=1e-3, warmup_steps=300, ema_decay=0.999, amp=True,
             ),
             "control_unet": {

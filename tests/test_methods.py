@@ -3,27 +3,40 @@
 A new method adds a row; `test_a_new_method_is_three_files` shows that it needs nothing else.
 """
 
+import difflib
 import inspect
 import sys
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from configs import mini_face
 from ml_collections import ConfigDict
-from tests.toy import CLIP_CONFIG, toy_unet, toy_uvit
+from PIL import Image
+from tests.toy import CLIP_CONFIG, make_toy_bundle, toy_unet, toy_uvit
+from tests.toy_records import make_records
 from torch import Tensor
 
 import feedface.methods
 from feedface.backbones.base import Backbone, backbone_class
+from feedface.checkpoints.bundle import read_index, save_component, write_index
+from feedface.checkpoints.parts import SEAM
 from feedface.checkpoints.storage import empty, fill, read_json, read_safetensors, write_json, write_state
 from feedface.common.errors import UserError
 from feedface.diffusion.guidance import GuidedModel
 from feedface.diffusion.sampling import sample
 from feedface.diffusion.state import expand, take
 from feedface.inference.acceleration import Int8Linear, replace_linears
+from feedface.inference.config_file import load_config
 from feedface.methods.base import Identity, Method, method_class
+from feedface.pipeline import FeedFacePipeline
+from feedface.training.check import check_config
+from feedface.training.setup import build_data, build_models, make_accelerator
+from feedface.training.trainer import train
 
 BACKBONES = {"uvit": toy_uvit, "unet": toy_unet}
 
@@ -46,13 +59,12 @@ CLIP = {"clip_config": CLIP_CONFIG}
 ROWS = [
     Row("feedface", "uvit", {**FEEDFACE, "sites": ("in_blocks.0", "out_blocks.0")}, CLIP),
     Row("feedface", "uvit", {**FEEDFACE, "sites": ("mid_block",), "control_input": "input"}, CLIP),
-    Row("feedface", "unet", {**FEEDFACE, "projector": False}, CLIP),
+    Row("feedface", "unet", FEEDFACE, CLIP),
     Row("feedface", "unet", {**FEEDFACE, "sites": ("mid_block.attentions.0",)}, CLIP),
     Row(
         "feedface",
         "unet",
-        {**FEEDFACE, "sites": ("mid_block.attentions.0", "up_blocks.1.attentions.1")}
-        | {"projector": False, "self_attention": False},
+        {**FEEDFACE, "sites": ("mid_block.attentions.0", "up_blocks.1.attentions.1")} | {"self_attention": False},
         CLIP,
     ),
 ]
@@ -303,6 +315,81 @@ def test_in_8_bits_it_is_nearly_the_same(setting: Setting):
     assert (rounded - full).norm() < 0.2 * (full - plain["img"]).norm() + 0.05 * full.norm()
 
 
+class Run:
+    """A row trained: on a toy bundle of its backbone, from records. `config(**changes)` is the training's."""
+
+    def __init__(self, row: Row, folder: Path):
+        self.row, self.folder = row, folder
+        base = make_toy_bundle(folder / "base")
+        shared = {part: path.absolute() for part, path in read_index(base).components.items() if part not in SEAM}
+        torch.manual_seed(0)
+        save_component("backbone", BACKBONES[row.backbone](), folder / "model" / "backbone")
+        components = {**shared, "backbone": "backbone"}
+        write_index(folder / "model", name="toy", image_size=64, components=components, defaults={"steps": 2})
+        self.records = make_records(folder / "records")
+
+    def config(self, **changes) -> ConfigDict:
+        config = mini_face.get_config()
+        config.model, config.method = str(self.folder / "model"), self.row.method
+        config.face_encoder = str(self.folder / "base") if method_class(self.row.method).uses_clip else ""
+        config.control = ConfigDict(self.row.control)
+        config.data.records, config.cache.dir = (str(self.records),), str(self.folder / "features")
+        config.train.update(steps=10, batch_size=2, lr=1e-2, warmup_steps=2, schedule="constant")
+        config.log.update(trackers=(), samples_every=0)
+        config.update_from_flattened_dict(changes)
+        return config.lock()
+
+    def train(self, name: str, **changes) -> dict:
+        """What training saved at its end."""
+        self.reset()
+        assert train(self.config(**changes), self.folder / name) == 0
+        return torch.load(self.folder / name / "checkpoints/last/training/state.pt", weights_only=True)
+
+    @staticmethod
+    def reset() -> None:
+        for state in (AcceleratorState, GradientState, PartialState):  # kept for the whole process
+            state._reset_state()
+
+
+@contract
+def test_five_and_five_steps_are_ten_and_draw_the_same_in_little_memory(setting: Setting, tmp_path):
+    run = Run(setting.row, tmp_path)
+    whole = run.train("whole")
+    run.train("parts", **{"train.steps": 5})
+    parts = run.train("parts")
+    assert whole["weights"].keys() == dict(setting.method.trained_parameters(setting.backbone)).keys()
+    assert equal(whole["weights"], parts["weights"])
+    assert all(torch.equal(a, b) for a, b in zip(whole["ema"], parts["ema"], strict=True))
+
+    pictures = []
+    for faces, low_memory in ((True, False), (True, True), (False, False)):
+        model = tmp_path / "whole/checkpoints/last"
+        pipe = FeedFacePipeline.from_pretrained(model, device="cpu", low_memory=low_memory)
+        pipe.set_faces([Image.open(tmp_path / "records/images/0_0.png")] if faces else [])
+        pictures.append(pipe.generate("a man", seed=1, progress=False)[0].tobytes())
+    assert pictures[0] == pictures[1] != pictures[2]
+
+
+@contract
+def test_the_cache_gives_the_same_loss(setting: Setting, tmp_path):
+    run, losses = Run(setting.row, tmp_path), []
+    for cached in (False, True):
+        run.reset()
+        config = run.config(**({} if cached else {"cache.dir": "", "cache.enabled": False}))
+        accelerator = make_accelerator(config, tmp_path)
+        models = build_models(config, accelerator.device, "no")
+        data = build_data(config, models, accelerator, tmp_path)
+        with torch.no_grad():  # as after some training: a fresh one does not look at its references
+            generator = torch.Generator().manual_seed(3)
+            for parameter in models.trained.trained().values():
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+        batch = data.dataset.__getitems__([(sample, 2) for sample in range(6)])
+        encoded = batch.content if cached else data.encoders(batch.content)
+        objective = models.trained.method.objective(config, data.zero_reference, data.empty_text)
+        losses.append(objective(models.trained, batch.draws, encoded).loss)
+    torch.testing.assert_close(*losses, atol=1e-5, rtol=1e-4)
+
+
 FIRST_ROWS = [next(row for row in ROWS if row.backbone == name) for name in BACKBONES]
 
 
@@ -335,7 +422,7 @@ def test_another_backbone_is_refused(setting: Setting):
 # ---------------------------------------------------------------------------------------------------------- three files
 
 TOY_METHOD = '''
-    """Adds a projected embedding to the tokens of every block: all that a method must have, and no more."""
+    """Adds a person's mean colour, projected, to the tokens of blocks: all that a method must have, and no more."""
 
     import torch
     from torch import nn
@@ -356,12 +443,12 @@ TOY_METHOD = '''
 
 
     class Toy(Method):
-        kind, reference = "toy_method", ReferenceSpec("embedding", 6)
+        kind, reference = "toy_method", ReferenceSpec("crop", 8)
 
-        def __init__(self, widths):
+        def __init__(self, widths: list[list[str | int]]):
             super().__init__()
             self.config = {"widths": widths}
-            self.linears = nn.ParameterDict({name.replace(".", "/"): torch.zeros(width, 6) for name, width in widths})
+            self.linears = nn.ParameterDict({name.replace(".", "/"): torch.zeros(width, 3) for name, width in widths})
 
         @classmethod
         def fresh(cls, config, backbone):
@@ -369,34 +456,47 @@ TOY_METHOD = '''
             return cls([list(pair) for pair in blocks][: config.control.count])
 
         def features(self, references):
-            return {"id": references}
+            return {"colour": references.mean(dim=(2, 3))}
 
         def identity(self, features, pool="concat"):
-            return {"id": features["id"].mean(dim=1)}
+            return {"colour": features["colour"].mean(dim=1)}
 
         def bind(self, backbone, identity, scale=1.0, rows=None):
             names = [name for name, _ in self.config["widths"]]
-            changes = {name: identity["id"][:, None] @ self.linears[name.replace(".", "/")].T for name in names}
+            changes = {name: identity["colour"][:, None] @ self.linears[name.replace(".", "/")].T for name in names}
             return None if scale == 0 else ToyControl(changes, scale, rows)
 
         def trained(self, backbone):
             return {"linears": self.linears}
 '''
-TOY_CONFIG = "CONTROL = {'count': 2}\n"
-TOY_ROW = "Row('toy_method', backbone, CONTROL)"
+TOY_CONFIG = """
+    from configs import mini_face
+    from ml_collections import ConfigDict
+
+
+    def get_config() -> ConfigDict:
+        config = mini_face.get_config()
+        config.method, config.face_encoder = "toy_method", ""
+        config.control = ConfigDict({"count": 2})
+        return config
+"""
+TOY_ROW = 'Row("toy_method", backbone, {"count": 2}),\n'
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_a_new_method_is_three_files(backbone: str, tmp_path, monkeypatch):
-    files = {"methods/toy_method.py": textwrap.dedent(TOY_METHOD), "configs/toy.py": TOY_CONFIG, "row.py": TOY_ROW}
+    files = {"methods/toy_method.py": TOY_METHOD, "configs/toy.py": TOY_CONFIG, "tests/test_methods.py": TOY_ROW}
     for name, text in files.items():
+        files[name] = textwrap.dedent(text).lstrip("\n")
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(text)
+        (tmp_path / name).write_text(files[name])
+        # what a change that adds the method consists of: `pytest -rP` shows it
+        print("\n".join(difflib.unified_diff([], files[name].splitlines(), "/dev/null", name, lineterm="")))
     monkeypatch.setattr(feedface.methods, "__path__", [*feedface.methods.__path__, str(tmp_path / "methods")])
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    scope = {"Row": Row, "backbone": backbone}
-    exec((tmp_path / "configs/toy.py").read_text(), scope)
-    row = eval((tmp_path / "row.py").read_text(), scope)
+    check_config(load_config(tmp_path / "configs/toy.py"))
+    (row,) = eval(f"[{TOY_ROW}]", {"Row": Row, "backbone": backbone})
+    assert row.control == load_config(tmp_path / "configs/toy.py").control.to_dict()
     try:
         for index, test in enumerate(CONTRACTS):
             folder = tmp_path / str(index)

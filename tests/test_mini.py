@@ -27,7 +27,7 @@ from feedface.synthetic.train import (
     vae,
     world,
 )  # fmt: skip
-from feedface.synthetic.train.__main__ import STAGES, read_config
+from feedface.synthetic.train.__main__ import STAGES, UNET_STAGES, read_config
 from feedface.synthetic.train.identity_start import identity_start
 from feedface.training.ema import Ema
 from feedface.training.fit import fit, fit_config
@@ -176,7 +176,7 @@ def test_a_loss_that_is_not_finite_stops_before_it_is_saved(tmp_path):
 def test_both_presets_name_every_stage():
     for preset in ("cpu", "gpu"):
         config = read_config(preset, [])
-        assert set(config) == set(STAGES)
+        assert set(config) == {*STAGES, *UNET_STAGES}
 
 
 @pytest.mark.parametrize("override", ["--config.vae.colour=1", "--config.vae.lr=fast", "--nonsense=1"])

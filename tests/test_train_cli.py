@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from tests.test_methods import Row, Run
 from tests.toy import CLIP_CONFIG, make_toy_bundle
 from tests.toy_records import make_records
 from transformers import CLIPVisionConfig, CLIPVisionModel
@@ -36,6 +37,7 @@ def call(*arguments, **options):
         (["--config=configs/mini_face.py", "--workdir=w", "--config.train.lr=fast"], "lr"),
         (["--config=configs/mini_face.py", "--workdir=w", "--config.loss=1"], "loss"),
         (["--config=configs/mini_face.py", "--workdir=w", "--steps=3"], "steps"),
+        (["--config=configs/mini_face.py", "--workdir={tmp}/w", "--config.method=none"], "'none' is no method"),
         (["--config=configs/mini_face.py", "--workdir=w", "more"], "more"),
         (["--config=configs/mini_face.py"], "--workdir is missing"),
         (["--workdir=w"], "--config is missing"),
@@ -88,6 +90,24 @@ def arguments(tmp_path_factory):
         f"--config.cache.dir={folder / 'cache'}",
         "--config.train.batch_size=4",
     ]
+
+
+@pytest.mark.parametrize("config", ["feedface_unet", "mini_unet_face"])
+def test_the_configs_of_the_unet(config, tmp_path):
+    run = Run(Row("feedface", "unet", {}), tmp_path)
+    code, out, errors = call(
+        f"--config=configs/{config}.py",
+        f"--workdir={tmp_path / 'run'}",
+        "--dry_run",
+        f"--config.model={tmp_path / 'model'}",
+        f"--config.face_encoder={tmp_path / 'base'}",
+        f"--config.data.records=('{run.records}',)",
+        "--config.control.self_attention=False",
+        "--config.train.batch_size=2",
+        "--config.train.precision=no",
+    )
+    assert code == 0, errors
+    assert "at sites down_blocks.0.attentions.0, up_blocks.1.attentions.0" in out
 
 
 def test_dry_run(arguments, tmp_path):
