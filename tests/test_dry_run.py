@@ -64,7 +64,8 @@ def test_nothing_is_written_and_no_weight_changes(bundle, records, tmp_path, cap
     assert dry_run(config, tmp_path / "run") == 0
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     assert not (tmp_path / "run").exists() and not (tmp_path / "features").exists()
-    own = load_bundle(bundle, components=["method"]).method.trainable_state_dict()
+    model = load_bundle(bundle, components=["backbone", "method"])
+    own = dict(model.method.trained_parameters(model.backbone))
     net = made[0].trained.method
     assert all(torch.equal(own[name], value) for name, value in net.state_dict().items())
     assert all(parameter.grad is None for parameter in net.parameters())

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from tests import golden
+from tests.toy import face_tokens
 
 from feedface.backbones.uvit import UViT
 from feedface.checkpoints import official
@@ -58,7 +59,7 @@ class Adapter:
 
     @torch.no_grad()
     def tokens(self, name: str, count: int) -> torch.Tensor:
-        return self.net.encode(golden.drawn(name, (count, 3, 224, 224), 0.5).clamp(-1, 1))
+        return face_tokens(self.net, golden.drawn(name, (count, 3, 224, 224), 0.5).clamp(-1, 1))
 
     @torch.no_grad()
     def predict(self, tokens: torch.Tensor, scale: float):
@@ -84,7 +85,7 @@ def test_adapter(adapter: Adapter, scale: float):
 
 
 def test_three_references(adapter: Adapter):
-    tokens = adapter.net.join(adapter.tokens("a.refs", 3)[None])
+    tokens = adapter.tokens("a.refs", 3).flatten(0, 1)[None]
     assert_near(adapter.predict(tokens, 0.8).img, adapter.theirs["cat_img_out"])
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from tests.test_uvit import inputs
-from tests.toy import toy_face_controlnet, toy_uvit
+from tests.toy import face_tokens, toy_face_controlnet, toy_uvit
 
 from feedface.diffusion.guidance import GuidedModel
 from feedface.diffusion.names import UNCOND_MODES
@@ -17,7 +17,7 @@ def setting():
     uvit = toy_uvit()
     net = toy_face_controlnet(uvit)
     img, clip_img, text, *_ = inputs(uvit, BATCH)
-    tokens = net.encode(torch.rand(BATCH, 3, 32, 32) * 2 - 1)
+    tokens = face_tokens(net, torch.rand(BATCH, 3, 32, 32) * 2 - 1)
     return uvit, net, {"img": img, "clip_img": clip_img}, text, torch.randn_like(text), tokens
 
 

@@ -7,6 +7,7 @@ import types
 import numpy as np
 import pytest
 import torch
+from tests.toy import face_tokens
 from torch import nn
 
 from feedface.backbones.uvit import UViT
@@ -349,7 +350,9 @@ def test_a_fresh_base_hands_the_noisy_picture_through():
     x, text = (torch.randn(shape, generator=generator) for shape in ((16, 4, 8, 8), (16, 6, 16)))
     identity_start(net)
     with torch.no_grad():
-        out = net(x, torch.zeros(16, 1, 8), text, torch.full((16,), 900), torch.zeros(16), torch.ones(16).long())
+        out = net.predict(
+            x, torch.zeros(16, 1, 8), text, torch.full((16,), 900), torch.zeros(16), torch.ones(16).long()
+        )
     assert (out.img - x).square().mean() < 0.1
     with pytest.raises(ValueError, match="too small"):
         identity_start(UViT(img_size=8, in_chans=12, patch_size=2, embed_dim=64, depth=5, num_heads=2))
@@ -423,5 +426,5 @@ def test_control_stage_trains_the_face_controlnet(built, config):
     control.run(config, built)
     net = load_bundle(built / "bundle", components=["method"]).method
     face = to_tensor(np.zeros((48, 48, 3), np.uint8))[None]
-    assert torch.isfinite(net.encode(face)).all()
+    assert torch.isfinite(face_tokens(net, face)).all()
     assert isinstance(net.config, dict | types.MappingProxyType)

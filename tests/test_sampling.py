@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from tests.test_uvit import inputs
-from tests.toy import toy_face_controlnet, toy_uvit
+from tests.toy import face_tokens, toy_face_controlnet, toy_uvit
 from torch import Tensor
 
 from feedface.diffusion.sampling import SCHEDULERS, initial_noise, sample
@@ -156,7 +156,7 @@ def toy_options(mode: str = "true_uncond") -> dict:
     text, empty = inputs(uvit)[2]
     prompts = {"prompt": {"text": text[None]}, "empty_prompt": {"text": empty[None]}}
     with torch.no_grad():
-        identity = {"tokens": net.encode(torch.rand(1, 3, 32, 32))}
+        identity = {"tokens": face_tokens(net, torch.rand(1, 3, 32, 32))}
     shown = {"method": net, "identity": identity, "latent_size": (8, 12)}
     return {"backbone": uvit, **prompts, "uncond_mode": mode, "guidance": 2.0, **shown}
 
@@ -230,7 +230,7 @@ def test_rows_of_a_batch_may_have_prompts_and_faces_of_their_own(mode: str, savi
     text, empty, _ = (options[key][name] for key, name in TENSORS.items())
     options["prompt"] = {"text": torch.cat([text, empty + 1])}
     with torch.no_grad():
-        options["identity"] = {"tokens": options["method"].encode(torch.rand(2, 3, 32, 32))}
+        options["identity"] = {"tokens": face_tokens(options["method"], torch.rand(2, 3, 32, 32))}
     together = sample(seeds=[3, 4], **options)["img"]
     for row in range(2):
         own = {name: take(options[name], slice(row, row + 1)) for name in ("prompt", "identity")}

@@ -129,7 +129,7 @@ def test_run_reports_and_its_checkpoint_is_a_model(world, tmp_path):
     bundle = load_bundle(tmp_path / "checkpoints" / "last")
     assert bundle.name == "base, step 40"
     state = weights(tmp_path)[1]
-    trained = bundle.method.trainable_state_dict()
+    trained = dict(bundle.method.trained_parameters(bundle.backbone))
     for value, average in zip(trained.values(), state["ema"], strict=True):
         assert torch.allclose(value, average, atol=1e-3)
     encoder = load_file(world.face_encoder / "model.safetensors")
@@ -151,7 +151,8 @@ def test_bfloat16_keeps_trained_weights_in_float32(world, tmp_path):
 def test_going_on_from_a_bundles_own_controlnet(world, tmp_path):
     config = make_config(world, **{"model": str(world.full), "face_encoder": "", "train.steps": 1, "train.lr": 0.0})
     assert train(config, tmp_path) == 0
-    own = load_bundle(world.full, components=["method"]).method.trainable_state_dict()
+    bundle = load_bundle(world.full, components=["backbone", "method"])
+    own = dict(bundle.method.trained_parameters(bundle.backbone))
     trained, _ = weights(tmp_path)
     assert all(torch.equal(own[name], trained[name]) for name in own)
 

@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from feedface.backbones.uvit import UViT
 from feedface.checkpoints.bundle import save_component, write_index
 from feedface.checkpoints.storage import quiet_transformers
 from feedface.encoders import ImageEncoder, LatentCodec, TextEncoder, load_tokenizer
-from feedface.methods.feedface import FaceControlNet
+from feedface.methods.feedface import FeedFace
 
 IMAGE_SIZE = 64
 FOLDERS = {"backbone": "uvit", "method": "face_controlnet"}  # of the toy bundle, where not the part's name
@@ -42,13 +42,21 @@ def toy_uvit() -> UViT:
     return UViT((8, 8), 4, 2, 32, 2, 4, 2, text_dim=8, num_text_tokens=16, clip_img_dim=16)
 
 
-def toy_face_controlnet(uvit: UViT | None = None, control_input: str = "output") -> FaceControlNet:
+def toy_face_controlnet(uvit: UViT | None = None, control_input: str = "output") -> FeedFace:
     """Not freshly initialised: its last linears are random, so that a face changes something."""
     uvit = uvit or toy_uvit()
-    net = FaceControlNet(uvit.embed_dim, 4, ["in_blocks.0", "out_blocks.0"], CLIP_CONFIG, control_input, mlp_ratio=2)
+    width = uvit.embed_dim
+    net = FeedFace(["in_blocks.0", "out_blocks.0"], width, 4, CLIP_CONFIG, width, control_input, mlp_ratio=2)
     for block in net.blocks:
         nn.init.normal_(block.zero_linear.weight, std=0.1)
     return net
+
+
+def face_tokens(net: FeedFace, crops: Tensor, pool: str = "concat") -> Tensor:
+    """Tokens [B,n,E] of crops [B,3,S,S], a person each, or of [B,F,3,S,S], F references of each."""
+    crops = crops if crops.dim() == 5 else crops[:, None]
+    features = net.features(crops.flatten(0, 1))
+    return net.identity({name: x.unflatten(0, crops.shape[:2]) for name, x in features.items()}, pool)["tokens"]
 
 
 def toy_clips(tokenizer):

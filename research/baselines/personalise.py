@@ -148,20 +148,20 @@ def draw_prior(bundle: Bundle, prompts: Sequence[str], settings: Settings, seed:
     The samples are kept as they come, latent and CLIP-image embedding, without the way through pixels.
     """
     encode = bundle.text_encoder.encode
-    empty = None if settings.uncond == "true_uncond" else encode([""])
+    empty = None if settings.uncond == "true_uncond" else {"text": encode([""])}
     parts = []
     for start in range(0, len(prompts), batch_size):
         text = encode(list(prompts[start : start + batch_size]))
-        latents, clip_img = sample(
+        state = sample(
             bundle.backbone,
-            text=text,
-            seeds=range(seed + start, seed + start + len(text)),
+            {"text": text},
+            range(seed + start, seed + start + len(text)),
             steps=settings.steps,
             guidance=settings.guidance,
             uncond_mode=settings.uncond,
-            empty_text=empty,
+            empty_prompt=empty,
         )
-        parts.append((latents, clip_img, text))
+        parts.append((state["img"], state["clip_img"], text))
     latents, clip_img, text = (torch.cat(values) for values in zip(*parts, strict=True))
     return Examples(latents[:, None], torch.zeros_like(latents)[:, None], clip_img[:, None], text)
 

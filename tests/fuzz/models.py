@@ -19,7 +19,7 @@ from feedface.checkpoints.few_step import FewStep, save_few_step
 from feedface.checkpoints.release import FILES, Architecture, convert, load_release
 from feedface.evaluation.inspector import Inspector
 from feedface.faces.parser_net import ParserNet
-from feedface.methods.feedface import FaceControlNet
+from feedface.methods.feedface import FeedFace
 from feedface.training.state import Progress, load_newest, newest_checkpoint, save_checkpoint
 
 CONTROL = {"sites": ["in_blocks.0"], "num_heads": 4, "clip_config": CLIP_CONFIG, "mlp_ratio": 2}
@@ -121,7 +121,7 @@ class Weights:
         self.release = self.folder / "release"
         self.release.mkdir()
         uvit = {name: [*value.shape] for name, value in toy_uvit().state_dict().items()}
-        net = FaceControlNet(32, **CONTROL)
+        net = FeedFace(widths=32, context_dim=32, **CONTROL)
         adapter = {official._their_face_key(name): [*value.shape] for name, value in net.state_dict().items()}
         vae = {
             name: [{128: 8, 256: 8, 512: 8}.get(size, size) for size in shape]
@@ -135,8 +135,8 @@ class Weights:
         self.clips = {"text_encoder": str(self.folder / "text"), "image_encoder": str(self.folder / "image")}
         self.architecture = Architecture(
             image_size=64,
-            uvit=toy_uvit().config,
-            face_controlnet=CONTROL,
+            backbone=toy_uvit().config,
+            method=CONTROL,
             vae={"block_out_channels": [8] * 4, "norm_num_groups": 4, "layers_per_block": 2},
             text_prefix={"out_features": 8},
         )

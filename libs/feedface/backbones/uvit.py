@@ -357,16 +357,7 @@ class UViT(Backbone):
         t_img, same, image = self._positions(grid).split([1, tokens.shape[1], 1 + grid[0] * grid[1]], dim=1)
         return Conditions(grid, tokens + same, t_img, image, frequencies)
 
-    def forward(self, *args, **options):
-        """SHIM until phase two (issue 13): the old call is `predict`'s; then `_forward` is `forward`."""
-        if isinstance(args[0], Tensor):
-            control = options.get("control")
-            if control is not None and not isinstance(control, Control):
-                options["control"] = _OldControl(control, self.block_names)
-            return self.predict(*args, **options)
-        return self._forward(*args, **options)
-
-    def _forward(
+    def forward(
         self,
         state: State,
         t: Tensor,
@@ -447,11 +438,3 @@ class UViT(Backbone):
         if "text" in heads:
             noise["text"] = self.text_out(x[:, self.text_span])
         return UViTOutput(**noise, deep=deep, attention={name: found[0] for name, found in maps.items()})
-
-
-class _OldControl(Control):
-    """SHIM until phase two (issue 13): a plain function of (site name, tokens in, tokens out)."""
-
-    def __init__(self, function, sites):
-        self.block = lambda site, x, out: function(site.name, x, out)
-        self.sites, self.rows = sites, getattr(function, "rows", None)

@@ -94,36 +94,3 @@ class GuidedModel:
             return noise
         conditional, unconditional = noise.chunk(2)
         return unconditional + self.guidance * (conditional - unconditional)
-
-
-# SHIM until phase two (issue 13): `GuidedNoise(uvit, text, uncond_text, …)` of distillation, reproduction, benchmarks.
-class GuidedNoise(GuidedModel):
-    def __init__(
-        self,
-        uvit,
-        text,
-        uncond_text=None,
-        *,
-        guidance=1.0,
-        uncond_mode="true_uncond",
-        face_controlnet=None,
-        face_tokens=None,
-        face_scale=1.0,
-        latent_size=None,
-    ):
-        super().__init__(
-            uvit,
-            {"text": text},
-            empty_prompt=None if uncond_text is None else {"text": uncond_text},
-            noise=uncond_text,
-            guidance=guidance,
-            uncond_mode=uncond_mode,
-            method=face_controlnet,
-            identity=None if face_controlnet is None or face_tokens is None else {"tokens": face_tokens},
-            scale=face_scale,
-            latent_size=latent_size,
-        )
-
-    def __call__(self, img, clip_img, t, **savings):
-        noise = super().__call__({"img": img, "clip_img": clip_img}, t, **savings)
-        return noise["img"], noise["clip_img"]

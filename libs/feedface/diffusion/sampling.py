@@ -14,7 +14,6 @@ The first three go from 1000 to 0 on a grid uniform in log-SNR, or, with its nam
 """
 
 from collections.abc import Callable, Sequence
-from functools import wraps
 from itertools import pairwise
 from typing import Any
 
@@ -102,31 +101,6 @@ def initial_noise(seeds: Sequence[int], *shapes: Sequence[int]) -> list[Tensor]:
     return [torch.stack([torch.randn(*shape, generator=generator) for generator in generators]) for shape in shapes]
 
 
-def _takes_the_old_call(sample):
-    """SHIM until phase two (issue 13): `sample(uvit, text=…, face_tokens=…, …) -> (latents, clip_img)`."""
-
-    @wraps(sample)
-    def either(*args, **options):
-        if "text" not in options:
-            return sample(*args, **options)
-        prompt, empty = {"text": options.pop("text")}, options.pop("empty_text", None)
-        net, tokens, scale = (options.pop(key, None) for key in ("face_controlnet", "face_tokens", "face_scale"))
-        state = sample(
-            *args,
-            *([options.pop("uvit")] if "uvit" in options else []),
-            prompt=prompt,
-            empty_prompt=None if empty is None else {"text": empty},
-            method=net,
-            identity=None if net is None or tokens is None else {"tokens": tokens},
-            scale=1.0 if scale is None else scale,
-            **{"guidance": 6.0, **options},
-        )
-        return tuple(state.values())
-
-    return either
-
-
-@_takes_the_old_call
 @torch.no_grad()
 def sample(
     backbone: NoisePredictor,

@@ -110,8 +110,6 @@ def draw_batch(
         on_step: called after each evaluation of the model with the number of pictures in it.
     """
     texts = {} if texts is None else texts
-    if isinstance(identity, Tensor):  # SHIM until phase two (issue 13): a face's tokens [B,n,D] by themselves
-        identity = {"tokens": identity}
     try:
         with bundle.lock:
             return decode(bundle, _latents(bundle, prompts, seeds, identity, settings, device, texts, on_step))

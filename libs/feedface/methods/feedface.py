@@ -8,7 +8,7 @@ same blocks, each of its site's width, with keys and values straight from the en
 """
 
 import copy
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Required
 
 import torch
@@ -22,7 +22,7 @@ from feedface.backbones.base import Backbone, Site
 from feedface.backbones.control import Control
 from feedface.common.errors import UserError
 from feedface.common.sizes import Layers, Ratio, SidePx, Width
-from feedface.common.validation import CLOSED, IN_CODE, Finite, Text
+from feedface.common.validation import CLOSED, Finite, Text
 from feedface.methods.base import Features, Identity, Method, ReferenceSpec
 
 if TYPE_CHECKING:
@@ -118,10 +118,6 @@ class FaceControl(Control):
             site: (block, keys[:count], values[:count]) for site, (block, keys, values) in self.sites.items()
         }
         return control
-
-    # SHIM until phase two (issue 13): training's wrapper and tests call a control as a function.
-    def __call__(self, site: str, tokens_in: Tensor, tokens_out: Tensor) -> Tensor | None:
-        return self.block(Site(site, "block", 0, 1), tokens_in, tokens_out) if site in self.sites else None
 
 
 class FaceEncoderConfig(TypedDict, total=False):
@@ -327,62 +323,3 @@ class FeedFace(Method):
 
     def trained(self, backbone: Backbone) -> dict[str, nn.Module]:
         return {"projector": self.projector, "blocks": self.blocks}
-
-    # SHIM until phase two (issue 13): what callers of the old face-controlnet know.
-    @property
-    def embed_dim(self) -> int:
-        return self.widths[0]
-
-    @property
-    def face_size(self) -> int:
-        return self.reference.size
-
-    def trainable_parameters(self) -> Iterator[nn.Parameter]:
-        return (parameter for name, parameter in self.named_parameters() if not name.startswith("face_encoder."))
-
-    def trainable_state_dict(self) -> dict[str, Tensor]:
-        return {name: value for name, value in self.state_dict().items() if not name.startswith("face_encoder.")}
-
-    def encode(self, pixels: Tensor) -> Tensor:
-        return self.projector(face_states(self.face_encoder, pixels).to(self.projector.weight.dtype))
-
-    @staticmethod
-    def join(tokens: Tensor | Sequence[Tensor], pool: str = "concat") -> Tensor:
-        tokens = tokens if isinstance(tokens, Tensor) else torch.stack(tuple(tokens), dim=1)
-        if pool == "concat":
-            return tokens.flatten(1, 2)
-        if pool == "mean":
-            return tokens.mean(dim=1)
-        if pool == "first":
-            return tokens[:, 0]
-        raise ValueError(f'pool must be "concat", "mean" or "first", not {pool!r}')
-
-
-# SHIM until phase two (issue 13): the class as callers and the config.json of model folders of version 1 know it.
-class FaceControlNet(FeedFace):
-    def __init__(
-        self,
-        embed_dim: Width,
-        num_heads: Width,
-        sites: Annotated[Sequence[Text], Len(1, 1024)],
-        clip_config: FaceEncoderConfig,
-        control_input: Literal["output", "input"] = "output",
-        mlp_ratio: Ratio = 4,
-        with_encoder: Annotated[bool, IN_CODE] = True,
-    ):
-        super().__init__(
-            sites, embed_dim, num_heads, clip_config, embed_dim, control_input, mlp_ratio, with_encoder=with_encoder
-        )
-        names = ("num_heads", "sites", "clip_config", "control_input", "mlp_ratio")
-        self.config = {"embed_dim": embed_dim, **{name: self.config[name] for name in names}}
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> "FaceControlNet":
-        own = {key: value for key, value in config.items() if key not in ("widths", "context_dim", "self_attention")}
-        widths = config.get("widths")
-        return cls(**own) if widths is None else cls(**own, embed_dim=widths if isinstance(widths, int) else widths[0])
-
-    def bind(self, *given, **options) -> FaceControl | None:
-        if isinstance(given[0], Tensor):
-            given = (None, {"tokens": given[0]}, *given[1:])
-        return super().bind(*given, **options)

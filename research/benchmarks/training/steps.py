@@ -16,8 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from feedface.data.dataset import Pixels
-from feedface.diffusion.batch import Draws, Encoded
 from feedface.data.features import FrozenEncoders
+from feedface.diffusion.batch import Draws, Encoded
 from feedface.diffusion.state import State
 from feedface.inference.acceleration import compile_blocks
 from feedface.methods.base import Method
