@@ -69,7 +69,7 @@ def test_wrong_calls(arguments, words, tmp_path):
 )
 def test_other_scripts_take_no_empty_folder_either(script, tmp_path):
     script = [str(ROOT / script[0]), *script[1:]] if script[0].endswith(".py") else script
-    libs = {"PYTHONPATH": str(ROOT / "libs")}
+    libs = {"PYTHONPATH": os.pathsep.join([str(ROOT / "libs"), str(ROOT)])}
     done = subprocess.run(
         [sys.executable, *script], cwd=tmp_path, env=ENVIRONMENT | libs, capture_output=True, text=True, timeout=120
     )
