@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from annotated_types import Len
 from torch import nn
 
-from feedface.checkpoints.bundle import load_network, save_half
+from feedface.checkpoints.bundle import save_half
+from feedface.checkpoints.storage import load_network
 from feedface.common.sizes import SidePx, Width
 
 Attributes = Annotated[dict[str, Width], Len(1, 1024)]

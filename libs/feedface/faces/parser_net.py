@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from feedface.checkpoints.bundle import load_network, save_half
+from feedface.checkpoints.bundle import save_half
+from feedface.checkpoints.storage import load_network
 from feedface.common.sizes import Ratio, SidePx, Width
 
 CLASSES = 11

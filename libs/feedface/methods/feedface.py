@@ -376,6 +376,12 @@ class FaceControlNet(FeedFace):
         names = ("num_heads", "sites", "clip_config", "control_input", "mlp_ratio")
         self.config = {"embed_dim": embed_dim, **{name: self.config[name] for name in names}}
 
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "FaceControlNet":
+        own = {key: value for key, value in config.items() if key not in ("widths", "context_dim", "self_attention")}
+        widths = config.get("widths")
+        return cls(**own) if widths is None else cls(**own, embed_dim=widths if isinstance(widths, int) else widths[0])
+
     def bind(self, *given, **options) -> FaceControl | None:
         if isinstance(given[0], Tensor):
             given = (None, {"tokens": given[0]}, *given[1:])
