@@ -170,6 +170,27 @@ def test_features_in_half_precision_stay_so(tmp_path, records_file, bundle):
     assert content.mean.dtype == content.mask.dtype == torch.float32
 
 
+def test_a_cache_of_before_there_were_several_methods_still_serves(tmp_path, records_file, bundle, no_encoders):
+    """Its manifest names neither method nor reference, and the features of a face of zeros have another name."""
+    folder, records = tmp_path / "cache", read_records(records_file)
+    cache = open_cache(folder, records_file, bundle)
+    expected, zeros = features(cache, records_file).content, cache.zero_reference["faces"].clone()
+    manifest = json.loads((folder / "cache.json").read_text())
+    earlier = {key: value for key, value in manifest.items() if key not in ("method", "reference")}
+    assert len(earlier) == len(manifest) - 2
+    (folder / "cache.json").write_text(json.dumps(earlier))
+    for shard in cache_build.plan(folder, earlier, cache_build.Items(records), records):
+        tensors = load_file(shard.path)
+        if shard.kind == "fixed":
+            tensors["zero_image_face"] = tensors.pop("faces")
+        save_file(tensors, shard.path, {"digest": shard.digest, "broken": "{}"})
+    no_encoders()
+    again = open_cache(folder, records_file, bundle)
+    assert_same(features(again, records_file).content, expected)
+    assert torch.equal(again.zero_reference["faces"], zeros)
+    assert json.loads((folder / "cache.json").read_text()) == earlier
+
+
 def test_a_cache_in_use_outlives_its_files(tmp_path, records_file, bundle):
     folder = tmp_path / "cache"
     cache = open_cache(folder, records_file, bundle)

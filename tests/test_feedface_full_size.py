@@ -103,11 +103,15 @@ def test_the_papers_config_on_the_u_vit_is_the_released_network():
     net.check(uvit, "here")
 
 
+def test_sites_of_one_width_share_a_projector(unet: UNet):
+    assert isinstance(fresh(unet).projector, torch.nn.Identity)
+    alike = fresh(unet, sites=("down_blocks.2.attentions.0", "mid_block.attentions.0"))
+    assert alike.projector.weight.shape == (1280, E)
+
+
 def test_settings_that_do_not_fit_are_refused(unet: UNet):
     with pytest.raises(UserError, match=r"config.control.sites: the backbone unet has no in_blocks.0, mid_block"):
         fresh(unet, sites=("in_blocks.0", "mid_block.attentions.0", "mid_block"))
-    with pytest.raises(UserError, match="projector: sites of different widths need False"):
-        fresh(unet, projector=True)
     with pytest.raises(UserError, match="width 320 is not divisible by num_heads 7"):
         fresh(unet, num_heads=7)
     net = fresh(unet)
