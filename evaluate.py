@@ -5,10 +5,11 @@ The paper's protocol, on cases in the authors' JSON schema (see json_examples/; 
     accelerate launch --num_processes 8 evaluate.py --protocol ppr10k --data PPR10K/360p --cases cases --model …
 The same in the mini world, on people nobody trained on, in minutes on a CPU:
     python evaluate.py --protocol mini --model models/mini --out outputs/evaluation
-Systems compared, on the same people, prompts and seeds; a list of {"name", "model", "ckpt_path"?, "pool"?,
-"references"?, "settings"?: {"steps", "guidance", "face_scale", "uncond", "size"}}, or several models:
-    python evaluate.py --protocol mini --systems systems.json --out outputs/comparison
-    python evaluate.py --protocol mini --model models/mini workdir/mini/checkpoints/last --references 1
+Systems compared, on the same people, prompts and seeds: model folders, of any backbone and method; JSON lists of
+{"name", "model", "ckpt_path"?, "pool"?, "references"?, "settings"?: {"steps", "guidance", "face_scale", "uncond",
+"size"}}; or both. Each is held against the first, and against the first that is shown as many references:
+    python evaluate.py --protocol mini --systems models/mini workdir/mini/checkpoints/last --out outputs/comparison
+    python evaluate.py --protocol mini --systems systems.json --references 1 --out outputs/comparison
 
 Left in --out: report.html, table.md and table.tex (the paper's Table 1), scores.json (figures with intervals),
 scores.jsonl (a line a picture), sheet.png, every picture, and base pictures, drawn without a face. The same command

@@ -14,7 +14,7 @@ from toy import make_toy_bundle
 
 from feedface.common.errors import UserError
 from feedface.evaluation.cli import main, parse
-from feedface.evaluation.systems import name_systems, read_systems
+from feedface.evaluation.systems import gather_systems, name_systems, read_systems
 from feedface.settings import Settings
 from feedface.synthetic.world import make_portraits
 
@@ -191,6 +191,23 @@ def test_names_say_what_differs():
     assert names(["a", "b"], [1, 4]) == ["a, 1 reference", "a, 4 references", "b, 1 reference", "b, 4 references"]
     with pytest.raises(UserError, match="twice"):
         names(["a", "a"], [1])
+
+
+def test_systems_are_folders_and_files_in_their_order(tmp_path):
+    file = tmp_path / "systems.json"
+    file.write_text('[{"name": "weak", "model": "m", "settings": {"face_scale": 0.1}}]')
+
+    def names(*paths, counts=(4,)):
+        return [system.name for system in gather_systems(paths, counts, Settings())]
+
+    a, b = tmp_path / "a", tmp_path / "b"
+    assert names(a, file, b) == ["a", "weak", "b"]
+    assert names(a, counts=(0, 1)) == ["0 references", "1 reference"]
+    assert names(a, file, counts=(0, 1))[:3] == ["a, 0 references", "a, 1 reference", "weak, 0 references"]
+    with pytest.raises(UserError, match="--systems: the same folder twice"):
+        names(a, a)
+    with pytest.raises(UserError, match="'weak' is used twice"):
+        names(tmp_path / "weak", file)
 
 
 def test_systems_file_settings_come_before_the_command_lines(tmp_path):

@@ -5,12 +5,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from feedface.evaluation.background import background_change, background_changes, face_masks, masks_of_faces
+from feedface.evaluation.background import background_changes, face_masks, masks_of_faces
 from feedface.faces.detect import Face, InsightFaceDetector
 from feedface.faces.parse import MiniParser
 from feedface.synthetic.world import make_portraits
 
 MINI = Path(__file__).parents[1] / "models/mini"
+
+
+def background_change(with_face, without_face, mask_a, mask_b, clip=None):
+    return background_changes([with_face], [without_face], [mask_a], [mask_b], clip)[0]
 
 
 def picture(size: int = 12) -> np.ndarray:

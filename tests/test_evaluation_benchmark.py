@@ -11,10 +11,11 @@ from PIL import Image
 from feedface.common.errors import UserError
 from feedface.common.processes import Team
 from feedface.evaluation.benchmark import Plan, run
-from feedface.evaluation.judging import Judges, Looks
-from feedface.evaluation.pictures import Kept, picture_name, read_kept, save_kept
+from feedface.evaluation.generators import Base
+from feedface.evaluation.judges import FaceFeatures
+from feedface.evaluation.judging import Judges
+from feedface.evaluation.pictures import SavedImage, picture_name, read_saved, save
 from feedface.evaluation.protocols import Case
-from feedface.evaluation.systems import Base
 from feedface.faces.detect import Face
 from feedface.inference.outputs import PictureInfo
 
@@ -26,7 +27,7 @@ def plain(colour):
     return np.full((16, 16, 3), colour, np.uint8)
 
 
-class ColourEye:
+class ColourJudge:
     name = "colours"
 
     def look(self, pictures):
@@ -34,7 +35,7 @@ class ColourEye:
         found = np.ptp(embeddings, axis=1) > 0
         embeddings = np.where(found[:, None], embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True), 0)
         box = np.array([2, 2, 14, 14], np.float32)
-        return Looks(embeddings, found, [Face(box, 1.0) if there else None for there in found])
+        return FaceFeatures(embeddings, found, [Face(box, 1.0) if there else None for there in found])
 
 
 class RewardedBrightness:
@@ -97,7 +98,7 @@ class Painter:
             self.drawn.append(request.path)
             case = self.cases[request.case]
             colour = self.colour(case.name, request.prompt, request.sample) if request.crops else self.base_colour
-            yield request, Kept(plain(colour), 0.5, 7.0)
+            yield request, SavedImage(plain(colour), 0.5, 7.0)
 
 
 @pytest.fixture
@@ -105,9 +106,9 @@ def evaluate(tmp_path, monkeypatch):
     monkeypatch.setattr("feedface.evaluation.report.write_report", lambda out: None)  # takes longer than all else here
 
     def evaluate(people, *painters, judges=None, **plan):
-        artists = [lambda cases, one=one: Painter(cases, **one) for one in painters]
+        generators = [lambda cases, one=one: Painter(cases, **one) for one in painters]
         plan = Plan(tmp_path / "out", **{"samples": 1, "base_images": 2, "about": {"protocol": "test"}, **plan})
-        code = run(people, artists, judges or Judges(ColourEye()), plan, Team())
+        code = run(people, generators, judges or Judges(ColourJudge()), plan, Team())
         rows = [json.loads(line) for line in (tmp_path / "out/scores.jsonl").read_text().splitlines()]
         return code, json.loads((tmp_path / "out/scores.json").read_text()), rows
 
@@ -158,7 +159,7 @@ def test_pictures_without_a_face_count(evaluate):
 
 def test_normalised_as_worked_out_by_hand(evaluate):
     people = People({"a": ([RED, BOTH], []), "b": ([GREEN], [])})
-    judges = Judges(ColourEye(), reward=RewardedBrightness())
+    judges = Judges(ColourJudge(), reward=RewardedBrightness())
     painter = {"colour": lambda *_: (200, 100, 0), "base_colour": (150, 0, 150)}
     _, scores, rows = evaluate(people, painter, judges=judges, base_images=3)
     row = scores["systems"]["painter"]["normalised"]
@@ -218,10 +219,10 @@ def test_scores_of_a_case_that_are_not_whole_are_measured_again(evaluate, conten
 
 def test_other_pictures_are_drawn_in_the_place_of_those_made_otherwise(evaluate, tmp_path):
     path, info = tmp_path / picture_name(0, 3), PictureInfo("one", 3, "m", "", {}, ())
-    save_kept(path, Kept(plain(RED), 0.25, None), info)
-    kept = read_kept(path, info)
+    save(path, SavedImage(plain(RED), 0.25, None), info)
+    kept = read_saved(path, info)
     assert (kept.seconds, kept.peak_memory_mib, kept.image[0, 0].tolist()) == (0.25, None, list(RED))
-    assert read_kept(path, PictureInfo("one", 4, "m", "", {}, ())) is None
+    assert read_saved(path, PictureInfo("one", 4, "m", "", {}, ())) is None
     assert Image.open(path).text["prompt"] == "one"
 
 
@@ -262,7 +263,7 @@ def test_background_is_compared_on_the_same_seeds(evaluate):
 
     painter = {"colour": lambda *_: (200, 0, 0), "base_colour": (149, 0, 51)}
     _, scores, _ = evaluate(
-        People(TWO), painter, judges=Judges(ColourEye(), parser=LeftHalf()), samples=2, base_images=1
+        People(TWO), painter, judges=Judges(ColourJudge(), parser=LeftHalf()), samples=2, base_images=1
     )
     change = scores["systems"]["painter"]["figures"]["background_pixels"]["value"]
     assert change == pytest.approx((51 + 0 + 51) / 3 / 255, abs=1e-5)

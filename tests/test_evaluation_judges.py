@@ -14,7 +14,7 @@ from feedface.checkpoints.bundle import read_index
 from feedface.checkpoints.storage import quiet_transformers
 from feedface.common.errors import UserError
 from feedface.encoders import CLIP_MEAN, CLIP_STD
-from feedface.evaluation.judges import TEXT_PROJECTION, ClipJudge, FaceJudge, NotMeasured, face_crops
+from feedface.evaluation.judges import TEXT_PROJECTION, ClipJudge, NotMeasured, PackJudge
 from feedface.synthetic.world import make_portraits
 
 MINI = Path(__file__).parents[1] / "models/mini"
@@ -22,8 +22,8 @@ GREY = np.full((48, 80, 3), 127, np.uint8)
 
 
 @pytest.fixture(scope="module")
-def faces() -> FaceJudge:
-    return FaceJudge("mini", MINI / "faces", threads=1)
+def faces() -> PackJudge:
+    return PackJudge("mini", MINI / "faces", threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -41,37 +41,33 @@ def pictures(count: int, size: int = 32) -> list[np.ndarray]:
 
 def test_a_face_is_embedded_and_an_empty_picture_is_not(faces, people):
     shown = [people.images[0], GREY, people.images[0], people.images[2]]
-    embeddings, found, boxes = faces.embed(shown)
-    assert found.tolist() == [True, False, True, True]
-    assert (embeddings.dtype, embeddings.shape, boxes.shape) == (np.float32, (4, 128), (4, 4))
+    seen = faces.look(shown)
+    embeddings = seen.embeddings
+    assert seen.found.tolist() == [True, False, True, True]
+    assert (embeddings.dtype, embeddings.shape) == (np.float32, (4, 128))
     assert np.linalg.norm(embeddings, axis=1) == pytest.approx([1, 0, 1, 1], abs=1e-5)
-    assert (boxes[1] == 0).all()
+    assert seen.faces[1] is None and seen.faces[0].landmarks.shape == (5, 2)
     assert embeddings[0] @ embeddings[2] == pytest.approx(1, abs=1e-6)
-    assert faces.embed([])[0].shape == (0, 128)
+    assert faces.look([]).embeddings.shape == (0, 128)
 
 
 def test_the_box_is_where_the_face_is_and_its_crop_is_square(faces, people):
-    _, found, boxes = faces.embed([*people.images, GREY])
-    assert found[:-1].all()
-    middle = (boxes[:-1, :2] + boxes[:-1, 2:]) / 2
+    seen = faces.look([*people.images, GREY])
+    assert seen.found[:-1].all()
+    boxes = np.array([face.box for face in seen.faces[:-1]])
+    middle = (boxes[:, :2] + boxes[:, 2:]) / 2
     truth = (people.boxes[:, :2] + people.boxes[:, 2:]) / 2
     assert np.abs(middle - truth).max() < 5
-    crops = face_crops([*people.images, GREY], boxes, found)
+    crops = seen.crops([*people.images, GREY])
     assert len(crops) == len(people.images)
     assert all(crop.shape[0] == crop.shape[1] for crop in crops)
 
 
 def test_a_swapped_identity_is_less_alike_than_another_picture_of_the_person(faces, people):
-    embeddings, _, _ = faces.embed(people.images)
+    embeddings = faces.look(people.images).embeddings
     first, second = embeddings[::2], embeddings[1::2]
     cosines = first @ second.T
     assert np.diag(cosines).mean() > cosines[~np.eye(4, dtype=bool)].mean() + 0.3
-
-
-def test_faces_are_looked_for_once_for_embedding_and_mask(faces, people):
-    found = faces.faces([people.images[0], GREY])
-    assert found[1] is None and found[0].landmarks.shape == (5, 2)
-    assert (faces.arrays(found)[0] == faces.embed([people.images[0], GREY])[0]).all()
 
 
 def test_the_judge_is_not_the_models_face_encoder(faces, tmp_path):
@@ -98,9 +94,9 @@ def test_a_pack_without_a_recogniser_is_no_judge(tmp_path):
     pack.mkdir(parents=True)
     shutil.copy(MINI / "faces/models/mini/detector.onnx", pack)
     with pytest.raises(UserError, match="no recogniser"):
-        FaceJudge("half", tmp_path)
+        PackJudge("half", tmp_path)
     with pytest.raises(UserError, match="no face model pack"):
-        FaceJudge("buffalo_l", tmp_path)
+        PackJudge("buffalo_l", tmp_path)
 
 
 # -------------------------------------------------------------------------------------------------------------- CLIP

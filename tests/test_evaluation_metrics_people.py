@@ -6,7 +6,6 @@ import pytest
 from feedface.evaluation.metrics import (
     attribute_counts,
     bootstrap,
-    detection_rate,
     figure_of,
     over_seeds,
     paired,
@@ -46,8 +45,8 @@ def test_a_value_that_is_no_number_is_an_error_that_names_its_person():
 
 def test_detection_rate_counts_blank_pictures():
     scored = [{"case": case, "face_found": found} for case, found in [("a", True), ("a", False), ("b", False)]]
-    assert detection_rate(scored).value == 0.25
-    assert detection_rate([]) is None
+    assert figure_of(scored, "face_found").value == 0.25
+    assert figure_of([], "face_found") is None
 
 
 def test_attribute_counts_weigh_what_was_asked():

@@ -10,13 +10,13 @@ from tests.toy import make_toy_bundle
 
 from feedface.checkpoints.bundle import load_bundle
 from feedface.common.errors import UserError
+from feedface.diffusion.state import take
 from feedface.evaluation.cases import crop_references, make_cases
 from feedface.evaluation.cli import main
 from feedface.evaluation.inspector import Inspector
-from feedface.evaluation.judging import InspectorEye
+from feedface.evaluation.judges import InspectorJudge
 from feedface.evaluation.mini import Judge, draw, encode_faces, load_judge
 from feedface.evaluation.protocols import MiniCases
-from feedface.evaluation.report import people_sheet
 from feedface.faces.detect import Face
 from feedface.settings import Settings
 from feedface.synthetic.world import ATTRIBUTES
@@ -102,7 +102,7 @@ def test_pictures_do_not_depend_on_the_batch_and_follow_the_face(model, cases):
     assert together.shape == (PEOPLE, 64, 64, 3)
     assert np.abs(together - apart).max() <= 1
     assert np.abs(together - without).max() > 3
-    other = run(faces.roll(1, dims=0), 4)
+    other = run(take(faces, [3, 0, 1, 2]), 4)
     assert np.abs(together - other).max() > 1
 
 
@@ -115,14 +115,14 @@ def test_a_picture_without_a_face_is_nobodys(cases, judge_folder):
 
     pictures = [cases.gallery[0, 0], np.zeros((64, 64, 3), np.uint8)]
     inspector = Inspector.from_pretrained(judge_folder)
-    looks = InspectorEye(inspector, Pack()).look(pictures)
+    looks = InspectorJudge(inspector, Pack()).look(pictures)
     assert looks.found.tolist() == [True, False] and not looks.embeddings[1].any() and looks.faces[1] is None
-    assert InspectorEye(inspector, None).look(pictures).found.all()
+    assert InspectorJudge(inspector, None).look(pictures).found.all()
 
 
 def test_cases_of_the_protocol(cases, judge_folder):
     protocol = MiniCases(PEOPLE, SAMPLES, references=2, size=64, seed=5, stride=3)
-    case = protocol.load(1, InspectorEye(Inspector.from_pretrained(judge_folder), None))
+    case = protocol.load(1, InspectorJudge(Inspector.from_pretrained(judge_folder), None))
     assert case.name == protocol.names[1] == "person_20001"
     assert list(case.prompts) == cases.prompts[1] and case.seeds == (5 + 2 * 3, 5 + 3 * 3)
     assert np.array_equal(case.references[0], cases.references[1, 0]) and len(case.crops) == 2
@@ -159,16 +159,26 @@ def test_the_protocol(model, judge_folder, tmp_path):
     assert {row["seed"] for row in rows} == set(range(PEOPLE * SAMPLES))
 
 
-def test_sheet_holds_every_person_and_prompt():
-    references = np.full((2, 64, 64, 3), 200, np.uint8)
-    samples = np.zeros((2, 3, 64, 64, 3), np.uint8)
-    samples[1, 2] = 90
-    sheet = people_sheet(references, samples, [["a very long prompt " * 5] * 3] * 2)
-    assert isinstance(sheet, Image.Image)
-    pixels = np.asarray(sheet)
-    for value, cells in ((200, 2), (0, 5), (90, 1)):
-        area = (pixels == value).all(axis=2).sum() / (64 * 3) ** 2
-        assert area == pytest.approx(cells, abs=0.2)
+def test_model_folders_are_compared_on_the_same_people_prompts_and_seeds(model, judge_folder, tmp_path):
+    other, out = make_toy_bundle(tmp_path / "other", seed=1), tmp_path / "out"
+    arguments = f"--protocol mini --systems {model} {other} --inspector {judge_folder} --out {out} --identities 2"
+    arguments += " --samples_per_identity 1 --references 0 2 --steps 2 --device cpu --batch_size 4"
+    assert main(arguments.split()) == 0
+    scores = json.loads((out / "scores.json").read_text())
+    names = ["toy, 0 references", "toy, 2 references", "other, 0 references", "other, 2 references"]
+    assert list(scores["systems"])[2:] == names
+    # Each with the first system, and with the first that is shown as many references.
+    assert set(scores["comparisons"]) == {
+        f"{names[1]} - {names[0]}", f"{names[2]} - {names[0]}", f"{names[3]} - {names[0]}", f"{names[3]} - {names[1]}"
+    }  # fmt: skip
+    figures = scores["comparisons"][f"{names[3]} - {names[1]}"]
+    for key in ("nearest", "attributes", "face_other", "seconds"):
+        assert figures[key]["low"] <= figures[key]["value"] <= figures[key]["high"]
+    rows = [json.loads(line) for line in (out / "scores.jsonl").read_text().splitlines()]
+    asked = [[(row["case"], row["prompt"], row["seed"]) for row in rows if row["system"] == name] for name in names]
+    assert asked[0] == asked[1] == asked[2] == asked[3] and len(asked[0]) == 2
+    digests = {scores["systems"][name]["model"]["digest"] for name in names}
+    assert len(digests) == 2
 
 
 def test_a_model_without_a_judge_says_what_to_do(model, tmp_path):

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 from PIL import Image
+from research.plots import bars, curves
 
 from feedface.evaluation.labels import best_boxes
 from feedface.evaluation.metrics import Figure
-from feedface.evaluation.plots import COLOURS, DPI, SIZE_IN, bars, curves, scatter
+from feedface.evaluation.plots import COLOURS, DPI, SIZE_IN, scatter
 
 
 def exactly(value: float) -> Figure:

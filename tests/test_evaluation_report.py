@@ -9,9 +9,9 @@ import pytest
 from html_reader import Reader
 from PIL import Image
 
-from feedface.common.contact_sheet import CELL_PX, GAP_PX
+from feedface.common.contact_sheet import CELL_PX, GAP_PX, Tile, tile_rows
 from feedface.common.errors import UserError
-from feedface.evaluation.columns import HIGHER, LOWER, ZERO, Column, best, column_of, ordered, verdict, write_figure
+from feedface.evaluation.columns import HIGHER, LOWER, ZERO, Column, column_of, ordered
 from feedface.evaluation.metrics import Figure
 from feedface.evaluation.report import write_report
 from feedface.evaluation.results import as_figure, load_results, spread
@@ -129,11 +129,11 @@ def test_the_page_says_what_was_measured_how_and_what_was_not(made):
 def test_a_difference_is_called_by_its_interval(made):
     assert "worse" in text_of(made) and "-0.093 [-0.200, -0.010]" in (made / "table.md").read_text(encoding="utf-8")
     column = Column("k", "k", HIGHER, "")
-    assert verdict(Figure(1, 0.5, 2), column) == "better" and verdict(Figure(-1, -2, -0.5), column) == "worse"
-    assert verdict(Figure(1, -0.5, 2), column) == "no difference shown"
-    assert verdict(Figure(1, 0.5, 2), Column("k", "k", LOWER, "")) == "worse"
-    assert verdict(Figure(1, 0.5, 2), Column("k", "k", ZERO, "")) == ""
-    assert verdict(Figure(1, math.nan, math.nan), column) == ""
+    assert column.verdict(Figure(1, 0.5, 2)) == "better" and column.verdict(Figure(-1, -2, -0.5)) == "worse"
+    assert column.verdict(Figure(1, -0.5, 2)) == "no difference shown"
+    assert Column("k", "k", LOWER, "").verdict(Figure(1, 0.5, 2)) == "worse"
+    assert Column("k", "k", ZERO, "").verdict(Figure(1, 0.5, 2)) == ""
+    assert column.verdict(Figure(1, math.nan, math.nan)) == ""
 
 
 def test_the_sheet_shows_the_reference_then_each_system_on_the_same_seed(made):
@@ -150,6 +150,19 @@ def test_pictures_that_are_gone_are_grey_and_the_rest_stays(copy):
     grey = cells[1][2]
     assert grey == cells[2][0] and len(set(grey)) == 1
     assert cells[0][2] == colour("FeedFace", "ann") and cells[1][1] == colour(ODD, "b c/d", 1)
+
+
+def test_a_sheet_holds_every_row_and_tile():
+    def tile(value: int) -> Tile:
+        return Tile(Image.new("RGB", (64, 64), (value,) * 3), "a very long prompt " * 5)
+
+    sheet = tile_rows(
+        [("", [tile(200), tile(0), tile(0), tile(0)]), ("a title", [tile(200), tile(0), tile(0), tile(90)])]
+    )
+    pixels = np.asarray(sheet)
+    for value, cells in ((200, 2), (0, 5), (90, 1)):
+        area = (pixels == value).all(axis=2).sum() / CELL_PX**2
+        assert area == pytest.approx(cells, abs=0.2)
 
 
 def test_the_same_files_give_the_same_bytes(made, copy):
@@ -186,10 +199,11 @@ def test_a_system_of_which_nothing_was_measured_still_has_its_place(copy):
     def bare(scores):
         scores.pop("comparisons"), scores.pop("judge"), scores.pop("command"), scores.pop("cases")
         scores["systems"] = {"FeedFace": {}}
+        scores["protocol"] = "another"
 
     change(copy, bare)
     write_report(copy)
-    assert "FeedFace" in text_of(copy)
+    assert "FeedFace" in text_of(copy) and "Evaluation: another" in text_of(copy)
 
 
 @pytest.mark.parametrize(
@@ -231,7 +245,7 @@ def test_the_best_is_that_of_the_column_as_it_is_written():
     figures = {"a": Figure(0.2, 0.1, 0.3), "b": Figure(-0.3, -0.4, -0.2), "c": None, "d": Figure(0.20004, 0.1, 0.3)}
 
     def winners(better: str, among: str = "abcd") -> set[str]:
-        return best(figures.items(), Column("k", "k", better, ""), among)
+        return Column("k", "k", better, "").best(figures, among)
 
     assert winners(HIGHER) == {"a", "d"} and winners(LOWER) == {"b"} and winners(ZERO) == {"a", "d"}
     assert winners("") == set()
@@ -239,7 +253,7 @@ def test_the_best_is_that_of_the_column_as_it_is_written():
     assert winners(HIGHER, "ac") == set(), "nothing to compare with"
     figures |= {"base": Figure(0.0, 0.0, 0.0), "a": Figure(0.02, 0.01, 0.03)}
     background = Column("background_pixels", "background", LOWER, "")
-    assert best([(name, figures[name]) for name in ("base", "a")], background, figures) == set()
+    assert background.best({name: figures[name] for name in ("base", "a")}, figures) == set()
 
 
 def test_real_pictures_are_shown_but_never_the_best(copy):
@@ -251,13 +265,17 @@ def test_real_pictures_are_shown_but_never_the_best(copy):
 
 
 def test_numbers_are_written_in_their_units():
+    def written(figure: Figure, form: str) -> str:
+        column = Column("k", "k", HIGHER, "", form)
+        return f"{column.number(figure.value)} {column.interval(figure)}".rstrip()
+
     figure = Figure(0.5, 0.25, 1.0)
-    assert write_figure(figure, "share") == "50.0 % [25.0, 100.0]"
-    assert write_figure(figure, "score") == "0.500 [0.250, 1.000]"
-    assert write_figure(Figure(4320, 3600, 5040), "time") == "72 min [60, 84]"
-    assert write_figure(Figure(2.5, 2.0, 3.0), "seconds") == "2.50 s [2.00, 3.00]"
-    assert write_figure(Figure(20480, 20480, 20480), "mib") == "20.0 GiB"
-    assert write_figure(Figure(0.5, math.nan, math.nan), "score") == "0.500" and write_figure(None, "score") == "–"
+    assert written(figure, "share") == "50.0 % [25.0, 100.0]"
+    assert written(figure, "score") == "0.500 [0.250, 1.000]"
+    assert written(Figure(4320, 3600, 5040), "time") == "72 min [60, 84]"
+    assert written(Figure(2.5, 2.0, 3.0), "seconds") == "2.50 s [2.00, 3.00]"
+    assert written(Figure(20480, 20480, 20480), "mib") == "20.0 GiB"
+    assert written(Figure(0.5, math.nan, math.nan), "score") == "0.500"
 
 
 def test_figures_are_read_with_and_without_intervals():

@@ -19,17 +19,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from feedface.checkpoints.bundle import load_bundle
 from feedface.common.command_line import Parser
+from feedface.common.contact_sheet import Tile, tile_rows
 from feedface.common.device import pick_device
 from feedface.common.errors import run_cli
 from feedface.diffusion.names import UNCOND_MODES
+from feedface.diffusion.state import take
 from feedface.evaluation.cases import Cases, crop_references, make_cases
 from feedface.evaluation.metrics import Figure
 from feedface.evaluation.mini import Judge, draw, encode_faces, load_judge
 from feedface.evaluation.people import MAX_IDENTITIES
-from feedface.evaluation.sheets import people_sheet
 from feedface.inference.outputs import check_writable, save_json, save_png
 from feedface.settings import MAX_SEED, Settings, check_range
 from research.baselines.compare import (
@@ -45,7 +47,7 @@ from research.baselines.compare import (
 from research.baselines.personalise import DreamBoothSettings
 from research.baselines.sessions import Sessions, people_of
 
-PARTS = ("backbone", "method", "vae", "text_encoder", "image_encoder")
+PARTS = ("uvit", "face_controlnet", "vae", "text_encoder", "image_encoder")
 DREAMBOOTH, FEEDFACE = "dreambooth", "face-controlnet"
 SHEET_PEOPLE, SHEET_PROMPTS = 8, 2
 
@@ -72,7 +74,7 @@ def run(args: argparse.Namespace) -> dict:
     bundle = load_bundle(args.model, device, torch.float32, PARTS)
     training = DreamBoothSettings(**{field.name: getattr(args, field.name) for field in fields(DreamBoothSettings)})
     wanted = Settings(args.steps, args.guidance, args.face_scale, None, args.uncond)
-    settings = wanted.for_model(bundle.defaults, bundle.image_size, bundle.size_multiple)
+    settings = wanted.for_model(bundle.defaults, bundle.image_size, bundle.vae.factor * bundle.uvit.patch_size)
     inspector = load_judge(args.inspector, bundle, device)
 
     # Nearest identity means little among a handful, so the judge always has a crowd in front of it.
@@ -91,7 +93,7 @@ def run(args: argparse.Namespace) -> dict:
     flat = [prompt for prompts in cases.prompts for prompt in prompts]
     begun = time.perf_counter()
     crops, _ = crop_references(cases, "truth", bundle.faces_root)
-    faces = encode_faces(bundle, crops, device, torch.float32).repeat_interleave(each, dim=0)
+    faces = take(encode_faces(bundle, crops, device, torch.float32), np.repeat(np.arange(len(crops)), each))
     pictures = {DREAMBOOTH: np.stack(drawn)}
     seconds = {DREAMBOOTH: float(np.mean([record["seconds"] + record["drawing_seconds"] for record in records]))}
     encoding = time.perf_counter() - begun
@@ -143,12 +145,14 @@ def _plain(values: Values) -> dict[str, list[float | None]]:
 
 def contact_sheet(cases: Cases, systems: dict[str, np.ndarray]):
     """A row a person: a reference, then each system's pictures [I,S,H,W,3] of the first prompts."""
-    columns = [pictures[:SHEET_PEOPLE, :SHEET_PROMPTS] for pictures in systems.values()]
-    labels = [
-        [f"{name}: {prompt}" for name in systems for prompt in prompts[:SHEET_PROMPTS]]
-        for prompts in cases.prompts[:SHEET_PEOPLE]
-    ]
-    return people_sheet(cases.references[:SHEET_PEOPLE, 0], np.concatenate(columns, axis=1), labels)
+    rows = []
+    for person, prompts in enumerate(cases.prompts[:SHEET_PEOPLE]):
+        tiles = [Tile(Image.fromarray(cases.references[person, 0]), "reference")]
+        for name, pictures in systems.items():
+            shown = zip(pictures[person], prompts[:SHEET_PROMPTS], strict=False)
+            tiles += [Tile(Image.fromarray(picture), f"{name}: {prompt}") for picture, prompt in shown]
+        rows.append(("", tiles))
+    return tile_rows(rows, label_lines=8)
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:

@@ -15,8 +15,8 @@ from typing import Any
 import ml_collections
 
 from feedface.common.files import atomic_file
-from feedface.evaluation import plots
 from feedface.evaluation.metrics import Figure
+from research import plots
 from research.pages import decimal, percent, table
 from research.reproduction import plan
 from research.reproduction.limits import markdown

@@ -179,11 +179,9 @@ class Evaluations:
         }
 
     def case(self, rng: random.Random, place: Path) -> None:
-        from feedface.evaluation.page import html_page
-        from feedface.evaluation.report import axis
+        from feedface.evaluation.report import axis, render
         from feedface.evaluation.results import load_results
         from feedface.evaluation.systems import read_systems
-        from feedface.evaluation.tables import latex_table, markdown_page
         from feedface.settings import Settings
 
         if rng.random() < 0.4:
@@ -201,6 +199,5 @@ class Evaluations:
         if rng.random() < 0.05:
             no_file(rng, place / rng.choice(("scores.json", "scores.jsonl", "p.png")))
         results = load_results(place)
-        markdown_page(results), latex_table(results)
         axes = axis(results, ("clip_text",)), axis(results, ("face_other",))
-        html_page(results, Image.new("RGB", (8, 8)), Image.new("RGB", (8, 8)), axes)
+        render(results, Image.new("RGB", (8, 8)), Image.new("RGB", (8, 8)), axes)

@@ -52,17 +52,6 @@ def masks_of_faces(
     return [mask if mask is not None and mask.any() else None for mask in masks]
 
 
-def background_change(
-    with_face: np.ndarray,
-    without_face: np.ndarray,
-    mask_a: np.ndarray | None,
-    mask_b: np.ndarray | None,
-    clip: ImageEmbedder | None = None,
-) -> dict[str, float] | None:
-    """See `background_changes`, for one pair."""
-    return background_changes([with_face], [without_face], [mask_a], [mask_b], clip)[0]
-
-
 def background_changes(
     with_face: Sequence[np.ndarray],
     without_face: Sequence[np.ndarray],

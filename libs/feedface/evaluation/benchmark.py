@@ -1,6 +1,6 @@
 """Run a protocol over systems: what is missing is drawn and scored, by one process or many, and put together.
 
-    run(protocol, artists, judges, Plan(out), Team())
+    run(protocol, generators, judges, Plan(out), Team())
 
 Left in `out`: references/<case>/, base/<model>/<case>/ (without a face), pictures/<system>/<case>/ with scores.json of
 that case, scores.jsonl (a line a picture), scores.json, and the report. The same command goes on after a kill, and
@@ -10,7 +10,7 @@ makes again what was deleted. Case i belongs to process i % n; every process ope
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,13 +25,14 @@ from feedface.common.files import folder_lock, remove_leftovers
 from feedface.common.processes import Team
 from feedface.common.progress import progress
 from feedface.common.validation import OPEN, read_json_as
-from feedface.evaluation.judging import FaceEye, Judges
+from feedface.evaluation.generators import Generator
+from feedface.evaluation.judges import FaceJudge
+from feedface.evaluation.judging import Judges
 from feedface.evaluation.normalised import Bounds
-from feedface.evaluation.pictures import Kept, Request, picture_name, read_kept, save_kept
+from feedface.evaluation.pictures import Request, SavedImage, picture_name, read_saved, save
 from feedface.evaluation.protocols import Case
 from feedface.evaluation.scoring import Gallery, bounds, score
 from feedface.evaluation.summary import SystemRun, summarise
-from feedface.evaluation.systems import Artist
 from feedface.inference.outputs import check_writable, safe_name, save_ascii, save_json, save_png
 
 VERSION = 1  # of the scores: raise it where the same pictures get other ones
@@ -42,7 +43,7 @@ class Cases(Protocol):
     names: list[str]
     problems: list[str]
 
-    def load(self, index: int, judge: FaceEye) -> Case: ...
+    def load(self, index: int, judge: FaceJudge) -> Case: ...
 
 
 @dataclass(frozen=True)
@@ -64,14 +65,14 @@ class Plan:
 
 def run(
     protocol: Cases,
-    artists: Sequence[Callable[[list[Case]], Artist]],
+    generators: Sequence[Callable[[list[Case]], Generator]],
     judges: Judges,
     plan: Plan,
     team: Team,
 ) -> int:
     """Evaluate; returns the exit code: 0, or 2 where a case could not be taken (said on stderr, the others are done).
 
-    artists: each opens a system, given this process's cases; they are opened one after the other.
+    generators: each opens a system, given this process's cases; they are opened one after the other.
     """
     with ExitStack() as held:
         team.lead(lambda: _begin(protocol, plan, held))
@@ -86,11 +87,11 @@ def run(
                 print(f"error: case {name}: {one_line(why)}", file=sys.stderr)
         if not gallery.names:
             raise UserError("no case is left to be evaluated")
-        share = Share(cases, judges, gallery, plan, team.leads)
+        shard = Shard(cases, judges, gallery, plan, team.leads)
         systems: list[SystemRun] = []
-        for make in artists:
+        for make in generators:
             bounding = plan.base_images > 0 and not any(system.bounds_from for system in systems)
-            systems.append(team.each(lambda make=make, bounding=bounding: share.evaluate(make(cases), bounding)))
+            systems.append(team.each(lambda make=make, bounding=bounding: shard.evaluate(make(cases), bounding)))
         told = {name: about for part in people for name, about in part.items()}
         about = {"failed": failed, "people": {name: told[name] for name in gallery.names}}
         team.lead(lambda: _finish(plan, judges, systems, gallery.names, about))
@@ -108,7 +109,7 @@ def _begin(protocol: Cases, plan: Plan, held: ExitStack) -> None:
 
 
 def _load_cases(protocol: Cases, judges: Judges, team: Team) -> tuple[list[Case], dict[str, str]]:
-    """This process's cases, and why others of its share cannot be taken."""
+    """This process's cases, and why others of its shard cannot be taken."""
     cases, failed = [], {}
     mine = range(team.index, len(protocol.names), team.count)
     for index in progress(mine, desc="references", unit="case", disable=not team.leads):
@@ -125,13 +126,11 @@ def _keep_references(cases: Sequence[Case], out: Path) -> dict[str, dict]:
     for case in cases:
         for notice in case.notices:
             print(f"note: case {case.name}: {notice}", file=sys.stderr)
-        files = []
-        for number, crop in enumerate(case.crops):
-            path = out / "references" / safe_name(case.name) / f"{number:02d}.png"
+        paths = [out / "references" / safe_name(case.name) / f"{number:02d}.png" for number in range(len(case.crops))]
+        for path, crop in zip(paths, case.crops, strict=True):
             save_png(Image.fromarray(crop), path)
-            files.append(path.relative_to(out).as_posix())
         told[case.name] = {
-            "references": files,
+            "references": [path.relative_to(out).as_posix() for path in paths],
             "others": len(case.others),
             "prompts": list(case.prompts),
             "notices": case.notices,
@@ -139,84 +138,116 @@ def _keep_references(cases: Sequence[Case], out: Path) -> dict[str, dict]:
     return told
 
 
-class Share:
+@dataclass(frozen=True)
+class CaseImages:
+    """The pictures that one generator is to draw of one case, prompt by prompt, in a folder with their scores."""
+
+    case: Case
+    folder: Path
+    requests: list[Request]
+
+    @property
+    def scores(self) -> Path:
+        return self.folder / SCORES
+
+    def missing(self) -> list[Request]:
+        """Scores of what was deleted or made otherwise go with it."""
+        found = [one for one in self.requests if read_saved(one.path, one.info) is None]
+        if found:
+            self.scores.unlink(missing_ok=True)
+        return found
+
+    def first(self, samples: int) -> list[Request]:
+        """Of each prompt."""
+        return [one for one in self.requests if one.sample < samples]
+
+
+class Shard:
     """What one process does for a system: its cases are drawn, then scored. `show`: progress bars."""
 
     def __init__(self, cases: Sequence[Case], judges: Judges, gallery: Gallery, plan: Plan, show: bool):
         self.cases, self.judges, self.gallery, self.plan, self.show = cases, judges, gallery, plan, show
         self.fingerprint = [VERSION, judges.fingerprint(), gallery.digest]
 
-    def evaluate(self, artist: Artist, bounding: bool) -> SystemRun:
+    def evaluate(self, generator: Generator, bounding: bool) -> SystemRun:
         """bounding: its base pictures, if it has any, give the bounds of the normalisation."""
-        base = artist.base if self.plan.base_images else None
+        base = generator.base if self.plan.base_images else None
         bounding = bounding and base is not None
-        samples = 1 if artist.one_sample else self.plan.samples
-        folder = self.plan.out / "pictures" / safe_name(artist.name)
+        samples = 1 if generator.one_sample else self.plan.samples
+        folder = self.plan.out / "pictures" / safe_name(generator.name)
         base_folder = self.plan.out / "base" / base.name if base else None
-        wanted = [_requests(folder, *one, samples, artist.info, artist.crops) for one in enumerate(self.cases)]
-        of_base: list[list[Request]] = [[] for _ in self.cases]
+        wanted = self._wanted(folder, samples, generator.info, generator.crops)
+        twins: list[CaseImages] = []
         if base:
             count = max(samples, self.plan.base_images) if bounding else samples
-            of_base = [_requests(base_folder, *one, count, base.info, no_faces) for one in enumerate(self.cases)]
-        self._draw(artist, of_base, f"{artist.name}, without a face")
-        _copy_from_base(wanted, of_base)
-        self._draw(artist, wanted, artist.name)
+            twins = self._wanted(base_folder, count, base.info, lambda case: ())
+        self._draw(generator, twins, f"{generator.name}, without a face")
+        _copy_from_base(wanted, twins)
+        self._draw(generator, wanted, generator.name)
 
-        bar = progress(self.cases, desc=f"scores of {artist.name}", unit="case", disable=not self.show)
-        for case, requests, base_requests in zip(bar, wanted, of_base, strict=True):
-            self._score(case, requests, [one for one in base_requests if one.sample < samples])
+        bar = progress(wanted, desc=f"scores of {generator.name}", unit="case", disable=not self.show)
+        for number, images in enumerate(bar):
+            self._score(images, twins[number].first(samples) if base else [])
             if bounding:
-                self._find_bounds(case, base_requests)
-        return SystemRun(artist.name, artist.describe(), folder, base_folder if bounding else None, base is not None)
+                self._find_bounds(twins[number])
+        bounds_from = base_folder if bounding else None
+        return SystemRun(generator.name, generator.describe(), folder, bounds_from, base is not None)
 
-    def _draw(self, artist: Artist, requests: Sequence[Sequence[Request]], label: str) -> None:
-        """What is missing, of all cases together; scores of what was deleted or made otherwise go with it."""
-        missing = [one for part in requests for one in part if read_kept(one.path, one.info) is None]
-        for request in missing:
-            (request.path.parent / SCORES).unlink(missing_ok=True)
+    def _wanted(self, folder: Path, samples: int, info: Callable, crops: Callable) -> list[CaseImages]:
+        found = []
+        for number, case in enumerate(self.cases):
+            place = folder / safe_name(case.name)
+            remove_leftovers(place)
+            shown = crops(case)
+            requests = [
+                Request(place / picture_name(prompt, sample), info(case, prompt, sample), number, prompt, sample, shown)
+                for prompt in range(len(case.prompts))
+                for sample in range(samples)
+            ]
+            found.append(CaseImages(case, place, requests))
+        return found
+
+    def _draw(self, generator: Generator, wanted: Sequence[CaseImages], label: str) -> None:
+        """What is missing, of all cases together."""
+        missing = [request for images in wanted for request in images.missing()]
         with progress(total=len(missing), desc=label, unit="picture", disable=not (self.show and missing)) as bar:
-            for request, kept in artist.draw(missing):
-                save_kept(request.path, kept, request.info)
+            for request, image in generator.draw(missing):
+                save(request.path, image, request.info)
                 bar.update()
 
-    def _score(self, case: Case, requests: Sequence[Request], twins: Sequence[Request]) -> None:
+    def _score(self, images: CaseImages, twins: Sequence[Request]) -> None:
         """twins: the same prompts and seeds without a face; none: there are none."""
-        shown = len(requests[0].crops)
-        file = requests[0].path.parent / SCORES
-        key = self._key(case, [*requests, *twins], shown)
-        if read_scores(file, CASE_SCORES).get("key") != key:
-            base = _kept(twins) if twins else None
-            found = score(case, requests, _kept(requests), base, self.judges, self.gallery, shown)
+
+        def measure() -> dict:
+            base = _saved(twins) if twins else None
+            requests = images.requests
+            found = score(images.case, requests, _saved(requests), base, self.judges, self.gallery)
             rows = [_place(request) | row for request, row in zip(requests, found["rows"], strict=True)]
-            save_json({"key": key} | found | {"rows": rows}, file)
+            return found | {"rows": rows}
 
-    def _find_bounds(self, case: Case, requests: Sequence[Request]) -> None:
-        file = requests[0].path.parent / SCORES
-        key = self._key(case, requests, 0)
-        if read_scores(file, CASE_BOUNDS).get("key") != key:
-            found = bounds(case, requests, _kept(requests), self.judges)
-            save_json({"key": key} | {name: asdict(bound) for name, bound in found.items()}, file)
+        shown = len(images.requests[0].crops)
+        self._measured_once(images, [*images.requests, *twins], shown, CASE_SCORES, measure)
 
-    def _key(self, case: Case, requests: Sequence[Request], shown: int) -> str:
-        """Changes with everything that scores follow from."""
-        parts = [self.fingerprint, case.digest, [request.info.fingerprint for request in requests], shown]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+    def _find_bounds(self, images: CaseImages) -> None:
+        def measure() -> dict:
+            found = bounds(images.case, images.requests, _saved(images.requests), self.judges)
+            return {name: asdict(bound) for name, bound in found.items()}
 
+        self._measured_once(images, images.requests, 0, CASE_BOUNDS, measure)
 
-def no_faces(case: Case) -> tuple:
-    return ()
-
-
-def _requests(folder: Path, number: int, case: Case, samples: int, info: Callable, crops: Callable) -> list[Request]:
-    """All pictures of a case, prompt by prompt."""
-    place = folder / safe_name(case.name)
-    remove_leftovers(place)
-    shown = crops(case)
-    return [
-        Request(place / picture_name(prompt, sample), info(case, prompt, sample), number, prompt, sample, shown)
-        for prompt in range(len(case.prompts))
-        for sample in range(samples)
-    ]
+    def _measured_once(
+        self,
+        images: CaseImages,
+        requests: Sequence[Request],
+        shown: int,
+        kind: TypeAdapter,
+        measure: Callable[[], dict],
+    ) -> None:
+        """Write what `measure` finds, unless it is there, under a key of everything that it follows from."""
+        parts = [self.fingerprint, images.case.digest, [request.info.fingerprint for request in requests], shown]
+        key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+        if read_scores(images.scores, kind).get("key") != key:
+            save_json({"key": key} | measure(), images.scores)
 
 
 def _place(request: Request) -> dict:
@@ -228,20 +259,20 @@ def _place(request: Request) -> dict:
     }
 
 
-def _copy_from_base(wanted: Sequence[Sequence[Request]], of_base: Sequence[Sequence[Request]]) -> None:
+def _copy_from_base(wanted: Sequence[CaseImages], of_base: Sequence[CaseImages]) -> None:
     """A system that is shown no face draws what was drawn for the base."""
-    made = {request.info.fingerprint: request for part in of_base for request in part}
-    for request in (request for part in wanted for request in part if not request.crops):
-        twin = made.get(request.info.fingerprint)
-        if twin is not None and read_kept(request.path, request.info) is None:
-            (request.path.parent / SCORES).unlink(missing_ok=True)
-            save_kept(request.path, read_kept(twin.path, twin.info), request.info)
+    made = {request.info.fingerprint: request for images in of_base for request in images.requests}
+    for images in wanted:
+        for request in () if images.requests[0].crops else images.missing():
+            twin = made.get(request.info.fingerprint)
+            if twin is not None:
+                save(request.path, read_saved(twin.path, twin.info), request.info)
 
 
-def _kept(requests: Sequence[Request]) -> list[Kept]:
-    found = [read_kept(request.path, request.info) for request in requests]
-    for request, kept in zip(requests, found, strict=True):
-        if kept is None:
+def _saved(requests: Sequence[Request]) -> list[SavedImage]:
+    found = [read_saved(request.path, request.info) for request in requests]
+    for request, image in zip(requests, found, strict=True):
+        if image is None:
             raise UserError(f"{request.path}: was changed while the run went on; run the same command again")
     return found
 
@@ -280,37 +311,33 @@ def read_scores(file: Path, kind: TypeAdapter) -> dict:
         return {}
 
 
+def _stored(folder: Path, names: Sequence[str], kind: TypeAdapter) -> dict[str, dict]:
+    """case -> what every process left of it."""
+    found = {name: read_scores(folder / safe_name(name) / SCORES, kind) for name in names}
+    for name, stored in found.items():
+        if not stored:
+            raise UserError(f"{folder / safe_name(name)}: its scores are gone; run the same command again")
+    return found
+
+
 def _finish(plan: Plan, judges: Judges, systems: Sequence[SystemRun], names: Sequence[str], about: dict) -> None:
     """Put the cases together, on process 0."""
-    rows, spread, limits = [], {}, {}
+    rows, diversity, limits = [], {}, {}
     for system in systems:
-        found = list(_case_scores(system, names))
-        rows += [row for part in found for row in part[1]]
-        spread[system.name] = {name: value for name, _, value in found if value is not None}
+        stored = _stored(system.folder, names, CASE_SCORES)
+        for name, one in stored.items():
+            place = system.folder.relative_to(plan.out)
+            rows += [{"system": system.name, "case": name} | row | {"file": (place / row["file"]).as_posix()}
+                     for row in one["rows"]]  # fmt: skip
+        spread = {name: one["diversity"] for name, one in stored.items()}
+        diversity[system.name] = {name: value for name, value in spread.items() if value is not None}
         if system.bounds_from is not None:
-            stored = {name: _stored(system.bounds_from, name, CASE_BOUNDS) for name in names}
-            limits = {kind: {name: one[kind] for name, one in stored.items()} for kind in ("face", "text")}
-    for row in rows:
-        row["file"] = row["file"].relative_to(plan.out).as_posix()
-    scores = summarise(rows, systems, spread, limits, judges, plan.about, about)
+            found = _stored(system.bounds_from, names, CASE_BOUNDS)
+            limits = {kind: {name: one[kind] for name, one in found.items()} for kind in ("face", "text")}
+    scores = summarise(rows, systems, diversity, limits, judges, plan.about, about)
     save_ascii("".join(json.dumps(row) + "\n" for row in rows), plan.out / "scores.jsonl")
     save_json(scores, plan.out / SCORES)
     from feedface.evaluation.report import write_report
 
     write_report(plan.out)
     print(f"written to {plan.out}: report.html, {SCORES}, scores.jsonl, table.md")
-
-
-def _stored(folder: Path, name: str, kind: TypeAdapter) -> dict:
-    stored = read_scores(folder / safe_name(name) / SCORES, kind)
-    if not stored:
-        raise UserError(f"{folder / safe_name(name)}: its scores are gone; run the same command again")
-    return stored
-
-
-def _case_scores(system: SystemRun, names: Sequence[str]) -> Iterator[tuple[str, list[dict], float | None]]:
-    """(case, rows, diversity) of a system, from what every process left."""
-    for name in names:
-        stored = _stored(system.folder, name, CASE_SCORES)
-        about = {"system": system.name, "case": name}
-        yield name, [about | row | {"file": system.folder / row["file"]} for row in stored["rows"]], stored["diversity"]

@@ -9,13 +9,17 @@ from pathlib import Path
 from feedface.common.command_line import Parser
 from feedface.common.errors import UserError, path_flag
 from feedface.evaluation.people import FIRST_IDENTITY, GALLERY, MAX_IDENTITIES
-from feedface.settings import MAX_SEED, Settings, check_range, parse_size
+from feedface.settings import MAX_SEED, UNCOND_MODES, Settings, check_range, parse_size
 
 ROOT = Path(__file__).resolve().parents[3]
 PROTOCOLS = ("ppr10k", "mini")
-UNCOND = ("true_uncond", "empty_token", "paper")
+
 # What a protocol takes where nothing is said: the paper's numbers; a few minutes on two cores.
-DEFAULTS = {"ppr10k": {"references": [4], "base_images": 20}, "mini": {"references": [0, 1, 4], "base_images": 1}}
+DEFAULTS = {
+    "ppr10k": {"references": [4], "base_images": 20, "data": Path(), "judge": "buffalo_l"},
+    "mini": {"references": [0, 1, 4], "base_images": 1, "identities": 100, "samples_per_identity": 4,
+             "detector": "truth"},
+}  # fmt: skip
 OF_PPR10K, OF_MINI = ("data", "cases", "judge"), ("identities", "samples_per_identity", "inspector", "detector")
 
 
@@ -28,7 +32,10 @@ def make_parser(description: str) -> Parser:
     systems = parser.add_argument_group("systems")
     systems.add_argument("--model", type=Path, nargs="+", help="model folders (default: models/mini)")
     systems.add_argument("--ckpt_path", type=Path, help="other face-controlnet weights, as in inference.py")
-    systems.add_argument("--systems", type=Path, help="JSON list of {name, model, ckpt_path?, settings?, pool?, …}")
+    systems.add_argument(
+        "--systems", type=Path, nargs="+", help="several: model folders, JSON lists of {name, model, ckpt_path?, "
+        "settings?, pool?, …}, or both",
+    )  # fmt: skip
     systems.add_argument(
         "--references", type=int, nargs="+", help="pictures shown, at most; several numbers: each is a system "
         "(default: 4; mini: 0 1 4)",
@@ -36,7 +43,7 @@ def make_parser(description: str) -> Parser:
     systems.add_argument("--steps", type=int, help="evaluations of the model (this and the next four: the model's own)")
     systems.add_argument("--guidance", type=float, help="g in e_u + g (e_c - e_u); the paper's scale is g - 1")
     systems.add_argument("--face_scale", type=float, help="strength of the face, 0 to 5")
-    systems.add_argument("--uncond", choices=UNCOND, help="what the unconditional half sees")
+    systems.add_argument("--uncond", choices=UNCOND_MODES, help="what the unconditional half sees")
     systems.add_argument("--size", help="of the pictures in pixels: 512, or 512x768 (width x height)")
     common = parser.add_argument_group("pictures")
     common.add_argument("--samples", type=int, default=1, help="pictures a prompt (default: %(default)s)")
@@ -71,14 +78,9 @@ def parse(arguments: Sequence[str], description: str = "") -> argparse.Namespace
     for key, value in DEFAULTS[args.protocol].items():
         if getattr(args, key) is None:
             setattr(args, key, value)
-    if args.protocol == "ppr10k":
-        if args.cases is None:
-            raise UserError("--cases is missing: job files, or a folder of them (json_examples/ has some)")
-        args.data = args.data or Path()
-        args.judge = args.judge or "buffalo_l"
-    else:
-        args.identities = 100 if args.identities is None else args.identities
-        args.samples_per_identity = 4 if args.samples_per_identity is None else args.samples_per_identity
+    if args.protocol == "ppr10k" and args.cases is None:
+        raise UserError("--cases is missing: job files, or a folder of them (json_examples/ has some)")
+    if args.protocol == "mini":
         check_range("--identities", args.identities, 2, MAX_IDENTITIES)
         check_range("--samples_per_identity", args.samples_per_identity, 1, 64)
     for count in args.references:
@@ -100,10 +102,10 @@ def main(arguments: Sequence[str] | None = None, description: str = "") -> int:
     args = parse(sys.argv[1:] if arguments is None else arguments, description)
 
     # These bring in torch: seconds that a mistyped command line need not wait for.
-    from feedface.evaluation.systems import name_systems, read_systems
+    from feedface.evaluation.systems import gather_systems, name_systems
 
     if args.systems is not None:
-        systems = read_systems(args.systems, args.references, args.settings)
+        systems = gather_systems(args.systems, args.references, args.settings)
     else:
         models = args.model or [ROOT / "models" / "mini"]
         systems = name_systems(models, args.references, args.settings, args.ckpt_path)
@@ -115,11 +117,10 @@ def evaluate(args: argparse.Namespace, systems: Sequence) -> int:
     from feedface.common.device import pick_device, pick_dtype
     from feedface.common.processes import Team
     from feedface.evaluation.benchmark import Plan, run
-    from feedface.evaluation.judging import PackEye, mini_judges, photo_judges
-    from feedface.evaluation.mini import RealArtist
+    from feedface.evaluation.generators import Bundles, ModelGenerator, RealGenerator
+    from feedface.evaluation.judges import PackJudge
+    from feedface.evaluation.judging import mini_judges, photo_judges
     from feedface.evaluation.protocols import MiniCases, PhotoCases
-    from feedface.evaluation.systems import Bundles, ModelArtist
-    from feedface.inference.model_files import model_digest
     from feedface.inference.outputs import check_writable
     from feedface.preparation.models import limit_threads, pick_devices
 
@@ -129,47 +130,38 @@ def evaluate(args: argparse.Namespace, systems: Sequence) -> int:
     dtype = pick_dtype(args.dtype, device)
     limit_threads(team.local_count)
     bundles = Bundles(device, dtype)
-    shown = max(1, *(system.references for system in systems))
-    first = systems[0]
+    first, shown = systems[0], max(1, *(system.references for system in systems))
 
     def load() -> tuple:
         if args.protocol == "ppr10k":
             protocol = PhotoCases(args.cases, args.data, shown, args.seed)
-            if not protocol.names:
-                return protocol, None
-            return protocol, photo_judges(args.judge, args.clip, bundles.get(first), device)
+            judges = photo_judges(args.judge, args.clip, bundles.get(first), device) if protocol.names else None
+            return protocol, judges
         bundle = bundles.get(first)
         judges = mini_judges(args.inspector, args.clip, bundle, device)
         stride = max(args.samples, args.base_images)
-        protocol = MiniCases(
-            args.identities, args.samples_per_identity, shown, bundle.image_size, args.seed, stride,
-            args.detector or "truth", bundle.faces_root,
-        )  # fmt: skip
-        return protocol, judges
-
-    protocol, judges = team.each(load)
+        people = (args.identities, args.samples_per_identity, shown, bundle.image_size, args.seed, stride)
+        return MiniCases(*people, args.detector, bundle.faces_root), judges
 
     def opened(system):
-        def make(cases) -> ModelArtist:
+        def make(cases) -> ModelGenerator:
             bundle = bundles.get(system)
-            if isinstance(getattr(judges, "face", None), PackEye):
+            if judges and isinstance(judges.face, PackJudge):
                 judges.face.check_apart(bundle)
-            return ModelArtist(system, bundle, device, dtype, args.batch_size)
+            return ModelGenerator(system, bundle, device, dtype, args.batch_size)
 
         return make
 
-    artists = [opened(system) for system in systems]
+    protocol, judges = team.each(load)
+    generators = [opened(system) for system in systems]
     about = {"samples": args.samples, "base_images": args.base_images, "seed": args.seed}
     if args.protocol == "mini":
-        about |= {"first_identity": FIRST_IDENTITY, "gallery_pictures": GALLERY, "chance": 1 / args.identities,
-                  "reference_crops": args.detector or "truth",
-                  "references_with_a_face_found": round(protocol.found, 4)}  # fmt: skip
-
-        def through(cases) -> RealArtist:
-            bundle = bundles.get(first)
-            return RealArtist(cases, bundle, model_digest(bundle), device)
-
-        artists = [RealArtist, through, *artists]
-    plan = Plan(args.out, args.samples, args.base_images,
-                {"protocol": args.protocol, "command": args.command, "cases": about})  # fmt: skip
-    return run(protocol, artists, judges, plan, team)
+        about |= {"first_identity": FIRST_IDENTITY, "gallery_pictures": GALLERY, "chance": 1 / args.identities}
+        about |= {"reference_crops": args.detector, "references_with_a_face_found": round(protocol.found, 4)}
+        generators = [
+            lambda cases: RealGenerator(cases, device),
+            lambda cases: RealGenerator(cases, device, bundles.get(first)),
+            *generators,
+        ]
+    told = {"protocol": args.protocol, "command": args.command, "cases": about}
+    return run(protocol, generators, judges, Plan(args.out, args.samples, args.base_images, told), team)

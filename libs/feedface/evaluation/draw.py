@@ -1,6 +1,6 @@
 """Draw pictures of many people: people are mixed in a batch, several times faster than one person at a time.
 
-Letters: I people, R references a person, N pictures, B pictures in a batch, n face tokens, D their width.
+Letters: I people, R references a person, N pictures.
 """
 
 from collections.abc import Sequence
@@ -8,31 +8,41 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from feedface.backbones.base import Prompt
 from feedface.checkpoints.bundle import Bundle
+from feedface.common.errors import UserError
 from feedface.common.progress import progress
-from feedface.encoders import preprocess_face, to_uint8
+from feedface.diffusion.state import join, take
+from feedface.encoders import preprocess_reference, to_uint8
 from feedface.inference.batching import draw_batch
+from feedface.methods.base import Identity
 from feedface.settings import Settings
-from feedface.synthetic.train.common import to_pixels
 
 
 @torch.inference_mode()
 def encode_faces(
-    bundle: Bundle, crops: np.ndarray, device: torch.device, dtype: torch.dtype, pool: str = "concat"
-) -> torch.Tensor:
-    """Face crops [I, R], uint8 RGB [S, S, 3] each -> tokens [I, n, D] on the CPU; pool: see `FaceControlNet.join`."""
-    net = bundle.method
-    rows = []
+    bundle: Bundle,
+    crops: Sequence[Sequence[np.ndarray]],
+    device: torch.device,
+    dtype: torch.dtype,
+    pool: str = "concat",
+) -> Identity:
+    """Face crops [I][R], uint8 RGB [S, S, 3] each -> who is on them, I rows on the CPU; pool: see `Method.identity`."""
+    method, rows = bundle.method, []
+    if method is None:
+        raise UserError(f"{bundle.path}: this model has no method to show a face with; use --references 0")
     for person in crops:
-        pixels = torch.stack([preprocess_face(crop, net.face_size) for crop in person])
-        rows.append(net.join(net.encode(pixels.to(device, dtype))[None], pool).cpu())
-    return torch.cat(rows)
+        pixels = torch.stack([preprocess_reference(method.reference, crop) for crop in person])
+        features = method.features(pixels.to(device, dtype))
+        identity = method.identity({name: value[None] for name, value in features.items()}, pool)
+        rows.append({name: value.cpu() for name, value in identity.items()})
+    return join(*rows)
 
 
 def draw(
     bundle: Bundle,
     prompts: Sequence[str],
-    faces: torch.Tensor | None,
+    faces: Identity | None,
     settings: Settings,
     seed: int,
     batch_size: int,
@@ -41,17 +51,17 @@ def draw(
 ) -> np.ndarray:
     """One picture per prompt, row i with noise from seed + i: uint8 [N, H, W, 3].
 
-    faces: tokens [N, n, D], or None to leave the face-controlnet out. settings: complete (`Settings.for_model`).
+    faces: who is shown, N rows, or None to leave the method out. settings: complete (`Settings.for_model`).
     """
     pictures = []
-    texts: dict[str, torch.Tensor] = {}
+    texts: dict[str, Prompt] = {}
     with progress(total=len(prompts), desc=label, unit="picture") as bar:
         for start in range(0, len(prompts), batch_size):
             rows = range(start, min(start + batch_size, len(prompts)))
-            tokens = None if faces is None else faces[rows.start : rows.stop]
+            some_faces = None if faces is None else take(faces, slice(rows.start, rows.stop))
             seeds = [seed + row for row in rows]
             some = [prompts[row] for row in rows]
-            pictures.append(draw_batch(bundle, some, seeds, tokens, settings, device, texts=texts))
+            pictures.append(draw_batch(bundle, some, seeds, some_faces, settings, device, texts=texts))
             bar.update(len(rows))
     return np.concatenate(pictures)
 
@@ -59,7 +69,9 @@ def draw(
 @torch.inference_mode()
 def through_vae(bundle: Bundle, pictures: np.ndarray, batch_size: int, device: torch.device) -> np.ndarray:
     """Encode and decode pictures uint8 [N, H, W, 3]: what no model behind this VAE can surpass."""
-    parts = [pictures[start : start + batch_size] for start in range(0, len(pictures), batch_size)]
-    return np.concatenate(
-        [to_uint8(bundle.vae.decode(bundle.vae.encode(to_pixels(part, device), sample=False))) for part in parts]
-    )
+    parts = []
+    for start in range(0, len(pictures), batch_size):
+        rows = torch.from_numpy(np.ascontiguousarray(pictures[start : start + batch_size])).to(device)
+        pixels = rows.permute(0, 3, 1, 2).float().div(127.5).sub(1)
+        parts.append(to_uint8(bundle.vae.decode(bundle.vae.encode(pixels, sample=False))))
+    return np.concatenate(parts)

@@ -9,6 +9,7 @@ not, so the published weights are run here by transformers' BLIP: a picture enco
 and linear layers on its first state. Letters: N pictures, D width, L tokens.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -169,40 +170,39 @@ def build(state: Mapping[str, Tensor], source: Path) -> tuple[nn.Module, nn.Modu
             for place, key in enumerate(layers)
             for kind in ("weight", "bias")
         }
-    sees = fill(empty(BlipVisionModel, {"config": vision}, source), _vision_names(state), source)
+    sees = empty(BlipVisionModel, {"config": vision}, source)
+    seen = {_vision_name(key): value for key, value in _part(state, "blip.visual_encoder.").items()}
     reads = empty(BlipTextModel, {"config": text, "add_pooling_layer": False}, source)
-    prefix = "blip.text_encoder."
-    own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    own = _part(state, "blip.text_encoder.")
     own.pop("embeddings.position_ids", None)  # 0, 1, 2, ...
-    return sees, fill(reads, own, source), fill(judge, judge_state, source)
+    return fill(sees, seen, source), fill(reads, own, source), fill(judge, judge_state, source)
 
 
-def _vision_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    names = (
-        ("cls_token", "embeddings.class_embedding"),
-        ("pos_embed", "embeddings.position_embedding"),
-        ("patch_embed.proj.", "embeddings.patch_embedding."),
-        ("blocks.", "encoder.layers."),
-        (".attn.qkv.", ".self_attn.qkv."),
-        (".attn.proj.", ".self_attn.projection."),
-        (".norm1.", ".layer_norm1."),
-        (".norm2.", ".layer_norm2."),
-    )
-    renamed = {}
-    for key, value in state.items():
-        if not key.startswith("blip.visual_encoder."):
-            continue
-        key = key.removeprefix("blip.visual_encoder.")
-        if key.startswith("norm."):
-            key = f"post_layernorm.{key.removeprefix('norm.')}"
-        for theirs, ours in names:
-            key = key.replace(theirs, ours)
-        renamed[key] = value
-    return renamed
+# Published names of the picture encoder's tensors, and transformers'.
+VISION_NAMES = (
+    (r"^cls_token", "embeddings.class_embedding"),
+    (r"^pos_embed", "embeddings.position_embedding"),
+    (r"^patch_embed\.proj", "embeddings.patch_embedding"),
+    (r"^blocks", "encoder.layers"),
+    (r"^norm\.", "post_layernorm."),
+    (r"\.attn\.qkv\.", ".self_attn.qkv."),
+    (r"\.attn\.proj\.", ".self_attn.projection."),
+    (r"\.norm(\d)\.", r".layer_norm\1."),
+)
+
+
+def _vision_name(key: str) -> str:
+    for theirs, ours in VISION_NAMES:
+        key = re.sub(theirs, ours, key)
+    return key
+
+
+def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
 def _count(state: Mapping[str, Tensor], prefix: str) -> int:
-    return len({key.removeprefix(prefix).split(".")[0] for key in state if key.startswith(prefix)})
+    return len({key.split(".")[0] for key in _part(state, prefix)})
 
 
 def _layer(key: str) -> int:

@@ -5,6 +5,7 @@ training, so that no model can learn to please it. Letters: B batch, E embedding
 """
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -55,12 +56,8 @@ class Inspector(nn.Module):
 
     def __init__(self, attributes: Attributes, image_size: SidePx = 64, width: Width = 32, embedding_dim: Width = 128):
         super().__init__()
-        self.config = {
-            "attributes": dict(attributes),
-            "image_size": image_size,
-            "width": width,
-            "embedding_dim": embedding_dim,
-        }
+        sizes = {"image_size": image_size, "width": width, "embedding_dim": embedding_dim}
+        self.config = {"attributes": dict(attributes), **sizes}
         if image_size % 16:
             raise ValueError(f"image_size {image_size} is not a multiple of 16")
         # Full resolution is where convolutions cost most on a CPU, so the first step already halves it.
@@ -91,28 +88,28 @@ class Inspector(nn.Module):
             images = F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
         return self.trunk((images * 2 - 1).contiguous(memory_format=torch.channels_last))
 
+    def _batches(self, images: np.ndarray, batch_size: int) -> Iterator[torch.Tensor]:
+        """Pictures uint8 [B, H, W, 3] as `forward` takes them, some at a time."""
+        device = next(self.parameters()).device
+        for start in range(0, len(images), batch_size):
+            chunk = torch.from_numpy(np.ascontiguousarray(images[start : start + batch_size])).to(device)
+            yield chunk.permute(0, 3, 1, 2).float() / 255
+
     @torch.no_grad()
     def features(self, images: np.ndarray, batch_size: int = 256) -> np.ndarray:
         """What the trunk sees in pictures uint8 [B, H, W, 3], averaged over the picture: float32 [B, 4 width]."""
-        device = next(self.parameters()).device
-        parts = []
-        for start in range(0, len(images), batch_size):
-            chunk = torch.from_numpy(np.ascontiguousarray(images[start : start + batch_size])).to(device)
-            parts.append(self._grid(chunk.permute(0, 3, 1, 2).float() / 255).mean(dim=(2, 3)).cpu().numpy())
-        return np.concatenate(parts)
+        parts = [self._grid(batch).mean(dim=(2, 3)) for batch in self._batches(images, batch_size)]
+        return torch.cat(parts).cpu().numpy()
 
     @torch.no_grad()
     def inspect(self, images: np.ndarray, batch_size: int = 256) -> Findings:
         """Judge pictures of any number: uint8 [B, H, W, 3], RGB."""
-        device = next(self.parameters()).device
-        embeddings, attributes = [], {name: [] for name in self.heads}
-        for start in range(0, len(images), batch_size):
-            chunk = torch.from_numpy(np.ascontiguousarray(images[start : start + batch_size])).to(device)
-            output = self(chunk.permute(0, 3, 1, 2).float() / 255)
-            embeddings.append(output.embedding.cpu().numpy())
-            for name, logits in output.logits.items():
-                attributes[name].append(logits.argmax(dim=-1).cpu().numpy())
-        return Findings(np.concatenate(embeddings), {name: np.concatenate(parts) for name, parts in attributes.items()})
+        outputs = [self(batch) for batch in self._batches(images, batch_size)]
+        classes = {name: [output.logits[name].argmax(dim=-1) for output in outputs] for name in self.heads}
+        return Findings(
+            torch.cat([output.embedding for output in outputs]).cpu().numpy(),
+            {name: torch.cat(parts).cpu().numpy() for name, parts in classes.items()},
+        )
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Write `config.json` and `model.safetensors` (half precision; batch statistics stay in single)."""

@@ -1,18 +1,18 @@
-"""The judges of pictures of any kind: a face recogniser (who is it?) and a CLIP (is it what the prompt says?).
+"""The judges of pictures: who is it (a face recogniser, the mini world's inspector), does it fit the prompt (a CLIP)?
 
-faces = FaceJudge("buffalo_l")
-embeddings, found, boxes = faces.embed(pictures)
+faces = PackJudge("buffalo_l").look(pictures)
 clip = ClipJudge.load("openai/clip-vit-base-patch32", device)
 cosines = (clip.images(pictures) * clip.texts(prompts)).sum(1)
 
 Pictures are uint8 RGB [H, W, 3], of any size each. Letters: N pictures, M prompts, E width of a face embedding, D of a
-CLIP embedding. (The mini world has a judge of its own on top of these: `inspector.py`.)
+CLIP embedding.
 """
 
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from feedface.checkpoints.storage import quiet_transformers, read_safetensors
 from feedface.common.errors import UserError
 from feedface.common.reading import foreign
 from feedface.encoders import TEXT_PROJECTION, ImageEncoder, check_vocabulary, load_tokenizer
+from feedface.evaluation.inspector import Inspector
 from feedface.faces.crop import crop_square, square_box
 from feedface.faces.detect import INSIGHTFACE_ROOT, Face, InsightFaceDetector
 
@@ -40,53 +41,65 @@ class NotMeasured:
     reason: str
 
 
-class FaceJudge:
+@dataclass(frozen=True)
+class FaceFeatures:
+    """What a face judge sees in N pictures.
+
+    Attributes:
+        embeddings: [N, E] float32 of length 1, zeros where no face is found.
+        found: bool [N].
+        faces: the largest of each; None where there is none, or where the judge looks at whole pictures.
+    """
+
+    embeddings: np.ndarray
+    found: np.ndarray
+    faces: list[Face | None]
+
+    def crops(self, pictures: Iterable[np.ndarray]) -> list[np.ndarray]:
+        """The squares around the faces, as `faces.crop` cuts them, of the pictures that have one, in order."""
+        pairs = zip(pictures, self.faces, strict=True)
+        return [crop_square(picture, square_box(face.box)) for picture, face in pairs if face is not None]
+
+
+class FaceJudge(Protocol):
+    name: str
+
+    def look(self, pictures: Sequence[np.ndarray]) -> FaceFeatures: ...
+
+
+class PackJudge:
     """An insightface pack (`buffalo_l`, mini, ...): its detector finds the face, its recogniser says whose it is.
 
     Insightface's own packs are for non-commercial research only.
 
     Args:
-        pack_name, root: the folder `{root}/models/{pack_name}` of ONNX files.
+        name, root: the folder `{root}/models/{name}` of ONNX files.
         device, threads: see `faces.detect.InsightFaceDetector`.
 
     Raises:
         UserError: the pack is missing or broken, or has no recogniser.
     """
 
-    def __init__(
-        self, pack_name: str, root: str | Path = INSIGHTFACE_ROOT, device: str = "cpu", threads: int | None = None
-    ):
-        self.name = pack_name
-        # The same object is a `FaceDetector`, for whoever else has to find the faces: it is loaded once.
-        self.detector = InsightFaceDetector(pack_name, root, device, threads=threads)
-        if not self.detector.has_recogniser:
-            raise UserError(f"the face models {pack_name!r} have no recogniser; judge with buffalo_l, or with mini")
-        self._recogniser = self.detector._analysis.models["recognition"]
-        width = self._recogniser.output_shape[-1]
-        self._width = width if isinstance(width, int) else 512  # a file may leave it open; ArcFace's is 512
+    def __init__(self, name: str, root: str | Path = INSIGHTFACE_ROOT, device: str = "cpu", threads: int | None = None):
+        self.name = name
+        self._detector = InsightFaceDetector(name, root, device, threads=threads)
+        if not self._detector.has_recogniser:
+            raise UserError(f"the face models {name!r} have no recogniser; judge with buffalo_l, or with mini")
+        self._recogniser = self._detector._analysis.models["recognition"]
 
     def faces(self, pictures: Iterable[np.ndarray]) -> list[Face | None]:
-        """The largest face of each picture with its embedding, or None; for `background.masks_of_faces`."""
-        return [next(iter(self.detector.detect(picture)), None) for picture in pictures]
+        """The largest face of each picture with its embedding, or None."""
+        return [next(iter(self._detector.detect(picture)), None) for picture in pictures]
 
-    def embed(self, pictures: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Whose face each picture shows.
-
-        Returns:
-            embeddings: float32 [N, E], length 1; zeros where no face is found.
-            found: bool [N].
-            boxes: float32 [N, 4], x0, y0, x1, y1 in pixels of the largest face; zeros where none is found.
-        """
-        return self.arrays(self.faces(pictures))
-
-    def arrays(self, faces: Sequence[Face | None]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """What `embed` returns, of faces that `faces` found."""
-        embeddings = np.zeros((len(faces), self._width), np.float32)
-        found, boxes = np.zeros(len(faces), bool), np.zeros((len(faces), 4), np.float32)
+    def look(self, pictures: Iterable[np.ndarray]) -> FaceFeatures:
+        faces = self.faces(pictures)
+        width = self._recogniser.output_shape[-1]
+        width = width if isinstance(width, int) else 512  # a file may leave it open; ArcFace's is 512
+        embeddings = np.zeros((len(faces), width), np.float32)
         for row, face in enumerate(faces):
             if face is not None:
-                embeddings[row], found[row], boxes[row] = face.embedding, True, face.box
-        return embeddings, found, boxes
+                embeddings[row] = face.embedding
+        return FaceFeatures(embeddings, np.array([face is not None for face in faces], bool), faces)
 
     def check_apart(self, bundle: Bundle) -> None:
         """`UserError` if the recogniser is, byte for byte, a file that the model encodes faces with.
@@ -98,21 +111,32 @@ class FaceJudge:
             return
         own = Path(self._recogniser.model_file)
         files = [source] if source.is_file() else sorted(path for path in source.rglob("*") if path.is_file())
-        same_size = [path for path in files if path.stat().st_size == own.stat().st_size]
-        if same_size:
-            digest = _sha256(own)
-            for path in same_size:
-                if _sha256(path) == digest:
-                    raise UserError(
-                        f"the judge {self.name!r} is the model's own face encoder ({path} is its {own.name}), so its "
-                        "verdict would prove nothing; judge with another pack"
-                    )
+        for path in files:
+            if path.stat().st_size == own.stat().st_size and _sha256(path) == _sha256(own):
+                raise UserError(
+                    f"the judge {self.name!r} is the model's own face encoder ({path} is its {own.name}), so its "
+                    "verdict would prove nothing; judge with another pack"
+                )
 
 
-def face_crops(pictures: Iterable[np.ndarray], boxes: np.ndarray, found: np.ndarray) -> list[np.ndarray]:
-    """The squares around the faces that were found, as `faces.crop` cuts them: the pictures `found` has, in order."""
-    rows = zip(pictures, boxes, found, strict=True)
-    return [crop_square(picture, square_box(box)) for picture, box, there in rows if there]
+class InspectorJudge:
+    """The inspector says who it is, looking at the whole picture; a pack, where there is one, says where the face is.
+
+    A picture in which the pack finds no face has none. Without a pack every picture counts as one with a face.
+    """
+
+    name = "inspector"
+
+    def __init__(self, inspector: Inspector, pack: PackJudge | None):
+        self.inspector, self.pack = inspector, pack
+
+    def look(self, pictures: Sequence[np.ndarray]) -> FaceFeatures:
+        embeddings = self.inspector.inspect(np.stack(pictures)).embedding
+        if self.pack is None:
+            return FaceFeatures(embeddings, np.ones(len(pictures), bool), [None] * len(pictures))
+        faces = self.pack.faces(pictures)
+        found = np.array([face is not None for face in faces])
+        return FaceFeatures(np.where(found[:, None], embeddings, 0), found, faces)
 
 
 class ClipJudge:

@@ -10,6 +10,7 @@ A scored picture is a dict with `case` (the person) and figures that are numbers
 lines of `scores.jsonl`. `per_person` and what is built on it read those.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -220,12 +221,15 @@ def attribute_hits(
     Returns attribute -> (hits [I], asked for [I]), and their sums under "all"; the share shown is
     `bootstrap(hits, asked_for, statistic=ratio_of_means)`, so a person who was asked nothing weighs nothing.
     """
-    counted = {}
-    for name, wanted in asked.items():
-        named = wanted >= 0
-        counted[name] = (((seen[name] == wanted) & named).sum(axis=1), named.sum(axis=1))
-    counted["all"] = tuple(np.sum([pair[part] for pair in counted.values()], axis=0) for part in range(2))
-    return counted
+    named = {name: wanted >= 0 for name, wanted in asked.items()}
+    hits = {name: (seen[name] == asked[name]) & there for name, there in named.items()}
+    return _with_sum({name: (hits[name].sum(axis=1), there.sum(axis=1)) for name, there in named.items()})
+
+
+def _with_sum(counted: dict[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    if not counted:
+        return {}
+    return counted | {"all": tuple(np.sum([pair[part] for pair in counted.values()], axis=0) for part in range(2))}
 
 
 def per_person(rows: Iterable[Mapping[str, Any]], key: str, total: bool = False) -> dict[str, float]:
@@ -261,25 +265,18 @@ def paired(a: Mapping[str, float], b: Mapping[str, float]) -> tuple[np.ndarray, 
     return tuple(np.array([values[case] for case in common], dtype=np.float64) for values in (a, b))
 
 
-def detection_rate(rows: Iterable[Mapping[str, Any]]) -> Figure | None:
-    """Share of pictures in which the judge found a face, 0..1; None without pictures."""
-    return figure_of(rows, "face_found")
-
-
 def attribute_counts(rows: Iterable[Mapping[str, Any]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """`attribute_hits` of scored pictures: attribute -> (hits [I], asked for [I]), and their sums under "all".
 
     A picture's `attributes` holds, for each attribute its prompt names, whether it shows; None or absent names nothing.
     """
     people: dict[str, int] = {}
-    seen: list[tuple[str, int, bool]] = []
+    counted: dict[str, Counter] = {}
     for row in rows:
         person = people.setdefault(row["case"], len(people))
-        seen += [(name, person, bool(shown)) for name, shown in (row.get("attributes") or {}).items()]
-    counted = {name: (np.zeros(len(people), int), np.zeros(len(people), int)) for name, _, _ in seen}
-    for name, person, shown in seen:
-        counted[name][0][person] += shown
-        counted[name][1][person] += 1
-    if counted:
-        counted["all"] = tuple(np.sum([pair[part] for pair in counted.values()], axis=0) for part in range(2))
-    return counted
+        for name, shown in (row.get("attributes") or {}).items():
+            counted.setdefault(name, Counter()).update({(person, 0): bool(shown), (person, 1): 1})
+    return _with_sum({
+        name: tuple(np.array([counts[person, part] for person in people.values()]) for part in range(2))
+        for name, counts in counted.items()
+    })  # fmt: skip

@@ -29,8 +29,8 @@ Values = Mapping[str, float | None]
 class Bounds:
     """The scores of a case that become 0 and 1; None where not measured, and then `reason` says why."""
 
-    minimum: float | None
-    maximum: float | None
+    minimum: float | None = None
+    maximum: float | None = None
     reason: str | None = None
 
     @property
@@ -41,9 +41,6 @@ class Bounds:
         if not self.maximum > self.minimum:
             return f"its maximum {self.maximum:.3f} is not above its minimum {self.minimum:.3f}"
         return None
-
-    def as_dict(self) -> dict[str, float | str | None]:
-        return {"minimum": self.minimum, "maximum": self.maximum, "reason": self.unusable}
 
 
 def face_bounds(references: np.ndarray, base: np.ndarray) -> Bounds:
@@ -56,11 +53,9 @@ def face_bounds(references: np.ndarray, base: np.ndarray) -> Bounds:
     maximum = self_similarity(references)
     faces = int(references.any(axis=-1).sum())
     minimum = float(mean_cosine(base, references).mean()) if len(base) and faces else None
-    reason = None
+    reason = None if minimum is not None else "it has no base pictures"
     if maximum is None:
         reason = f"how alike its references are is unknown, as it has {faces} with a face and two are needed"
-    elif minimum is None:
-        reason = "it has no base pictures"
     return Bounds(minimum, maximum, reason)
 
 
@@ -69,10 +64,10 @@ def text_bounds(base: np.ndarray, references: np.ndarray) -> Bounds:
 
     base: of the base pictures, each with its prompt (any shape); references: of every reference with every prompt.
     """
-    base, references = np.asarray(base, dtype=np.float64), np.asarray(references, dtype=np.float64)
-    minimum, maximum = (float(scores.mean()) if scores.size else None for scores in (references, base))
-    missing = "references" if minimum is None else "base pictures"
-    return Bounds(minimum, maximum, f"it has no scored {missing}" if None in (minimum, maximum) else None)
+    scores = {"references": references, "base pictures": base}
+    means = [float(np.mean(values, dtype=np.float64)) if np.size(values) else None for values in scores.values()]
+    missing = next((name for name, mean in zip(scores, means, strict=True) if mean is None), None)
+    return Bounds(*means, None if missing is None else f"it has no scored {missing}")
 
 
 def normalise(score: float | None, bounds: Bounds) -> float | None:
@@ -80,12 +75,6 @@ def normalise(score: float | None, bounds: Bounds) -> float | None:
     if score is None or bounds.unusable:
         return None
     return (score - bounds.minimum) / (bounds.maximum - bounds.minimum)
-
-
-def normalise_cases(scores: Values, bounds: Mapping[str, Bounds]) -> dict[str, float | None]:
-    """`normalise` of every case; None for a case without bounds."""
-    unknown = Bounds(None, None)
-    return {case: normalise(score, bounds.get(case, unknown)) for case, score in scores.items()}
 
 
 def overall(row: Mapping[str, float | Figure | None]) -> float | None:
@@ -104,7 +93,6 @@ def table_row(
     face_bounds: Mapping[str, Bounds],
     text_bounds: Mapping[str, Bounds],
     seconds: Values | None = None,
-    **options,
 ) -> dict[str, Figure | None]:
     """A system's row of Table 1: `COLUMNS`, "overall" and "seconds", each with its interval over people, or None.
 
@@ -112,28 +100,31 @@ def table_row(
     cannot be normalised is left out of that column alone (`left_out` names it). "overall" is the sum of the columns as
     printed, its interval that of the sum for the same drawn people. "seconds" is the total of all cases, from each
     case's total.
-    options: those of `metrics.bootstrap`.
     """
-    scored = (normalise_cases(face, face_bounds), clip_face, normalise_cases(text, text_bounds), clip_text)
-    columns = dict(zip(COLUMNS, scored, strict=True))
-    row = {name: _figure(values, _mean, options) for name, values in columns.items()}
+    face, text = (
+        {case: normalise(score, bounds.get(case, Bounds())) for case, score in scores.items()}
+        for scores, bounds in ((face, face_bounds), (text, text_bounds))
+    )
+    columns = dict(zip(COLUMNS, (face, clip_face, text, clip_text), strict=True))
+    row = {name: _figure(values, _mean) for name, values in columns.items()}
     row["overall"] = None
     if overall(row) is not None:
         cases = sorted(set().union(*columns.values()))
-        arrays = [_array(values, cases) for values in columns.values()]
-        row["overall"] = bootstrap(*arrays, statistic=_sum_of_means, **options)
-    row["seconds"] = _figure(seconds or {}, lambda values: values.sum(axis=-1), options)
+        arrays = [
+            np.array([values.get(case) for case in cases], np.float64) for values in columns.values()
+        ]  # None: NaN
+        row["overall"] = bootstrap(*arrays, statistic=lambda *drawn: sum(map(_mean, drawn)))
+    row["seconds"] = _figure(seconds or {}, lambda values: values.sum(axis=-1))
     return row
 
 
 def left_out(scores: Values, bounds: Mapping[str, Bounds]) -> str | None:
     """One line on the cases that a normalised column leaves out and why; None if it holds all of them."""
-    unknown = Bounds(None, None)
-    why: dict[str, str] = {}
-    for case, score in scores.items():
-        reason = "it was not measured" if score is None else bounds.get(case, unknown).unusable
-        if reason:
-            why[case] = reason
+    why = {
+        case: "it was not measured" if score is None else bounds.get(case, Bounds()).unusable
+        for case, score in scores.items()
+    }
+    why = {case: reason for case, reason in why.items() if reason}
     if not why:
         return None if scores else "no case was measured"
     named = "; ".join(f"{case}: {reason}" for case, reason in list(why.items())[:NAMED])
@@ -141,14 +132,9 @@ def left_out(scores: Values, bounds: Mapping[str, Bounds]) -> str | None:
     return f"{len(why)} of {len(scores)} cases cannot be normalised ({named}{more})"
 
 
-def _array(values: Values, cases: list[str]) -> np.ndarray:
-    """[I] in the order of `cases`, NaN where not measured."""
-    return np.array([np.nan if values.get(case) is None else values[case] for case in cases], dtype=np.float64)
-
-
-def _figure(values: Values, statistic, options: Mapping) -> Figure | None:
+def _figure(values: Values, statistic) -> Figure | None:
     measured = [value for value in values.values() if value is not None]
-    return bootstrap(np.array(measured), statistic=statistic, **options) if measured else None
+    return bootstrap(np.array(measured), statistic=statistic) if measured else None
 
 
 def _mean(values: np.ndarray) -> np.ndarray:
@@ -156,7 +142,3 @@ def _mean(values: np.ndarray) -> np.ndarray:
     known = np.isfinite(values)
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(known, values, 0.0).sum(axis=-1) / known.sum(axis=-1)
-
-
-def _sum_of_means(*columns: np.ndarray) -> np.ndarray:
-    return sum(_mean(column) for column in columns)

@@ -15,7 +15,7 @@ from feedface.common.errors import UserError
 from feedface.common.images import open_image
 from feedface.inference.outputs import PictureInfo, save_png
 
-SECONDS, PEAK = "seconds", "peak_memory_mib"
+COSTS = ("seconds", "peak_memory_mib")
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Kept:
+class SavedImage:
     """A finished picture: uint8 RGB [H, W, 3]; its share of the time its batch took, in seconds; and the most memory,
     in MiB, that drawing it took."""
 
@@ -52,7 +52,7 @@ def picture_name(prompt: int, sample: int) -> str:
     return f"{prompt:03d}_{sample:03d}.png"
 
 
-def read_kept(path: Path, info: PictureInfo) -> Kept | None:
+def read_saved(path: Path, info: PictureInfo) -> SavedImage | None:
     """The picture at `path` if it is whole and made as `info` says; `UserError` where the folder cannot be read."""
     if os.path.lexists(path) and not os.access(path, os.R_OK):
         raise UserError(f"{path}: cannot be read (permission denied); name another --out")
@@ -62,19 +62,17 @@ def read_kept(path: Path, info: PictureInfo) -> Kept | None:
             text = image.text
             if text.get("fingerprint") != info.fingerprint:
                 return None
-            return Kept(np.array(image.convert("RGB")), _number(text.get(SECONDS)), _number(text.get(PEAK)))
+            return SavedImage(
+                np.array(image.convert("RGB")), *(float(text[key]) if key in text else None for key in COSTS)
+            )
     except UserError:  # Whatever is wrong with the file: it is not a finished picture.
         return None
 
 
-def save_kept(path: Path, kept: Kept, info: PictureInfo) -> None:
-    """Write a picture with all that `read_kept` asks for, whole or not at all. `OutputError` names the file."""
+def save(path: Path, saved: SavedImage, info: PictureInfo) -> None:
+    """Write a picture with all that `read_saved` asks for, whole or not at all. `OutputError` names the file."""
     metadata = info.metadata()
-    for key, value in ((SECONDS, kept.seconds), (PEAK, kept.peak_memory_mib)):
-        if value is not None:
-            metadata.add_itxt(key, f"{value:.6g}")
-    save_png(Image.fromarray(kept.image), path, metadata)
-
-
-def _number(text: str | None) -> float | None:
-    return None if text is None else float(text)
+    for key in COSTS:
+        if getattr(saved, key) is not None:
+            metadata.add_itxt(key, f"{getattr(saved, key):.6g}")
+    save_png(Image.fromarray(saved.image), path, metadata)

@@ -17,7 +17,7 @@ from PIL import Image
 from feedface.common.errors import UserError
 from feedface.common.images import read_image
 from feedface.evaluation.cases import FIRST_IDENTITY, crop_references, make_cases
-from feedface.evaluation.judging import FaceEye
+from feedface.evaluation.judges import FaceJudge
 from feedface.faces.crop import crop_square, square_box
 from feedface.faces.references import NoFaceError
 from feedface.inference.jobs import Job, find_job_files, read_jobs
@@ -79,7 +79,7 @@ class PhotoCases:
         self.references, self.seed = references, seed
         self.names = [job.id for job, _ in self.jobs]
 
-    def load(self, index: int, judge: FaceEye) -> Case:
+    def load(self, index: int, judge: FaceJudge) -> Case:
         """Read a case's pictures and find the faces in them. `UserError`: a damaged picture, or no face in any."""
         job, paths = self.jobs[index]
         pictures = [read_image(path) for path in paths]
@@ -137,7 +137,7 @@ class MiniCases:
         self.problems: list[str] = []
         self.seed, self.stride = seed, stride
 
-    def load(self, index: int, judge: FaceEye) -> Case:
+    def load(self, index: int, judge: FaceJudge) -> Case:
         cases = self.cases
         references, gallery = list(cases.references[index]), list(cases.gallery[index])
         looks, shown = judge.look(references + gallery), len(references)

@@ -4,64 +4,74 @@ scores.json is described in `feedface.evaluation.report`. Nothing is measured he
 """
 
 import math
-from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Required
 
 import numpy as np
 from PIL import Image
-from pydantic import TypeAdapter
+from pydantic import BaseModel, TypeAdapter, model_validator
 from typing_extensions import TypedDict
 
 from feedface.common.errors import UserError
 from feedface.common.images import open_image
 from feedface.common.reading import read_text
 from feedface.common.validation import OPEN, Finite, parse_line_as, read_json_as
+from feedface.evaluation.columns import NORMALISED
 from feedface.evaluation.metrics import Figure
 from feedface.inference.outputs import safe_name
 
-NORMALISED = "normalised."
 SAME = {"attribute_all": "attributes", "face_found": "detection_rate"}  # two names of one figure
 
 
-class _Normalised(TypedDict, total=False):
-    """Its columns of the paper's Table 1, as far as they are looked at by name."""
+class _Object(BaseModel):
+    """An object, described as far as it is looked at by name; what is null counts as absent."""
 
-    __pydantic_config__ = OPEN
-    left_out: dict | None
-    text_measure: str | None
+    model_config = OPEN
 
-
-class _System(TypedDict, total=False):
-    """What scores.json says of a system, as far as it is looked at by name."""
-
-    __pydantic_config__ = OPEN
-    model: dict | None
-    settings: dict | None
-    figures: dict | None
-    not_measured: dict | None
-    normalised: _Normalised | None
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, value: Any) -> Any:
+        return {key: one for key, one in value.items() if one is not None} if isinstance(value, dict) else value
 
 
-class _Person(TypedDict, total=False):
-    __pydantic_config__ = OPEN
-    references: list[str] | None
-    prompts: list[str] | None
-    notices: list[str] | None
+class Normalised(_Object):
+    """A system's row of the paper's Table 1."""
+
+    left_out: dict = {}
+    text_measure: str | None = None
 
 
-class _Cases(TypedDict, total=False):
-    __pydantic_config__ = OPEN
-    failed: dict[str, str] | None
-    people: dict[str, _Person] | None
+class SystemScores(_Object):
+    model: dict = {}
+    settings: dict = {}
+    figures: dict = {}
+    not_measured: dict = {}
+    normalised: Normalised = Normalised()
+    seconds: Any = None
+    detection_rate: Any = None
+    peak_memory_mib: Any = None
 
 
-class _Scores(TypedDict, total=False):
-    __pydantic_config__ = OPEN
-    systems: Required[dict[str, _System]]
-    comparisons: dict[str, dict] | None
-    cases: _Cases | None
+class Person(_Object):
+    references: list[str] = []
+    prompts: list[str] = []
+    notices: list[str] = []
+
+
+class Cases(_Object):
+    failed: dict[str, str] = {}
+    people: dict[str, Person] = {}
+
+
+class Scores(_Object):
+    systems: dict[str, SystemScores]
+    comparisons: dict[str, dict] = {}
+    cases: Cases = Cases()
+    protocol: Any = ""
+    command: Any = None
+    judge: Any = None
 
 
 class _Row(TypedDict, total=False, extra_items=bool | int | Finite | dict[str, Any] | None):
@@ -76,80 +86,62 @@ class _Row(TypedDict, total=False, extra_items=bool | int | Finite | dict[str, A
     file: str
 
 
-_SCORES, _ROW = TypeAdapter(_Scores), TypeAdapter(_Row)
+_SCORES, _ROW = TypeAdapter(Scores), TypeAdapter(_Row)
 
 
 @dataclass(frozen=True)
 class Results:
+    """Attributes:
+    rows: of scores.jsonl, one a scored picture.
+    figures: system -> key (see `columns`) -> figure; NORMALISED stands before the key of a column of Table 1.
+    reasons: system -> key -> why it was not measured, or not of everybody.
+    """
+
     out: Path
-    scores: dict  # content of scores.json
-    rows: list[dict]  # of scores.jsonl, one a scored picture
+    scores: Scores
+    rows: list[dict]
+    figures: dict[str, dict[str, Figure]]
+    reasons: dict[str, dict[str, str]]
 
     @property
-    def systems(self) -> dict[str, dict]:
-        return self.scores["systems"]
+    def systems(self) -> list[str]:
+        return list(self.scores.systems)
 
     @property
-    def drawn(self) -> set[str]:
+    def drawn(self) -> list[str]:
         """Systems that are models; the others are pictures that no model drew, for comparison."""
-        return {name for name, entry in self.systems.items()
-                if (entry.get("model") or {"digest": ""}).get("digest") is not None}  # fmt: skip
+        models = {name: entry.model for name, entry in self.scores.systems.items()}
+        return [name for name, model in models.items() if not model or model.get("digest") is not None]
 
     @property
     def people(self) -> list[str]:
         """Cases with a scored picture, in the order in which they come."""
         return list(dict.fromkeys(row["case"] for row in self.rows))
 
-    def figure(self, system: str, key: str) -> Figure | None:
-        """A figure of a system by its key in scores.jsonl (or attribute_NAME, diversity, detection_rate, …)."""
-        entry = self.systems[system]
-        place = entry if key in ("detection_rate", "peak_memory_mib") else entry.get("figures") or {}
-        names = [stored for stored, known in SAME.items() if known == key]
-        return next(filter(None, (as_figure(place.get(name)) for name in [key, *names])), None)
-
-    def keys(self, system: str) -> list[str]:
-        """Of the system's figures."""
-        return [SAME.get(key, key) for key in self.systems[system].get("figures") or {}]
-
-    def reasons(self, system: str) -> dict[str, str]:
-        """key -> why it was not measured, or not of everybody; NORMALISED before the key for a column of Table 1."""
-        entry = self.systems[system]
-        found = {SAME.get(key, key): str(reason) for key, reason in (entry.get("not_measured") or {}).items()}
-        left_out = (entry.get("normalised") or {}).get("left_out") or {}
-        return found | {NORMALISED + key: str(reason) for key, reason in left_out.items()}
-
-    def normalised(self, system: str, key: str) -> Figure | None:
-        """A column of Table 1."""
-        return as_figure((self.systems[system].get("normalised") or {}).get(key))
-
     @property
-    def cases(self) -> dict:
-        """What scores.json says of the cases together; of each one under "people"."""
-        return self.scores.get("cases") or {}
+    def pairs(self) -> set[tuple]:
+        """Of person and prompt."""
+        return {(row["case"], row.get("prompt")) for row in self.rows}
 
-    def case(self, name: str) -> dict:
-        """What scores.json says of a case: {"references", "prompts", …}, or nothing."""
-        return (self.cases.get("people") or {}).get(name) or {}
+    def case(self, name: str) -> Person:
+        """What scores.json says of a case."""
+        return self.scores.cases.people.get(name, Person())
 
     def prompt(self, row: dict) -> str:
         """The text of a scored picture's prompt, "" where it is not told."""
-        prompts, number = self.case(row["case"]).get("prompts") or [], row.get("prompt")
+        prompts, number = self.case(row["case"]).prompts, row.get("prompt")
         if isinstance(number, int) and 0 <= number < len(prompts):
-            return str(prompts[number])
+            return prompts[number]
         return number if isinstance(number, str) else ""
-
-    def references(self, case: str) -> list[Path]:
-        """The pictures of a person that were shown to the systems: those listed, or else those kept in references/."""
-        listed = [self.out / str(path) for path in self.case(case).get("references") or []]
-        kept = sorted((self.out / "references" / safe_name(case)).glob("*.png"))
-        return listed or kept
 
     def picture(self, row: dict) -> Image.Image | None:
         return open_picture(self.out / str(row.get("file")))
 
     def reference(self, case: str) -> Image.Image | None:
-        """The first reference that can be read."""
-        return next(filter(None, map(open_picture, self.references(case))), None)
+        """The first picture of the person that can be read, of those listed, or else of those kept in references/."""
+        listed = [self.out / path for path in self.case(case).references]
+        kept = sorted((self.out / "references" / safe_name(case)).glob("*.png"))
+        return next(filter(None, map(open_picture, listed or kept)), None)
 
     def same_seed(self, case: str, choice: int = 0) -> dict[str, dict]:
         """system -> its row for one prompt and seed of a case that as many systems as possible share.
@@ -164,10 +156,6 @@ class Results:
         shared = [found for found in places.values() if len(found) == most]
         return shared[choice % len(shared)] if shared else {}
 
-    def pictures_a_system(self) -> dict[str, int]:
-        counts = Counter(row["system"] for row in self.rows)
-        return {name: counts[name] for name in self.systems}
-
 
 def load_results(out: Path) -> Results:
     """Read scores.json and scores.jsonl of an evaluation's folder. `UserError` names what is missing or damaged."""
@@ -176,15 +164,32 @@ def load_results(out: Path) -> Results:
         if not (out / name).exists():
             raise UserError(f"{out / name}: no such file; run evaluate.py with --out {out} first")
     scores = read_json_as(out / "scores.json", _SCORES)
-    if not scores["systems"]:
+    if not scores.systems:
         raise UserError(f"{out / 'scores.json'}: has no systems; is it of evaluate.py?")
-    rows = []
     path = out / "scores.jsonl"
-    for number, line in enumerate(read_text(path).split("\n"), 1):
-        if line.strip():
-            rows.append(parse_line_as(line, _ROW, f"{path}:{number}"))
+    lines = enumerate(read_text(path).split("\n"), 1)
+    rows = [parse_line_as(line, _ROW, f"{path}:{number}") for number, line in lines if line.strip()]
     # Pictures of systems that were evaluated into this folder once and are not compared now.
-    return Results(out, scores, [row for row in rows if row["system"] in scores["systems"]])
+    rows = [row for row in rows if row["system"] in scores.systems]
+    figures = {name: figures_of(_stored(entry)) for name, entry in scores.systems.items()}
+    return Results(out, scores, rows, figures, {name: _reasons(entry) for name, entry in scores.systems.items()})
+
+
+def _stored(entry: SystemScores) -> dict[str, object]:
+    own = {"detection_rate": entry.detection_rate, "peak_memory_mib": entry.peak_memory_mib}
+    table_1 = {NORMALISED + key: value for key, value in (entry.normalised.model_extra or {}).items()}
+    return {SAME.get(key, key): value for key, value in entry.figures.items()} | own | table_1
+
+
+def _reasons(entry: SystemScores) -> dict[str, str]:
+    found = {SAME.get(key, key): str(reason) for key, reason in entry.not_measured.items()}
+    return found | {NORMALISED + key: str(reason) for key, reason in entry.normalised.left_out.items()}
+
+
+def figures_of(stored: Mapping[str, object]) -> dict[str, Figure]:
+    """Those that are figures."""
+    found = {key: as_figure(value) for key, value in stored.items()}
+    return {key: figure for key, figure in found.items() if figure is not None}
 
 
 def as_figure(value: object) -> Figure | None:

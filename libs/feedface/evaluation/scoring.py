@@ -10,14 +10,16 @@ from typing import Any
 import numpy as np
 
 from feedface.evaluation.background import background_changes, masks_of_faces
-from feedface.evaluation.judges import face_crops
-from feedface.evaluation.judging import Judges, Looks
+from feedface.evaluation.judges import FaceFeatures
+from feedface.evaluation.judging import Judges
 from feedface.evaluation.metrics import copy_paste, diversity, mean_cosine, mean_embedding
 from feedface.evaluation.normalised import Bounds, face_bounds, text_bounds
-from feedface.evaluation.pictures import Kept, Request
+from feedface.evaluation.pictures import Request, SavedImage
 from feedface.evaluation.protocols import Case
 
 DIGITS = 6
+
+Columns = dict[str, Sequence[Any]]  # figure -> its value for each of N pictures; None: not measured
 
 
 class Gallery:
@@ -36,135 +38,118 @@ class Gallery:
 def score(
     case: Case,
     requests: Sequence[Request],
-    kept: Sequence[Kept],
-    base: Sequence[Kept] | None,
+    saved: Sequence[SavedImage],
+    base: Sequence[SavedImage] | None,
     judges: Judges,
     gallery: Gallery,
-    shown: int,
 ) -> dict[str, Any]:
     """Rows of a system's pictures of one case, and the diversity of its faces.
 
-    base: the same prompts and seeds drawn without a face; None: there are none. shown: how many references the system
-    was shown. Rows hold all keys of a scored picture but system, case, prompt, sample and file.
+    base: the same prompts and seeds drawn without a face; None: there are none. Rows hold all keys of a scored picture
+    but system, case, prompt, sample and file.
     """
-    pictures = [picture.image for picture in kept]
-    looks = judges.face.look(pictures)
-    rows = [
-        {"face_found": bool(found), **figures}
-        for found, figures in zip(looks.found, _faces(case, looks, gallery, shown), strict=True)
+    pictures, prompts = [one.image for one in saved], np.array([request.prompt for request in requests])
+    features = judges.face.look(pictures)
+    columns: Columns = {
+        "face_found": features.found,
+        **_faces(case, features, gallery, len(requests[0].crops)),
+        **_clip(case, prompts, pictures, features, judges),
+        **_texts(case, prompts, pictures, judges),
+        **_background(pictures, features, base, judges),
+        "seconds": [one.seconds for one in saved],
+        "peak_memory_mib": [one.peak_memory_mib for one in saved],
+    }
+    of_prompts = [
+        diversity(features.embeddings[prompts == p], features.found[prompts == p]) for p in np.unique(prompts)
     ]
-    _add_clip(rows, case, requests, pictures, looks, judges)
-    asked = [request.prompt for request in requests]
-    for row, value in zip(rows, _texts(case, asked, pictures, judges), strict=True):
-        row.update(value)
-    _add_background(rows, pictures, looks, base, judges)
-    for row, picture in zip(rows, kept, strict=True):
-        row.update(seconds=picture.seconds, peak_memory_mib=picture.peak_memory_mib)
-    prompts = np.array(asked)
-    spread = [diversity(looks.embeddings[prompts == p], looks.found[prompts == p]) for p in np.unique(prompts)]
-    spread = [value for value in spread if value is not None]
+    measured = [value for value in of_prompts if value is not None]
     return {
-        "rows": [{key: _plain(value) for key, value in row.items()} for row in rows],
-        "diversity": _plain(np.mean(spread)) if spread else None,
+        "rows": [{key: _plain(values[row]) for key, values in columns.items()} for row in range(len(pictures))],
+        "diversity": _plain(np.mean(measured)) if measured else None,
     }
 
 
-def bounds(case: Case, requests: Sequence[Request], base: Sequence[Kept], judges: Judges) -> dict[str, Bounds]:
+def bounds(case: Case, requests: Sequence[Request], base: Sequence[SavedImage], judges: Judges) -> dict[str, Bounds]:
     """The paper's bounds of one case ("face", "text") from its base pictures and references.
 
     The text score is ImageReward's, in the mini world the share of the prompt's attributes that shows.
     """
-    pictures = [picture.image for picture in base]
-    looks = judges.face.look(pictures)
+    pictures = [one.image for one in base]
     of_base = _text_scores(_texts(case, [request.prompt for request in requests], pictures, judges))
     of_references: list[float] = []
     for prompt in range(len(case.prompts)):
         of_references += _text_scores(_texts(case, [prompt] * len(case.references), case.references, judges))
     return {
-        "face": face_bounds(case.own, looks.embeddings),
+        "face": face_bounds(case.own, judges.face.look(pictures).embeddings),
         "text": text_bounds(np.array(of_base), np.array(of_references)),
     }
 
 
-def _faces(case: Case, looks: Looks, gallery: Gallery, shown: int) -> list[dict[str, Any]]:
-    embeddings, found = looks.embeddings, looks.found
-    to_own = mean_cosine(embeddings, case.own)
-    others = len(case.others) > 0
-    to_other = mean_cosine(embeddings, case.others) if others else [None] * len(found)
-    person = gallery.names.index(case.name)
-    people = len(gallery.names)
-    if people > 1:
-        nearest = (embeddings @ gallery.directions.T).argmax(axis=1) == person
+def _faces(case: Case, features: FaceFeatures, gallery: Gallery, shown: int) -> Columns:
+    embeddings, found = features.embeddings, features.found
+    columns: Columns = dict.fromkeys(
+        ("face_reference", "face_other", "face_strangers", "nearest", "copy_paste"), [None] * len(found)
+    )
+    columns["face_reference"] = np.where(found, mean_cosine(embeddings, case.own), 0)
+    if len(case.others):
+        columns["face_other"] = np.where(found, mean_cosine(embeddings, case.others), 0)
+        copied_from = case.own[: max(shown, 1)]
+        if copied_from.any():
+            columns["copy_paste"] = copy_paste(embeddings, copied_from, case.others)
+    if len(gallery.names) > 1:
+        person = gallery.names.index(case.name)
+        columns["nearest"] = ((embeddings @ gallery.directions.T).argmax(axis=1) == person) & found
         strangers = np.delete(gallery.means, person, axis=0).mean(axis=0)
-        to_strangers = embeddings @ strangers
-    copied = copy_paste(embeddings, case.own[: max(shown, 1)], case.others) if others else None
-    return [
-        {
-            "face_reference": to_own[row] if found[row] else 0.0,
-            "face_other": None if not others else to_other[row] if found[row] else 0.0,
-            "face_strangers": None if people < 2 else to_strangers[row] if found[row] else 0.0,
-            "nearest": None if people < 2 else bool(nearest[row] and found[row]),
-            "copy_paste": copied[row] if others and found[row] else None,
-        }
-        for row in range(len(found))
-    ]
+        columns["face_strangers"] = np.where(found, embeddings @ strangers, 0)
+    return columns
 
 
-def _add_clip(
-    rows: list[dict], case: Case, requests: Sequence[Request], pictures: list[np.ndarray], looks: Looks, judges: Judges
-) -> None:
-    for row in rows:
-        row.update(clip_face=None, clip_text=None)
+def _clip(
+    case: Case, prompts: Sequence[int], pictures: Sequence[np.ndarray], features: FaceFeatures, judges: Judges
+) -> Columns:
+    columns: Columns = dict.fromkeys(("clip_face", "clip_text"), [None] * len(pictures))
     if judges.clip is None:
-        return
+        return columns
     images, texts = judges.clip.images(pictures), judges.clip.texts(case.prompts)
-    for row, image, request in zip(rows, images, requests, strict=True):
-        row["clip_text"] = image @ texts[request.prompt]
-    if any(found and face is None for found, face in zip(looks.found, looks.faces, strict=True)):
-        return  # a judge that finds no boxes
-    references = judges.clip.images(case.crops)
-    places = np.flatnonzero(looks.found)
-    boxes = np.array([face.box if face is not None else np.zeros(4) for face in looks.faces])
-    faces = judges.clip.images(face_crops(pictures, boxes, looks.found))
-    for row in rows:
-        row["clip_face"] = 0.0
-    for place, face in zip(places, faces, strict=True):
-        rows[place]["clip_face"] = (references @ face).mean()
+    columns["clip_text"] = [image @ texts[prompt] for image, prompt in zip(images, prompts, strict=True)]
+    boxes = np.array([face is not None for face in features.faces])
+    if not (features.found & ~boxes).any():  # else the judge finds no boxes
+        references, faces = judges.clip.images(case.crops), judges.clip.images(features.crops(pictures))
+        columns["clip_face"] = np.zeros(len(pictures))
+        columns["clip_face"][boxes] = [(references @ face).mean() for face in faces]
+    return columns
 
 
-def _texts(case: Case, prompts: Sequence[int], pictures: Sequence[np.ndarray], judges: Judges) -> list[dict[str, Any]]:
-    """{"image_reward", "attributes"} of each picture with its prompt, given by number."""
-    rows: list[dict[str, Any]] = [{"image_reward": None, "attributes": None} for _ in prompts]
+def _texts(case: Case, prompts: Sequence[int], pictures: Sequence[np.ndarray], judges: Judges) -> Columns:
+    """Of each picture with its prompt, given by number."""
+    columns: Columns = dict.fromkeys(("image_reward", "attributes"), [None] * len(prompts))
     if judges.reward is not None:
-        asked_for = [case.prompts[prompt] for prompt in prompts]
-        for row, value in zip(rows, judges.reward.score(asked_for, pictures), strict=True):
-            row["image_reward"] = value
+        columns["image_reward"] = judges.reward.score([case.prompts[prompt] for prompt in prompts], pictures)
     if judges.inspector is not None and case.asked is not None:
         seen = judges.inspector.inspect(np.stack(pictures)).attributes
-        for number, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
-            asked = case.asked[prompt]
-            row["attributes"] = {name: bool(seen[name][number] == wanted) for name, wanted in asked.items()}
-    return rows
+        columns["attributes"] = [
+            {name: bool(seen[name][row] == wanted) for name, wanted in case.asked[prompt].items()}
+            for row, prompt in enumerate(prompts)
+        ]
+    return columns
 
 
-def _text_scores(rows: Sequence[Mapping[str, Any]]) -> list[float]:
+def _text_scores(columns: Columns) -> list[float]:
     """The score that the paper normalises, of the pictures that have one."""
-    shares = [np.mean(list(row["attributes"].values())) if row["attributes"] else row["image_reward"] for row in rows]
-    return [float(share) for share in shares if share is not None]
+    pairs = zip(columns["attributes"], columns["image_reward"], strict=True)
+    scores = [np.mean(list(shown.values())) if shown else reward for shown, reward in pairs]
+    return [float(value) for value in scores if value is not None]
 
 
-def _add_background(
-    rows: list[dict], pictures: list[np.ndarray], looks: Looks, base: Sequence[Kept] | None, judges: Judges
-) -> None:
-    for row in rows:
-        row.update(background_pixels=None, background_clip=None)
-    if base is None or judges.parser is None:
-        return
-    without = [picture.image for picture in base]
-    masks = masks_of_faces(pictures, looks.faces, judges.parser)
-    changes = background_changes(pictures, without, masks, _base_masks(without, judges), judges.clip)
-    for row, change in zip(rows, changes, strict=True):
-        row.update(change or {})
+def _background(
+    pictures: list[np.ndarray], features: FaceFeatures, base: Sequence[SavedImage] | None, judges: Judges
+) -> Columns:
+    changes: list[dict | None] = [None] * len(pictures)
+    if base is not None and judges.parser is not None:
+        without = [one.image for one in base]
+        masks = masks_of_faces(pictures, features.faces, judges.parser)
+        changes = background_changes(pictures, without, masks, _base_masks(without, judges), judges.clip)
+    return {key: [(change or {}).get(key) for change in changes] for key in ("background_pixels", "background_clip")}
 
 
 def _base_masks(pictures: list[np.ndarray], judges: Judges) -> list[np.ndarray | None]:
@@ -179,7 +164,9 @@ def _base_masks(pictures: list[np.ndarray], judges: Judges) -> list[np.ndarray |
 
 
 def _plain(value: Any) -> Any:
-    """numpy's numbers as Python's, rounded; NaN as None."""
-    if isinstance(value, bool | dict | str) or value is None:
+    """numpy's values as Python's, numbers rounded; NaN as None."""
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    if isinstance(value, dict | str) or value is None:
         return value
     return round(float(value), DIGITS) if np.isfinite(value) else None
