@@ -8,32 +8,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from feedface.backbones.base import Prompt
 from feedface.checkpoints.bundle import Bundle
-from feedface.common.progress import progress
-from feedface.diffusion.state import join, take
-from feedface.encoders import preprocess_reference
+from feedface.diffusion.state import take
+from feedface.evaluation.draw import draw, encode_faces
 from feedface.evaluation.metrics import attribute_hits, mean_embedding, similarity_to_own
 from feedface.evaluation.mini import Judge
-from feedface.inference.batching import draw_batch
-from feedface.methods.base import Identity
 from feedface.settings import Settings
 
 Values = dict[str, np.ndarray]  # figure -> [I]
-
-
-@torch.inference_mode()
-def identities(
-    bundle: Bundle, crops: np.ndarray, device: torch.device, dtype: torch.dtype, pool: str = "concat"
-) -> Identity:
-    """Who is on the face crops [I,R], squares uint8 RGB each: I rows, on the CPU."""
-    method, rows = bundle.method, []
-    for person in crops:
-        pixels = torch.stack([preprocess_reference(method.reference, crop) for crop in person])
-        features = method.features(pixels.to(device, dtype))
-        identity = method.identity({name: value[None] for name, value in features.items()}, pool)
-        rows.append({name: value.cpu() for name, value in identity.items()})
-    return join(*rows)
 
 
 def draw_people(
@@ -51,22 +33,14 @@ def draw_people(
 ) -> np.ndarray:
     """Pictures uint8 [I,S,H,W,3] of the prompts [I][S], numbered row by row: picture n has the noise of seed + n.
 
-    crops: face crops [I,R], see `identities`; None leaves the face out. settings: complete.
+    crops: face crops [I,R], see `encode_faces`; None leaves the face out. settings: complete.
     """
-    wanted = [prompt for person in prompts for prompt in person]
-    people = np.repeat(np.arange(len(prompts)), len(prompts[0]))
-    shown = None if crops is None else identities(bundle, crops, device, dtype, pool)
-    texts: dict[str, Prompt] = {}
-    parts = []
-    with progress(total=len(wanted), desc=label, unit="picture") as bar:
-        for start in range(0, len(wanted), batch_size):
-            rows = range(len(wanted))[start : start + batch_size]
-            some = wanted[rows.start : rows.stop]
-            identity = None if shown is None else take(shown, people[rows])
-            seeds = [seed + row for row in rows]
-            parts.append(draw_batch(bundle, some, seeds, identity, settings, device, texts=texts))
-            bar.update(len(rows))
-    return by_person(np.concatenate(parts), len(prompts))
+    each = len(prompts[0])
+    faces = None
+    if crops is not None:
+        faces = take(encode_faces(bundle, crops, device, dtype, pool), np.repeat(np.arange(len(crops)), each))
+    flat = [prompt for person in prompts for prompt in person]
+    return by_person(draw(bundle, flat, faces, settings, seed, batch_size, device, label), len(prompts))
 
 
 def judged(judge: Judge, pictures: np.ndarray, shown: int | None = None) -> Values:

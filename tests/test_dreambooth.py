@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 import torch
 from research.baselines import sessions as sessions_module
-from research.baselines.compare import differences, figures, measure, measure_references, normalised
+from research.baselines.compare import differences, figures, measure_references, normalised
 from research.baselines.dreambooth import contact_sheet, first_people, parse, run
 from research.baselines.personalise import (
-    TARGETS,
     DreamBoothSettings,
     draw_prior,
     encode_pictures,
@@ -19,6 +18,7 @@ from research.baselines.personalise import (
     with_identifier,
 )
 from research.baselines.sessions import Sessions, class_prompts, noun_of, people_of
+from research.people import judged
 from tests.toy import make_toy_bundle
 
 from feedface.checkpoints.bundle import load_bundle
@@ -31,6 +31,7 @@ from feedface.settings import Settings
 from feedface.synthetic.world import ATTRIBUTES, make_portraits
 
 PEOPLE, REFERENCES, SAMPLES = 2, 2, 2
+TARGETS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2", "skip_linear")  # all linears of the U-ViT's blocks
 PARTS = ("backbone", "vae", "text_encoder", "image_encoder")
 CPU = torch.device("cpu")
 QUICK = DreamBoothSettings(train_steps=3, rank=2, batch_size=2, warmup_steps=1, prior_weight=1.0)
@@ -112,7 +113,7 @@ def test_the_prior_does_not_depend_on_the_batch(bundle, settings, prior):
     whole = draw_prior(bundle, ["a man", "a man in a hat", "a happy man"], settings, seed=5)
     assert len(prior) == 3 and prior.mean.shape == (3, 1, 4, 8, 8)
     assert torch.allclose(whole.mean, prior.mean, atol=1e-4)
-    assert torch.allclose(whole.clip_img, prior.clip_img, atol=1e-4)
+    assert torch.allclose(whole.others["clip_img"], prior.others["clip_img"], atol=1e-4)
     assert not prior.std.any()
 
 
@@ -120,14 +121,14 @@ def test_both_views_of_a_picture_are_encoded(bundle, cases):
     picture = cases.references[0, 0]
     examples = encode_pictures(bundle, [picture, picture[:, ::-1].copy()], ["a man", "a man"], CPU)
     assert torch.allclose(examples.mean[0, 0], examples.mean[1, 1], atol=1e-5)
-    assert torch.allclose(examples.clip_img[0, 1], examples.clip_img[1, 0], atol=1e-5)
+    assert torch.allclose(examples.others["clip_img"][0, 1], examples.others["clip_img"][1, 0], atol=1e-5)
     assert (examples.mean[0, 0] - examples.mean[0, 1]).abs().max() > 1e-3
 
 
 def test_only_the_targets_of_a_copy_change(model, bundle, learned):
     before, after = (
         load_bundle(model, CPU, torch.float32, ["backbone"]).backbone.state_dict(),
-        learned.uvit.state_dict(),
+        learned.backbone.state_dict(),
     )
     assert list(after) == list(before)
     for name, value in bundle.backbone.state_dict().items():
@@ -138,7 +139,7 @@ def test_only_the_targets_of_a_copy_change(model, bundle, learned):
     # A product of two matrices of rank 2 is what LoRA adds.
     change = after["in_blocks.0.attn.qkv.weight"] - before["in_blocks.0.attn.qkv.weight"]
     assert torch.linalg.matrix_rank(change, atol=1e-5) == QUICK.rank
-    assert not any(parameter.requires_grad for parameter in learned.uvit.parameters())
+    assert not any(parameter.requires_grad for parameter in learned.backbone.parameters())
     assert learned.steps == len(learned.losses) == len(learned.prior_losses) == 3 and learned.seconds > 0
 
 
@@ -197,9 +198,9 @@ def judge(cases):
 
 
 def test_the_judge_chooses_among_the_whole_crowd(cases, judge):
-    own = measure(judge, first_people(cases, 1).gallery[:, :SAMPLES])
+    own = judged(judge, first_people(cases, 1).gallery[:, :SAMPLES])
     assert own["nearest_identity"] == [1.0]  # even a random judge finds a gallery picture again
-    assert measure(judge, cases.gallery[1:, :SAMPLES])["nearest_identity"] == [0.0]
+    assert judged(judge, cases.gallery[1:, :SAMPLES])["nearest_identity"] == [0.0]
 
 
 def test_references_are_held_against_every_prompt(cases, judge):

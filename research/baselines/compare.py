@@ -9,67 +9,35 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from feedface.evaluation.metrics import (
-    Figure,
-    attribute_hits,
-    bootstrap,
-    mean_embedding,
-    paired_difference,
-    ratio_of_means,
-    self_similarity,
-    similarity_to_own,
-)
+from feedface.evaluation.metrics import Figure, bootstrap, paired_difference, ratio_of_means, self_similarity
 from feedface.evaluation.mini import Judge
+from research.people import Values, attribute_counts, identity_values
 
 BASE, REFERENCES = "no face", "references"  # the systems that give the bounds of a normalised score
-IDENTITY = ("nearest_identity", "similarity_to_another_picture", "similarity_to_reference")
-
-Values = dict[str, np.ndarray]  # metric -> [I]
-
-
-def measure(judge: Judge, pictures: np.ndarray) -> Values:
-    """Per-person values of pictures uint8 [I,S,H,W,3], in the order of the prompts; nearest identity among all J."""
-    embedding, seen = judge.look(pictures)
-    asked = {name: values[: len(pictures)] for name, values in judge.asked.items()}
-    return _identity(judge, embedding) | _counts(seen, asked)
+FACE, TEXT = "similarity_to_reference", ("attributes_shown", "attributes_asked")
+IDENTITY = ("nearest_identity", "similarity_to_another_picture", FACE)
+Statistic = Callable[..., np.ndarray]  # arrays [..., I] -> [...]
 
 
 def measure_references(judge: Judge, references: np.ndarray) -> Values:
-    """The same of the references uint8 [I,R,H,W,3] themselves, each held against every prompt of its person.
+    """As `people.judged`, of the references uint8 [I,R,H,W,3] themselves, each held against every prompt of its person.
 
     `similarity_to_reference` is that among each other, NaN for a single one.
     """
     people, each = references.shape[:2]
     embedding, seen = judge.look(references)
-    values = _identity(judge, embedding)
-    alike = [self_similarity(pictures) for pictures in embedding]
-    values["similarity_to_reference"] = np.array([np.nan if value is None else value for value in alike])
+    own = [self_similarity(pictures) for pictures in embedding]
     samples = next(iter(judge.asked.values())).shape[1]
     pairs_seen = {name: np.repeat(classes, samples, axis=1) for name, classes in seen.items()}
     pairs_asked = {name: np.tile(classes[:people], (1, each)) for name, classes in judge.asked.items()}
-    return values | _counts(pairs_seen, pairs_asked)
-
-
-def _identity(judge: Judge, embedding: np.ndarray) -> Values:
-    people = len(embedding)
-    nearest = (embedding @ mean_embedding(judge.gallery).T).argmax(axis=-1)
-    return {
-        "nearest_identity": (nearest == np.arange(people)[:, None]).mean(axis=1),
-        "similarity_to_another_picture": similarity_to_own(embedding, judge.gallery[:people]),
-        "similarity_to_reference": similarity_to_own(embedding, judge.references[:people]),
-    }
-
-
-def _counts(seen: Mapping[str, np.ndarray], asked: Mapping[str, np.ndarray]) -> Values:
-    shown, total = attribute_hits(dict(seen), dict(asked))["all"]
-    return {"attributes_shown": shown, "attributes_asked": total}
+    among = {FACE: np.array([np.nan if value is None else value for value in own])}
+    return identity_values(judge, embedding) | among | attribute_counts(pairs_seen, pairs_asked)
 
 
 def figures(values: Values) -> dict[str, Figure]:
     """A system's figures, `attribute_all` being the share of named attributes that its pictures show."""
     found = {name: bootstrap(values[name]) for name in IDENTITY if np.isfinite(values[name]).all()}
-    shown = (values["attributes_shown"], values["attributes_asked"])
-    return found | {"attribute_all": bootstrap(*shown, statistic=ratio_of_means)}
+    return found | {"attribute_all": bootstrap(*(values[key] for key in TEXT), statistic=ratio_of_means)}
 
 
 def normalised(systems: Mapping[str, Values], name: str) -> dict[str, Figure] | None:
@@ -80,9 +48,9 @@ def normalised(systems: Mapping[str, Values], name: str) -> dict[str, Figure] | 
     case: a handful of yes-or-no attributes a person gives bounds that may coincide. None with a single reference, and
     where the bounds coincide even so.
     """
-    if not np.isfinite(systems[REFERENCES]["similarity_to_reference"]).all():
+    if not np.isfinite(systems[REFERENCES][FACE]).all():
         return None
-    arrays = _bounds_and(systems, name)
+    arrays = _with_bounds(systems, name)
     found = {key: bootstrap(*arrays, statistic=statistic) for key, statistic in _NORMALISED.items()}
     return found if all(np.isfinite(figure.value) for figure in found.values()) else None
 
@@ -90,15 +58,15 @@ def normalised(systems: Mapping[str, Values], name: str) -> dict[str, Figure] | 
 def differences(systems: Mapping[str, Values], a: str, b: str) -> dict[str, Figure]:
     """a - b on the same people: each identity metric, "attributes", and "overall" where it can be normalised."""
     found = {name: paired_difference(systems[a][name], systems[b][name]) for name in IDENTITY}
-    arrays = [systems[name][key] for name in (a, b) for key in ("attributes_shown", "attributes_asked")]
-    found["attributes"] = bootstrap(*arrays, statistic=_difference_of(ratio_of_means))
+    counts = [systems[name][key] for name in (a, b) for key in TEXT]
+    found["attributes"] = bootstrap(*counts, statistic=_difference_of(ratio_of_means))
     if normalised(systems, a) is not None:
-        both = (*_bounds_and(systems, a), *_bounds_and(systems, b))
+        both = (*_with_bounds(systems, a), *_with_bounds(systems, b))
         found["overall"] = bootstrap(*both, statistic=_difference_of(_overall))
     return found
 
 
-def _difference_of(statistic: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+def _difference_of(statistic: Statistic) -> Statistic:
     """The statistic of the first half of its arguments less that of the second."""
 
     def difference(*arrays: np.ndarray) -> np.ndarray:
@@ -108,20 +76,18 @@ def _difference_of(statistic: Callable[..., np.ndarray]) -> Callable[..., np.nda
     return difference
 
 
-def _bounds_and(systems: Mapping[str, Values], name: str) -> list[np.ndarray]:
-    """The arguments of `_face`, `_text` and `_overall`: face, shown, asked of the system, the base, the references."""
-    keys = ("similarity_to_reference", "attributes_shown", "attributes_asked")
-    return [systems[system][key] for system in (name, BASE, REFERENCES) for key in keys]
+def _with_bounds(systems: Mapping[str, Values], name: str) -> list[np.ndarray]:
+    """What the statistics below take: similarity to the references of system, base, references; then their counts."""
+    three = [systems[system] for system in (name, BASE, REFERENCES)]
+    return [values[FACE] for values in three] + [values[key] for values in three for key in TEXT]
 
 
-def _face(face, shown, asked, base, base_shown, base_asked, own, own_shown, own_asked) -> np.ndarray:
-    return ratio_of_means(face - base, own - base)
+def _face(own: np.ndarray, base: np.ndarray, among: np.ndarray, *counts: np.ndarray) -> np.ndarray:
+    return ratio_of_means(own - base, among - base)
 
 
-def _text(face, shown, asked, base, base_shown, base_asked, own, own_shown, own_asked) -> np.ndarray:
-    score, best, worst = (
-        ratio_of_means(*pair) for pair in ((shown, asked), (base_shown, base_asked), (own_shown, own_asked))
-    )
+def _text(*arrays: np.ndarray) -> np.ndarray:
+    score, best, worst = (ratio_of_means(*arrays[at : at + 2]) for at in (3, 5, 7))
     with np.errstate(divide="ignore", invalid="ignore"):  # a draw of people who were asked nothing: NaN, left out
         return (score - worst) / (best - worst)
 

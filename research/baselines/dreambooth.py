@@ -28,24 +28,22 @@ from feedface.common.device import pick_device
 from feedface.common.errors import run_cli
 from feedface.common.saving import check_writable, save_json, save_png
 from feedface.diffusion.names import UNCOND_MODES
-from feedface.diffusion.state import take
 from feedface.evaluation.cases import Cases, crop_references, make_cases
 from feedface.evaluation.metrics import Figure
-from feedface.evaluation.mini import Judge, draw, encode_faces, load_judge
+from feedface.evaluation.mini import Judge, load_judge
 from feedface.evaluation.people import MAX_IDENTITIES
 from feedface.settings import MAX_SEED, Settings, check_range
 from research.baselines.compare import (
     BASE,
     REFERENCES,
-    Values,
     differences,
     figures,
-    measure,
     measure_references,
     normalised,
 )
 from research.baselines.personalise import DreamBoothSettings
 from research.baselines.sessions import Sessions, people_of
+from research.people import Values, draw_people, judged
 
 PARTS = ("backbone", "method", "vae", "text_encoder", "image_encoder")
 DREAMBOOTH, FEEDFACE = "dreambooth", "face-controlnet"
@@ -90,19 +88,15 @@ def run(args: argparse.Namespace) -> dict:
         records.append(record)
         print(f"{person.case}: {record['steps']} steps, {record['seconds']:.0f} s", flush=True)
 
-    flat = [prompt for prompts in cases.prompts for prompt in prompts]
-    begun = time.perf_counter()
-    crops, _ = crop_references(cases, "truth", bundle.faces_root)
-    faces = take(encode_faces(bundle, crops, device, torch.float32), np.repeat(np.arange(len(crops)), each))
     pictures = {DREAMBOOTH: np.stack(drawn)}
     seconds = {DREAMBOOTH: float(np.mean([record["seconds"] + record["drawing_seconds"] for record in records]))}
-    encoding = time.perf_counter() - begun
-    for name, tokens in ((BASE, None), (FEEDFACE, faces)):
+    how = {"seed": args.draw_seed, "batch_size": args.draw_batch_size, "device": device}
+    for name, shown in ((BASE, False), (FEEDFACE, True)):
         begun = time.perf_counter()
-        flat_pictures = draw(bundle, flat, tokens, settings, args.draw_seed, args.draw_batch_size, device, name)
-        seconds[name] = (time.perf_counter() - begun + (encoding if name == FEEDFACE else 0)) / args.people
-        pictures[name] = flat_pictures.reshape(pictures[DREAMBOOTH].shape)
-    systems = {name: measure(judge, drawn) for name, drawn in pictures.items()}
+        crops = crop_references(cases, "truth", bundle.faces_root)[0] if shown else None
+        pictures[name] = draw_people(bundle, cases.prompts, crops, settings, label=name, **how)
+        seconds[name] = (time.perf_counter() - begun) / args.people
+    systems = {name: judged(judge, drawn) for name, drawn in pictures.items()}
     systems[REFERENCES] = measure_references(judge, cases.references)
     scores = {
         "command": args.command,
@@ -181,13 +175,17 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     arguments = sys.argv[1:] if arguments is None else arguments
     args = parser.parse_args(arguments)
     args.command = shlex.join(["python", "-m", "research.baselines.dreambooth", *arguments])
-    check_range("--people", args.people, 1, MAX_IDENTITIES)
-    check_range("--crowd", args.crowd, 2, MAX_IDENTITIES)
-    check_range("--references", args.references, 1, 32)
-    check_range("--samples_per_identity", args.samples_per_identity, 1, 64)
-    check_range("--prior_pictures", args.prior_pictures, 1, 4096)
-    check_range("--draw_batch_size", args.draw_batch_size, 1, 4096)
-    check_range("--draw_seed", args.draw_seed, 0, MAX_SEED - args.people * args.samples_per_identity)
+    ranges = {
+        "people": (1, MAX_IDENTITIES),
+        "crowd": (2, MAX_IDENTITIES),
+        "references": (1, 32),
+        "samples_per_identity": (1, 64),
+        "prior_pictures": (1, 4096),
+        "draw_batch_size": (1, 4096),
+        "draw_seed": (0, MAX_SEED - args.people * args.samples_per_identity),
+    }
+    for name, (low, high) in ranges.items():
+        check_range(f"--{name}", getattr(args, name), low, high)
     return args
 
 

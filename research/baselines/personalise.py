@@ -1,13 +1,13 @@
-"""DreamBooth with LoRA: a copy of the U-ViT learns one person from a few pictures (Ruiz et al. 2023; Hu et al. 2022).
+"""DreamBooth with LoRA: a copy of the backbone learns a person from a few pictures (Ruiz et al. 2023; Hu et al. 2022).
 
 The captions of the person's pictures name them by an identifier before the class noun, "a photo of sks man on a
 beach". Prior preservation: half of every batch are pictures that the model drew itself before, of anybody of that
 class, so that it forgets neither how people differ nor how to follow a prompt.
 
-The noise schedule and the loss are those the face-controlnet is trained with (`training.objective`): the joint
-[image latent, CLIP-image embedding] is noised with one t, the text is clean, the error of the noise is a mean square.
-Here the CLIP-image embedding's noise is supervised too, as in the base model's own training: the blocks that predict
-it are no longer frozen, and sampling integrates both. Shapes: B batch, N pictures, C h w latent, T text tokens.
+The noise schedule and the loss are those of FeedFace's training: the whole `State` is noised with one t, the text is
+clean, the error of the noise is a mean square. Here the parts of the state beside the latent are supervised too, as in
+the base model's own training: the blocks that predict them are no longer frozen, and sampling integrates all.
+Shapes: B batch, N pictures, V views, C h w latent, T text tokens.
 """
 
 import copy
@@ -20,13 +20,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from feedface.backbones.uvit import UViT
+from feedface.backbones.base import Backbone
 from feedface.checkpoints.bundle import Bundle
 from feedface.common.errors import UserError
 from feedface.common.progress import progress as watch
 from feedface.diffusion.losses import standard_loss
 from feedface.diffusion.sampling import sample
 from feedface.diffusion.schedule import NUM_TIMESTEPS, add_noise
+from feedface.diffusion.state import State, join, take
 from feedface.encoders import resize_and_crop, to_tensor
 from feedface.settings import MAX_SEED, Settings, check_range
 
@@ -37,9 +38,6 @@ NOUNS = ("woman", "man", "girl", "boy", "lady", "person")
 # "sks" is DreamBooth's rare token of CLIP's vocabulary; a small vocabulary spells it out, but hardly any caption has a
 # lonely letter of these.
 IDENTIFIERS = ("sks", "q", "x", "z", "j", "k")
-DATA_TYPE = 1  # the one that sampling declares
-# All linear layers of a block: what the person looks like is stored in the MLPs as much as in the attention.
-TARGETS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2", "skip_linear")
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,8 @@ class DreamBoothSettings:
         rank: of the LoRA matrices; their product counts `alpha / rank` times.
         batch_size: pictures of the person in a step, and as many of the prior if `prior_weight` is not 0.
         prior_weight: of the prior's loss beside the person's (DreamBooth, eq. 2: lambda).
-        clip_weight: of the CLIP-image embedding's loss beside the image's; the mini base model's own.
+        clip_weight: of the loss of what the state has beside the latent, the U-ViT's CLIP-image embedding; the mini
+            base model's own.
         flip: probability of mirroring a picture.
         seed: of all draws of the training.
     """
@@ -87,11 +86,11 @@ class DreamBoothSettings:
 
 @dataclass(frozen=True)
 class Examples:
-    """Encoded pictures. V views: as they are and mirrored, or only the former. A latent is mean + std * noise."""
+    """Encoded pictures. Views: as they are and mirrored, or only the former. A latent is mean + std * noise."""
 
     mean: Tensor  # [N,V,C,h,w]
     std: Tensor  # [N,V,C,h,w]
-    clip_img: Tensor  # [N,V,1,Dc]
+    others: State  # the state's other parts, [N,V,…]
     text: Tensor  # [N,T,Dt]
 
     def __len__(self) -> int:
@@ -100,9 +99,9 @@ class Examples:
 
 @dataclass(frozen=True)
 class Personalised:
-    """A U-ViT that knows a person under the name `identifier`, LoRA merged into its weights; and what it cost."""
+    """A backbone that knows a person under the name `identifier`, LoRA merged into its weights; and what it cost."""
 
-    uvit: UViT
+    backbone: Backbone
     identifier: str
     steps: int
     seconds: float  # by the clock
@@ -135,35 +134,32 @@ def with_identifier(caption: str, identifier: str) -> str:
 def encode_pictures(bundle: Bundle, pictures: Sequence[np.ndarray], captions: Sequence[str], device) -> Examples:
     """Pictures uint8 RGB [H,W,3] of any size (short side resized, centre cropped) and their captions, both views."""
     pixels = torch.cat([resize_and_crop(to_tensor(picture)[None], bundle.image_size) for picture in pictures])
-    pixels = pixels.to(device)
-    views = [(*bundle.vae.moments(view), bundle.image_encoder.encode(view)) for view in (pixels, pixels.flip(-1))]
-    mean, std, clip_img = (torch.stack(pair, dim=1).float() for pair in zip(*views, strict=True))
-    return Examples(mean, std, clip_img, bundle.text_encoder.encode(list(captions)))
+    views = (pixels.to(device), pixels.flip(-1).to(device))
+    mean, std = (torch.stack(pair, dim=1).float() for pair in zip(*map(bundle.vae.moments, views), strict=True))
+    others = {}
+    if "clip_img" in bundle.backbone.state_shapes():
+        others["clip_img"] = torch.stack([bundle.image_encoder.encode(view) for view in views], dim=1).float()
+    return Examples(mean, std, others, bundle.text_encoder.encode(list(captions)))
 
 
 @torch.no_grad()
 def draw_prior(bundle: Bundle, prompts: Sequence[str], settings: Settings, seed: int, batch_size: int = 64) -> Examples:
     """What the base model draws for prompts about anybody, row i with noise from seed + i. `settings`: complete.
 
-    The samples are kept as they come, latent and CLIP-image embedding, without the way through pixels.
+    The samples are kept as they come, without the way through pixels.
     """
     encode = bundle.text_encoder.encode
-    empty = None if settings.uncond == "true_uncond" else {"text": encode([""])}
-    parts = []
+    empty = {"text": encode([""])}
+    states, texts = [], []
     for start in range(0, len(prompts), batch_size):
         text = encode(list(prompts[start : start + batch_size]))
-        state = sample(
-            bundle.backbone,
-            {"text": text},
-            range(seed + start, seed + start + len(text)),
-            steps=settings.steps,
-            guidance=settings.guidance,
-            uncond_mode=settings.uncond,
-            empty_prompt=empty,
-        )
-        parts.append((state["img"], state["clip_img"], text))
-    latents, clip_img, text = (torch.cat(values) for values in zip(*parts, strict=True))
-    return Examples(latents[:, None], torch.zeros_like(latents)[:, None], clip_img[:, None], text)
+        seeds = range(seed + start, seed + start + len(text))
+        how = {"steps": settings.steps, "guidance": settings.guidance, "uncond_mode": settings.uncond}
+        states.append(sample(bundle.backbone, {"text": text}, seeds, empty_prompt=empty, **how))
+        texts.append(text)
+    others = {name: value[:, None] for name, value in join(*states).items()}
+    latents = others.pop("img")
+    return Examples(latents, torch.zeros_like(latents), others, torch.cat(texts))
 
 
 def personalise(
@@ -178,7 +174,7 @@ def personalise(
     """Teach a copy of `bundle.backbone` one person; the bundle's own stays as it is.
 
     Args:
-        bundle: with U-ViT, VAE, text and image encoder, on `device`, in float32.
+        bundle: with backbone, VAE, text encoder and what the state needs, on `device`, in float32.
         pictures: uint8 RGB [H,W,3], usually 3 to 5.
         captions: one each, without the identifier: it is put in before the noun ("man", "woman", ...).
         prior: what `draw_prior` returned for prompts of the same class; needed unless `settings.prior_weight` is 0.
@@ -205,18 +201,18 @@ def personalise(
         for group in optimizer.param_groups:
             group["lr"] = settings.lr * min(1.0, (step + 1) / max(settings.warmup_steps, 1))
         sets = [person, prior] if settings.prior_weight else [person]
-        img_loss, clip_loss = _errors(model, sets, settings, generator)
-        weights = torch.tensor([1.0, settings.prior_weight][: len(sets)], device=img_loss.device)
-        (weights * (img_loss + settings.clip_weight * clip_loss)).sum().backward()
+        errors = _errors(model, sets, settings.batch_size, settings.flip, generator)
+        loss = errors["img"] + settings.clip_weight * sum(error for name, error in errors.items() if name != "img")
+        weights = torch.tensor([1.0, settings.prior_weight][: len(sets)], device=loss.device)
+        (weights * loss).sum().backward()
         nn.utils.clip_grad_norm_(trained, settings.grad_clip)
         optimizer.step()
         optimizer.zero_grad()
-        shown = img_loss.tolist()
+        shown = errors["img"].tolist()
         losses.append(shown[0])
         prior_losses += shown[1:]
-    uvit = model.merge_and_unload().eval().requires_grad_(False)
     return Personalised(
-        uvit=uvit,
+        backbone=model.merge_and_unload().eval().requires_grad_(False),
         identifier=identifier,
         steps=settings.train_steps,
         seconds=time.perf_counter() - clock,
@@ -226,47 +222,46 @@ def personalise(
     )
 
 
-def _with_lora(uvit: UViT, settings: DreamBoothSettings) -> nn.Module:
+def _with_lora(backbone: Backbone, settings: DreamBoothSettings) -> nn.Module:
     """The network wrapped by peft: what it was is frozen, only the LoRA matrices have gradients."""
     try:
         from peft import LoraConfig, get_peft_model  # heavy: it imports all of transformers
     except ImportError as error:
         raise UserError(f"DreamBooth needs peft ({error}): pip install -r requirements.txt") from None
 
-    config = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=list(TARGETS), bias="none")
-    return get_peft_model(uvit, config)
+    # All linears of the blocks: what the person looks like is stored in the MLPs as much as in the attention.
+    linears = [
+        f"{block}.{name}"
+        for block, module in backbone.blocks()
+        for name, child in module.named_modules()
+        if isinstance(child, nn.Linear)
+    ]
+    config = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=linears, bias="none")
+    return get_peft_model(backbone, config)
 
 
 def _errors(
-    model: nn.Module, sets: Sequence[Examples], settings: DreamBoothSettings, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Mean squares of both noises' errors on a random batch of each set, in one pass -> two tensors [sets]."""
-    n, device = settings.batch_size, sets[0].mean.device
-    rows = []
+    model: nn.Module, sets: Sequence[Examples], count: int, flip: float, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Mean squares of the noises' errors on a random batch of each set, in one pass: by part of the state, [sets]."""
+    device = sets[0].mean.device
+    batches, texts = [], []
     for examples in sets:
-        row = torch.randint(len(examples), (n,), generator=generator)
-        flipped = torch.rand(n, generator=generator) < settings.flip
-        view = flipped.long() if examples.mean.shape[1] == 2 else torch.zeros(n, dtype=torch.long)
-        rows.append((examples, row.to(device), view.to(device)))
-    mean, std, clip_img = (
-        torch.cat([getattr(examples, name)[row, view] for examples, row, view in rows])
-        for name in ("mean", "std", "clip_img")
-    )
-    text = torch.cat([examples.text[row] for examples, row, _ in rows])
+        row = torch.randint(len(examples), (count,), generator=generator)
+        flipped = torch.rand(count, generator=generator) < flip
+        view = flipped.long() if examples.mean.shape[1] == 2 else torch.zeros(count, dtype=torch.long)
+        at = (row.to(device), view.to(device))
+        batches.append(take({"mean": examples.mean, "std": examples.std, **examples.others}, at))
+        texts.append(examples.text[at[0]])
+    clean = join(*batches)
+    mean, std = clean.pop("mean"), clean.pop("std")
 
     def normal(shape) -> Tensor:
         return torch.randn(shape, generator=generator).to(device)
 
     t = torch.randint(1, NUM_TIMESTEPS + 1, (len(mean),), generator=generator).to(device)
-    noise, clip_noise = normal(mean.shape), normal(clip_img.shape)
-    latents = mean + std * normal(mean.shape)
-    out = model(
-        add_noise(latents, noise, t),
-        add_noise(clip_img, clip_noise, t),
-        text,
-        t,
-        torch.zeros_like(t),
-        torch.full_like(t, DATA_TYPE),
-    )
-    errors = (standard_loss(noise, out.img), standard_loss(clip_noise, out.clip_img))
-    return tuple(error.reshape(len(sets), n).mean(dim=1) for error in errors)
+    noise = {name: normal(value.shape) for name, value in {"img": mean, **clean}.items()}
+    clean = {"img": mean + std * normal(mean.shape), **clean}
+    state = {name: add_noise(value, noise[name], t) for name, value in clean.items()}
+    out = model(state, t, model.conditions({"text": torch.cat(texts)}, tuple(mean.shape[-2:])))
+    return {name: standard_loss(noise[name], out[name]).reshape(len(sets), count).mean(dim=1) for name in state}

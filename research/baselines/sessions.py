@@ -17,7 +17,6 @@ from feedface.common.images import open_image
 from feedface.common.json_files import load_json
 from feedface.common.saving import save_json
 from feedface.evaluation.cases import FIRST_IDENTITY, WORLD_SEED, Cases
-from feedface.evaluation.draw import draw
 from feedface.inference.model_files import model_digest
 from feedface.inference.outputs import PictureFolder, PictureInfo
 from feedface.settings import Settings
@@ -32,6 +31,7 @@ from research.baselines.personalise import (
     pick_identifier,
     with_identifier,
 )
+from research.people import draw_people
 
 REFERENCE_SCENE = 100  # the references' first scene in `make_cases`
 PRIOR_SEED = 1_000_000_000  # far from the seeds that pictures are drawn with
@@ -116,9 +116,10 @@ class Sessions:
             "loss_last_tenth": float(np.mean(learned.losses[-last:])),
         }
         begun = time.perf_counter()
-        mine = replace(self.bundle, backbone=learned.uvit)
+        mine = replace(self.bundle, backbone=learned.backbone)
         prompts = [info.prompt for info in infos]
-        pictures = draw(mine, prompts, None, self.settings, seed, batch_size, self.device, person.case)
+        how = {"seed": seed, "batch_size": batch_size, "device": self.device, "label": person.case}
+        [pictures] = draw_people(mine, [prompts], None, self.settings, **how)
         record["drawing_seconds"] = round(time.perf_counter() - begun, 2)
         save_json(record, record_file)  # before the pictures: where they are all there, so is what they cost
         for picture, info in zip(pictures, infos, strict=True):

@@ -23,6 +23,7 @@ from feedface.common.files import atomic_file
 from feedface.common.json_files import load_json
 from feedface.diffusion.sampling import sample
 from feedface.diffusion.state import take
+from feedface.evaluation.draw import encode_faces
 from feedface.inference.acceleration import quantise_int8
 from feedface.inference.batching import sample_options
 from feedface.inference.model_files import load_model, model_digest
@@ -30,7 +31,6 @@ from feedface.settings import Settings
 from feedface.synthetic.train.common import say
 from research.benchmarks.counting import counted
 from research.benchmarks.quality.settings import ABOUT, Setting, parse
-from research.people import identities
 from research.reproduction.measure import Measurer
 from research.results import store
 
@@ -41,7 +41,7 @@ NOT_ASKED = ("steps", "batch_size")  # of a config's `measure`: they do not chan
 class Artist:
     """A model and all of the cases that is the same for every setting: prompts [N], identities, seeds.
 
-    crops: face crops [I,R], see `identities`; picture n has the noise of seed + n.
+    crops: face crops [I,R], see `encode_faces`; picture n has the noise of seed + n.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Artist:
     ):  # fmt: skip
         self.bundle = bundle
         people = torch.arange(len(crops)).repeat_interleave(len(prompts) // len(crops))
-        identity = take(identities(bundle, crops, device, dtype), people)
+        identity = take(encode_faces(bundle, crops, device, dtype), people)
         self.identity = {name: value.to(device) for name, value in identity.items()}
         with torch.inference_mode():
             self.prompt = bundle.method.prompt(bundle.text_encoder, prompts, self.identity)

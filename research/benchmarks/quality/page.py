@@ -6,8 +6,8 @@ from pathlib import Path
 
 from feedface.common.errors import UserError
 from feedface.common.json_files import load_json
-from feedface.evaluation import plots
 from feedface.evaluation.metrics import Figure
+from research import plots
 from research.benchmarks.quality.settings import ABOUT, FEW_STEP, RELEASE, Setting, parse
 from research.pages import decimal, percent, table, template, write_page
 from research.results import ATTRIBUTES, Results
