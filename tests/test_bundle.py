@@ -205,6 +205,8 @@ def as_version_1(folder: Path, vae: str = "vae") -> Path:
     """The toy's folder as models were written before: no kinds, no groups, one width of the method."""
     for part, folder_name in FOLDERS.items():
         edit(folder / folder_name / "config.json", kind=None)
+    edit(folder / FOLDERS["method"] / "config.json", widths=None, context_dim=None, self_attention=None, embed_dim=32)
+    for part, folder_name in FOLDERS.items():
         assert "embed_dim" in json.loads((folder / folder_name / "config.json").read_text()), part
     names = {"uvit": "uvit", "face_controlnet": "face_controlnet", "vae": vae}
     names |= {name: name for name in ("text_encoder", "tokenizer", "image_encoder")}

@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import inference
 import numpy as np
 import pytest
 import torch
@@ -17,6 +16,7 @@ from torch import nn
 from feedface.backbones.unet import UNet
 from feedface.checkpoints import stable_diffusion
 from feedface.checkpoints.bundle import load_bundle, read_index, save_component, write_derived_index
+from feedface.commands import inference
 from feedface.common.errors import UserError
 from feedface.methods.base import method_class
 from feedface.pipeline import FeedFacePipeline

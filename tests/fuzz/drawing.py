@@ -43,10 +43,10 @@ def main(argv: list[str]) -> int:
     load, make = FeedFacePipeline.from_pretrained, detect.make_detector
 
     def from_pretrained(model, **options):
-        if Path(model) != MINI or options["ckpt_path"] is not None or options["control"]:
+        if Path(model) != MINI or any(options[key] for key in ("ckpt_path", "control", "loras")):
             return load(model, **options)
         with mock.patch.object(FeedFacePipeline, "from_pretrained", load):
-            return _loaded(model, *((key, value) for key, value in options.items() if key != "control"))
+            return _loaded(model, *((key, value) for key, value in options.items() if key not in ("control", "loras")))
 
     def make_detector(name, root=None, *rest):
         if root is None or MINI not in Path(root).parents:

@@ -60,7 +60,9 @@ class Records:
             return
         records = read_records(file)
         store = PictureStore(records, 64, 8, 32, in_memory=False)
-        settings = DrawSettings(rng.randrange(100), (4, 8, 8), 16, flip=0.5, other_picture=0.5)
+        settings = DrawSettings(
+            rng.randrange(100), {"img": (4, 8, 8), "clip_img": (1, 16)}, flip=0.5, other_picture=0.5
+        )
         PictureDataset(store, settings).__getitems__([(number, 1) for number in range(4)])
 
 

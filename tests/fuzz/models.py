@@ -143,10 +143,10 @@ class Weights:
 
     def case(self, rng: random.Random, place: Path) -> int | None:
         copy_tree(self.release, place / "models")
-        kind = rng.choice((*FILES, "face_controlnet"))
+        kind = rng.choice((*FILES, "method"))
         file = place / "models" / FILES[kind]
         self._break(rng, file, place.parent / "canary")
-        if kind == "face_controlnet" and rng.random() < 0.6:
+        if kind == "method" and rng.random() < 0.6:
             from feedface.inference.model_files import load_model
 
             if rng.random() < 0.2:
@@ -218,7 +218,14 @@ class Checkpoints:
             state = {"weights": {"a": torch.full((3, 5), float(step))}, "optimizer": {"name": "adamw"}, "ema": None}
             progress = Progress(step, 4 * step)
             save_checkpoint(
-                self.workdir, progress, self.toy, net.config, net.state_dict(), state, {"seed": 1, "a": {"b": 2}}
+                self.workdir,
+                progress,
+                self.toy,
+                net.kind,
+                net.config,
+                net.state_dict(),
+                state,
+                {"seed": 1, "a": {"b": 2}},
             )
 
     def case(self, rng: random.Random, place: Path) -> None:
