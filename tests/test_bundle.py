@@ -203,7 +203,7 @@ def test_parts_that_do_not_belong_together_are_named(folder: Path, tmp_path):
 
 def as_version_1(folder: Path, vae: str = "vae") -> Path:
     """The toy's folder as models were written before: no kinds, no groups, one width of the method."""
-    for part, folder_name in FOLDERS.items():
+    for folder_name in FOLDERS.values():
         edit(folder / folder_name / "config.json", kind=None)
     edit(folder / FOLDERS["method"] / "config.json", widths=None, context_dim=None, self_attention=None, embed_dim=32)
     for part, folder_name in FOLDERS.items():
