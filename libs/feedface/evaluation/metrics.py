@@ -227,8 +227,6 @@ def attribute_hits(
 
 
 def _with_sum(counted: dict[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    if not counted:
-        return {}
     return counted | {"all": tuple(np.sum([pair[part] for pair in counted.values()], axis=0) for part in range(2))}
 
 
@@ -276,6 +274,8 @@ def attribute_counts(rows: Iterable[Mapping[str, Any]]) -> dict[str, tuple[np.nd
         person = people.setdefault(row["case"], len(people))
         for name, shown in (row.get("attributes") or {}).items():
             counted.setdefault(name, Counter()).update({(person, 0): bool(shown), (person, 1): 1})
+    if not counted:
+        return {}
     return _with_sum({
         name: tuple(np.array([counts[person, part] for person in people.values()]) for part in range(2))
         for name, counts in counted.items()
