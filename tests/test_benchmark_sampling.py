@@ -16,7 +16,6 @@ import performance_tables
 import sampling
 import sampling_rate
 import sampling_scaling
-from feedface.presets import PLAIN
 from sampling_cost import Blueprint
 from sampling_steps import VARIANTS, Kind, Variant, Work, release_sample
 from training_models import SIZES
@@ -24,7 +23,7 @@ from training_models import SIZES
 from feedface.checkpoints.bundle import read_index, write_index
 from feedface.checkpoints.few_step import FewStep, save_few_step
 from feedface.diffusion.sampling import sample
-from feedface.settings import Settings
+from feedface.settings import PLAIN, Settings
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +98,7 @@ def test_few_step_adapter_is_measured_where_there_is_one(tmp_path: Path):
     weights = {"uvit.mid_block.mlp.fc1": (torch.randn(2, 32), torch.randn(64, 2))}
     save_few_step(folder / "few_step", FewStep((1000, 700, 300), 2.0, 1.0, "true_uncond", weights))
     index = read_index(folder)
-    components = {kind: kind for kind in (*index.components, "few_step")}
+    components = {part: path.name for part, path in index.components.items()} | {"few_step": "few_step"}
     write_index(folder, name="toy", image_size=64, components=components, defaults=index.defaults)
     out = tmp_path / "out.json"
     few = ["--model", str(folder), "--device", "cpu", "--rounds", "1", "--warmup", "0", "--out", str(out)]
@@ -140,7 +139,7 @@ def test_random_model_of_a_size(tmp_path: Path):
     folder = write_random_bundle(tmp_path / "tiny", SIZES["tiny"], "random-tiny")
     bundle = load_bundle(folder)
     text = bundle.text_encoder.encode(["a man"])
-    latents, _ = sample(bundle.uvit, text=text, seeds=[0], steps=1)
+    latents, _ = sample(bundle.backbone, text=text, seeds=[0], steps=1)
     assert bundle.vae.decode(latents).isfinite().all()
 
 
