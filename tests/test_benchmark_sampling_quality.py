@@ -167,7 +167,13 @@ def result(words, identity, gflop):
     setting, person = parse(words), np.random.default_rng(0).normal(0, 0.1, 12)
     people = {"nearest": [1.0, 0.0] * 6, "other": list(identity + person), "attributes_shown": [6] * 12,
               "attributes_asked": [10] * 12, "distance_latent": [0.1, 0.3], "distance_pixel": [1.0, 3.0]}  # fmt: skip
-    cost = {"conditional": setting.settings.steps or 4, "unconditional": 2, "control": 2.5, "blocks": 0.5, "gflop": gflop}
+    cost = {
+        "conditional": setting.settings.steps or 4,
+        "unconditional": 2,
+        "control": 2.5,
+        "blocks": 0.5,
+        "gflop": gflop,
+    }
     return {"setting": words, "cost": cost, "people": people}
 
 
