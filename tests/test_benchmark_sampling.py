@@ -12,11 +12,12 @@ from research.benchmarks.sampling import __main__ as sampling
 from research.benchmarks.sampling import growth, rate, tables
 from research.benchmarks.sampling.evaluations import Blueprint, release_sample
 from research.benchmarks.sampling.variants import VARIANTS, Kind, Variant, Work
-from tests.toy import make_toy_bundle, toy_face_controlnet, toy_uvit
+from tests.toy import CLIP_CONFIG, make_toy_bundle, toy_face_controlnet, toy_unet, toy_uvit
 
-from feedface.checkpoints.bundle import read_index, write_index
+from feedface.checkpoints.bundle import read_index, save_component, write_index
 from feedface.checkpoints.few_step import FewStep, save_few_step
 from feedface.diffusion.sampling import sample
+from feedface.methods.feedface import FeedFace
 from feedface.settings import PLAIN, Settings
 
 
@@ -113,6 +114,32 @@ def test_few_step_adapter_is_measured_where_there_is_one(tmp_path: Path):
     for name in ("few_step", "fast"):
         assert (variants[name]["evaluations"], variants[name]["unconditional"]) == (3, 0)
         assert variants[name]["seconds"][0] > 0
+
+
+@pytest.mark.parametrize("whole", ["--whole", "--no-whole"])
+def test_a_run_on_another_backbone(tmp_path: Path, capsys: pytest.CaptureFixture, whole: str):
+    folder = make_toy_bundle(tmp_path)
+    unet = toy_unet()
+    sites = [site for site in unet.sites.values() if site.kind == "block"]
+    net = FeedFace([site.name for site in sites], [site.width for site in sites], 4, CLIP_CONFIG)
+    parts = {"backbone": unet, "method": net}
+    for name, module in parts.items():
+        save_component(name, module, folder / f"other_{name}")
+    others = {name: path for name, path in read_index(folder).components.items() if name not in parts}
+    components = {**others, **{name: f"other_{name}" for name in parts}}
+    write_index(folder, name="toy", image_size=64, components=components, defaults={"uncond": "empty_token"})
+    out = tmp_path / "out.json"
+    few = ["--model", str(folder), "--device", "cpu", "--rounds", "1", "--warmup", "0", "--out", str(out), whole]
+    sampling.main([*few, "--variants", "release", "same", "2m_10", "reuse", "balanced", "--measure", "time"])
+    result = json.loads(out.read_text())
+    assert list(result["variants"]) == ["release", "same", "2m_10", "balanced"]  # it has no blocks to reuse
+    assert "no reusable blocks" in capsys.readouterr().err
+    release, same, few, _ = result["variants"].values()
+    for row in (release, same):
+        counts = [row[name] for name in ("evaluations", "unconditional", "backbone_passes", "control_passes")]
+        assert counts == [40, 40, 80, 40]
+    assert release["tflop_sampling"] > same["tflop_sampling"] > 3 * few["tflop_sampling"]
+    assert all(row["seconds"][0] > 0 for row in result["variants"].values())
 
 
 def test_scaling_batches_and_rate(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

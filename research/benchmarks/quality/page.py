@@ -37,48 +37,43 @@ class Point:
 
     @property
     def savings(self) -> list[str]:
-        settings = self.setting.settings
-        if settings.preset or settings.few_step:
-            return []
-        return [saving for saving in SAVINGS if f", {saving} " in self.setting.name]
+        said = self.setting.said
+        return [saving for saving in SAVINGS if said[saving] and not said["preset"]]
 
     @property
     def group(self) -> str:
-        setting = self.setting
+        """Its heading in the table."""
+        said, savings = self.setting.said, self.savings
         special = {
-            THE_RELEASE: setting.name == RELEASE,
-            PRESETS: setting.settings.preset,
-            FEW: setting.settings.few_step,
-            NUMBERS: setting.numbers,
-            TOGETHER: len(self.savings) > 1,
+            THE_RELEASE: self.setting.name == RELEASE,
+            PRESETS: said["preset"],
+            FEW: said["few_step"],
+            NUMBERS: said["numbers"],
+            TOGETHER: len(savings) > 1,
         }
-        own = SAVINGS[self.savings[0]] if self.savings else SOLVERS
+        own = SAVINGS[savings[0]] if savings else SOLVERS
         return next((group for group, holds in special.items() if holds), own)
 
     @property
     def place(self) -> tuple:
         """Of its row in the table."""
-        settings = self.setting.settings
-        said = {saving: saving in self.savings for saving in SAVINGS}
-        intervals = [
-            settings.guidance_interval if said["guidance"] else (),
-            settings.face_interval if said["face"] else (),
-        ]
-        solver = (settings.scheduler or "", settings.steps or 0)
-        return GROUPS.index(self.group), *solver, *intervals, self.setting.name
+        said = self.setting.said
+        intervals = [tuple(map(int, said[what].split("-"))) if said[what] else () for what in ("guidance", "face")]
+        return GROUPS.index(self.group), said["scheduler"] or "", int(said["steps"] or 0), *intervals, self.setting.name
 
     @property
     def curve(self) -> str | None:
         """The saving whose curve it belongs to, with the evaluations of the setting without it."""
-        if self.group == SOLVERS and self.setting.settings.scheduler == DEFAULT_SOLVER:
+        said, group = self.setting.said, self.group
+        if group == SOLVERS and said["scheduler"] == DEFAULT_SOLVER:
             return DEFAULT_SOLVER
-        if self.group not in SAVINGS.values():
-            return CURVES.get(self.group)
-        [saving], settings = self.savings, self.setting.settings
+        if group not in SAVINGS.values():
+            return CURVES.get(group)
+        [saving] = self.savings
         if saving != "reuse":
-            low, high = settings.guidance_interval if saving == "guidance" else settings.face_interval
-            saving = f"{saving} {'late' if low == 0 else 'early' if high == 1000 else 'between'}"
-        return f"{saving} ({settings.steps})"
+            low, high = said[saving].split("-")
+            saving = f"{saving} {'late' if low == '0' else 'early' if high == '1000' else 'between'}"
+        return f"{saving} ({said['steps']})"
 
 
 class Study:
@@ -155,7 +150,7 @@ class Study:
         series: dict[str, list[Point]] = {}
         for point in self.points:
             if point.group in (THE_RELEASE, SOLVERS):
-                series.setdefault(point.setting.settings.scheduler, []).append(point)
+                series.setdefault(point.setting.said["scheduler"], []).append(point)
             elif point.setting.name == FEW_STEP:
                 series.setdefault(FEW_STEP, []).append(point)
         return {label: points for label, points in series.items() if len(points) > 1 or label == FEW_STEP}
@@ -165,9 +160,9 @@ class Study:
         plain = {point.setting.name: point for point in self.points}
         series: dict[str, list[Point]] = {}
         for point in self.points:
-            start = [plain[point.setting.plain]] if point.savings and point.setting.plain in plain else []
+            start = plain.get(point.setting.said["first"]) if len(point.savings) == 1 else None
             if point.curve is not None:
-                series.setdefault(point.curve, start if len(point.savings) == 1 else []).append(point)
+                series.setdefault(point.curve, [start] * (start is not None)).append(point)
         return series
 
     def curves(self, out: Path) -> list[tuple[str, str]]:

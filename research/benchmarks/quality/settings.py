@@ -9,7 +9,8 @@ order,
 """
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from feedface.common.errors import UserError
 from feedface.diffusion.names import SCHEDULERS
@@ -51,12 +52,16 @@ ABOUT = "about.json"  # beside the results: which model and cases they are of
 
 @dataclass(frozen=True)
 class Setting:
-    """One point of the curves. `plain`: its words without the savings; `numbers`: arithmetic, None for float32."""
+    """One point of the curves. `said`: its words by the groups of `WORDS`, None where it does not say."""
 
     name: str
-    plain: str
     settings: Settings
-    numbers: str | None = None
+    said: Mapping[str, str | None] = field(hash=False)
+
+    @property
+    def numbers(self) -> str | None:
+        """Its arithmetic; None is float32."""
+        return self.said["numbers"]
 
     @property
     def file_name(self) -> str:
@@ -81,7 +86,7 @@ def parse(text: str) -> Setting:
         asked = Settings(few_step=True)
     elif not said["preset"]:
         asked = asked.over(PLAIN)  # what is not said is not approximated
-    return Setting(name, said["first"], asked, said["numbers"])
+    return Setting(name, asked, said)
 
 
 def _no_setting(text: str, why: str) -> UserError:

@@ -72,6 +72,7 @@ def release_sample(
     seeds: Sequence[int],
     settings: Settings,
     latent_size: tuple[int, int],
+    empty_prompt: Prompt | None = None,
 ) -> State:
     """The samples of `diffusion.sampling.sample`, with more work. `prompt` and `identity`: a row a seed, or one."""
     backbone, text = bundle.backbone, prompt["text"]
@@ -79,7 +80,8 @@ def release_sample(
     *start, noise = (drawn.to(text.device) for drawn in initial_noise(seeds, *shapes.values(), text.shape[1:]))
     model = ReleaseModel(
         backbone, expand(prompt, len(seeds)), method=bundle.method, identity=expand(identity, len(seeds)),
-        scale=settings.face_scale, guidance=settings.guidance, noise=noise, latent_size=latent_size,
+        scale=settings.face_scale, guidance=settings.guidance, noise=noise,
+        empty_prompt=empty_prompt, latent_size=latent_size,
     )  # fmt: skip
     solver = make_scheduler(settings.scheduler, settings.steps)
     plan = plan_evaluations(timestep_of(solver.sigmas[: settings.steps]).tolist())

@@ -16,7 +16,7 @@ from feedface.diffusion.state import expand, take
 from feedface.inference.batching import decode
 from feedface.methods.base import Identity
 from feedface.pipeline import FeedFacePipeline, Request
-from feedface.settings import EVERYWHERE, Settings
+from feedface.settings import EVERYWHERE, WITHOUT_PROMPT, Settings
 from research.benchmarks.measuring import median, peak_gib, time_in_turns
 from research.benchmarks.sampling.evaluations import Blueprint, Evaluator, release_sample
 from research.benchmarks.sampling.variants import Kind, Variant, Work
@@ -53,11 +53,10 @@ class Bench:
         pipe, settings = self.pipe(variant), self.blueprint.settings(variant, work)
         identity, seeds = self.identity(work), range(seed, seed + work.pictures)
         if variant.release:
-            prompt, size = (
-                pipe.bundle.method.prompt(pipe.bundle.text_encoder, [PROMPT]),
-                self.blueprint.latent_size(work),
-            )
-            decode(pipe.bundle, release_sample(pipe.bundle, prompt, identity, seeds, settings, size)["img"])
+            bundle, size = pipe.bundle, self.blueprint.latent_size(work)
+            prompt = bundle.method.prompt(bundle.text_encoder, [PROMPT])
+            empty = None if settings.uncond in WITHOUT_PROMPT else {"text": bundle.text_encoder.encode([""])}
+            decode(bundle, release_sample(bundle, prompt, identity, seeds, settings, size, empty)["img"])
         else:
             rows = (take(identity, slice(row, row + 1)) for row in range(work.pictures))
             requests = [Request(PROMPT, seed, row) for seed, row in zip(seeds, rows, strict=True)]

@@ -35,7 +35,6 @@ from research.benchmarks.measuring import (
     median,
     peak_gib,
     ratio,
-    seconds_of,
     synchronise,
     time_in_turns,
     written,
@@ -145,18 +144,16 @@ def measure_memory(args: argparse.Namespace, name: str, batch_size: int, steps: 
 def run_child(args: argparse.Namespace) -> dict:
     """Take a few steps and say what they needed."""
     args.variants = [args.child]
-    variant = pick_variants(args)[args.child]
-    seconds = []
+    variants = pick_variants(args)
     try:
-        bench = Bench(SIZES[args.size], args.batch_size, args.device, args.precision, variant.encode)
-        if args.device.type == "cuda":
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats(args.device)
-        for number in range(args.steps):
-            seconds.append(seconds_of(lambda number=number: bench.step(variant, number), args.device)[0])
+        bench = make_bench(args, variants)
     except torch.OutOfMemoryError:
         return {"out_of_memory": True}
-    return {"peak_gib": peak_gib(args.device), "seconds_alone": seconds}
+    if args.device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(args.device)
+    row = step_in_turns(bench, variants, args.steps)[args.child]
+    return row if "out_of_memory" in row else {"peak_gib": peak_gib(args.device), "seconds_alone": row["seconds"]}
 
 
 def sweep(args: argparse.Namespace) -> list[dict]:
@@ -182,30 +179,33 @@ def sweep(args: argparse.Namespace) -> list[dict]:
 # ---------------------------------------------------------------------------------------------------------------- time
 
 
+def make_bench(args: argparse.Namespace, variants: dict[str, Variant]) -> Bench:
+    encodes = any(variant.encode for variant in variants.values())
+    return Bench(SIZES[args.size], args.batch_size, args.device, args.precision, encodes)
+
+
+def step_in_turns(bench: Bench, variants: dict[str, Variant], steps: int, warmup: int = 0) -> dict[str, dict]:
+    """By name, a row of what each step took."""
+
+    def stepping(variant: Variant) -> Callable[[int], None]:
+        return lambda number: bench.step(variant, max(0, number))
+
+    actions = {name: stepping(variant) for name, variant in variants.items()}
+    return time_in_turns(actions, bench.device, steps, warmup)
+
+
 def measure_time(args: argparse.Namespace, variants: dict[str, Variant], result: dict) -> None:
     """Let the variants take turns; adds to `result` what each step took."""
-    encodes = any(variant.encode for variant in variants.values())
-    bench = Bench(SIZES[args.size], args.batch_size, args.device, args.precision, encodes)
+    bench = make_bench(args, variants)
     result["parameters"] = {
         "backbone": sum(p.numel() for p in bench.trained.backbone.parameters()),
         "trained": sum(p.numel() for p in bench.parameters),
     }
     print("\n" + ", ".join(f"{count / 1e6:.1f} M {part}" for part, count in result["parameters"].items()), flush=True)
-
-    def stepping(variant: Variant) -> Callable[[int], None]:
-        def step(number: int) -> None:
-            try:
-                bench.step(variant, max(0, number))
-            except torch.OutOfMemoryError:
-                bench.zero_grad()
-                raise
-
-        return step
-
-    actions = {name: stepping(variant) for name, variant in variants.items()}
-    for name, row in time_in_turns(actions, args.device, args.steps, args.warmup).items():
+    rows = step_in_turns(bench, variants, args.steps, args.warmup)
+    for name, row in rows.items():
         result["variants"][name] |= row
-    left = [name for name in variants if "out_of_memory" not in result["variants"][name]]
+    left = [name for name, row in rows.items() if "out_of_memory" not in row]
     if args.profile and left:
         result["profile"] = {"variant": left[-1], "seconds": profile(bench, variants[left[-1]])}
 

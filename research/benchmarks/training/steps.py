@@ -233,20 +233,16 @@ class Bench:
         for block in self.blocks:
             block.on = variant.checkpointing == "backbone"
         with ExitStack() as stack:
+            stack.callback(self.trained.zero_grad)  # also where the step did not fit into memory
             if variant.float32_attention and self.precision != "no":
                 stack.enter_context(Float32Attention())
             if self._compiled:
                 stack.enter_context(torch.compiler.set_stance("default" if variant.compiled else "force_eager"))
             self._forward_backward(variant, draws)
-        if self.device != META:
-            with self.phases("clip and AdamW"):
-                nn.utils.clip_grad_norm_(self.parameters, 1.0)
-                self._optimizer(variant.fused).step()
-            self.zero_grad()
-
-    def zero_grad(self) -> None:
-        for parameter in self.trained.parameters():
-            parameter.grad = None
+            if self.device != META:
+                with self.phases("clip and AdamW"):
+                    nn.utils.clip_grad_norm_(self.parameters, 1.0)
+                    self._optimizer(variant.fused).step()
 
     def _forward_backward(self, variant: Variant, draws: Draws) -> None:
         batch = self.features
