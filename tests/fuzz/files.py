@@ -36,6 +36,7 @@ class Records:
         from feedface.data.dataset import PictureDataset, PictureStore
         from feedface.data.draws import DrawSettings
         from feedface.data.records import read_records
+        from feedface.methods.base import ReferenceSpec
         from feedface.preparation.check import check_folder
 
         copy_tree(self.folder, place)
@@ -59,8 +60,8 @@ class Records:
             check_folder(place)
             return
         records = read_records(file)
-        store = PictureStore(records, 64, 8, 32, in_memory=False)
-        settings = DrawSettings(rng.randrange(100), (4, 8, 8), 16, flip=0.5, other_picture=0.5)
+        store = PictureStore(records, 64, 8, ReferenceSpec("crop", 32), in_memory=False)
+        settings = DrawSettings(rng.randrange(100), {"img": (4, 8, 8)}, flip=0.5, other_picture=0.5)
         PictureDataset(store, settings).__getitems__([(number, 1) for number in range(4)])
 
 
