@@ -99,7 +99,9 @@ def test_two_processes_of_four_equal_one_of_eight(world, tmp_path, cache):
 def test_broken_files_of_all_processes_are_listed_and_counted(world, tmp_path):
     """Each process meets one of two broken masks; both are in the list, and both count."""
     records = make_records(tmp_path / "records")
-    rows = [draw(DrawSettings(1234, {"img": (4, 8, 8), "clip_img": (1, 16)}), sample, 1, [2] * 12).row for sample in (0, 4)]
+    rows = [
+        draw(DrawSettings(1234, {"img": (4, 8, 8), "clip_img": (1, 16)}), sample, 1, [2] * 12).row for sample in (0, 4)
+    ]
     broken = [f"{tmp_path}/records/masks/{row // 3}_{row % 3}.png" for row in rows]
     for file in broken:
         Path(file).unlink()

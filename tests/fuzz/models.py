@@ -217,9 +217,8 @@ class Checkpoints:
         for step in (1, 2):
             state = {"weights": {"a": torch.full((3, 5), float(step))}, "optimizer": {"name": "adamw"}, "ema": None}
             progress = Progress(step, 4 * step)
-            save_checkpoint(
-                self.workdir, progress, self.toy, net.config, net.state_dict(), state, {"seed": 1, "a": {"b": 2}}
-            )
+            method = ("feedface", net.config, net.state_dict())
+            save_checkpoint(self.workdir, progress, self.toy, *method, state, {"seed": 1, "a": {"b": 2}})
 
     def case(self, rng: random.Random, place: Path) -> None:
         # Beside where it was made: it leads to its base by a relative path.
