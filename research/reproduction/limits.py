@@ -61,7 +61,13 @@ FIGURES = {
     "similarity_to_strangers": "to strangers",
     ATTRIBUTES: "prompt attributes shown",
 }
-CASES = ("people", "samples", "references", "detector", "training_people", "training_pictures", "held_out_people")
+# Arguments that decide what is measured, and their names in results.
+CASES = {
+    **{name: name for name in ("people", "samples", "references", "detector")},
+    "training_people": "probe_people",
+    "training_pictures": "probe_pictures",
+    "held_out_people": "probe_held_out_people",
+}
 
 
 def portrait_cases(
@@ -291,12 +297,13 @@ def main() -> None:
     inspector = load_judge(args.inspector, bundle, device)
     settings = Settings(args.steps).for_model(bundle.defaults, bundle.image_size, bundle.size_multiple)
     drawn_with = {"seed": args.seed, "device": str(device), "dtype": str(dtype).removeprefix("torch.")}
-    numbers = {"first_unseen_person": FIRST_IDENTITY, "first_held_out_person": FIRST_HELD_OUT, "gallery": GALLERY}
+    cases = {name: getattr(args, argument) for argument, name in CASES.items()}
+    cases |= {"first_unseen_person": FIRST_IDENTITY, "probe_first_held_out_person": FIRST_HELD_OUT}
     same = {
         "model": {"path": str(args.model), "name": bundle.name, "digest": model_digest(bundle)},
         "inspector": args.inspector,
         "settings": settings.as_json() | drawn_with,
-        "cases": {name: getattr(args, name) for name in CASES} | numbers | {"chance": 1 / args.people},
+        "cases": cases | {"gallery_pictures": GALLERY, "chance": 1 / args.people},
     }
     part = args.out.with_name(args.out.name + ".part")
     result = read_known(part, same) or read_known(args.out, same)
