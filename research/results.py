@@ -1,4 +1,4 @@
-"""Results: JSON files with a number a person for each figure, read back as figures with intervals.
+"""ResultStore: JSON files with a number a person for each figure, read back as figures with intervals.
 
 All settings of a study are measured on the same people, so they can be compared in pairs. Letters: I people, K seeds.
 """
@@ -41,7 +41,7 @@ class Check:
         return cls(sentence, figure, YES if figure.low > 0 else NO if figure.high < 0 else OPEN)
 
 
-class Results:
+class ResultStore:
     """Result files in one or several folders; the first folder that has a name counts."""
 
     def __init__(self, folders: Sequence[Path]):

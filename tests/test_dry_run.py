@@ -14,13 +14,13 @@ from feedface.common.errors import UserError
 from feedface.data.cache import FeatureCache
 from feedface.data.cache_build import Items
 from feedface.data.dataset import PictureStore
-from feedface.data.records import Reference, read_records, write_records
+from feedface.data.records import RecordReference, read_records, write_records
 from feedface.training import dry_run as module
 from feedface.training import run_record
 from feedface.training.dry_run import cache_bytes, check_records, dry_run, duration, time_lines
+from feedface.training.profile_step import PeakMemory, StepProfile, profile_step
 from feedface.training.run_record import check_disk
 from feedface.training.setup import build_models, build_store, make_accelerator
-from feedface.training.trial import PeakMemory, Trial, try_batch
 
 CPU = torch.device("cpu")
 
@@ -85,7 +85,7 @@ def test_everything_broken_is_named(bundle, records, tmp_path, capsys):
     Image.new("L", (60, 64)).save(masks / "1_0.png")  # of the same record
     (masks / "2_0.png").unlink()
     rows = read_records(records)
-    elsewhere = Reference(tmp_path / "gone.png", (0.0, 0.0, 9.0, 9.0))
+    elsewhere = RecordReference(tmp_path / "gone.png", (0.0, 0.0, 9.0, 9.0))
     write_records(records, [replace(rows[0], ref=(elsewhere, *rows[0].ref)), *rows[1:]])
 
     broken = check_records(PictureStore(read_records(records), 64, 8, 32, in_memory=False))
@@ -128,9 +128,9 @@ def test_the_caches_size_is_its_size(bundle, records, tmp_path, mirrored):
     models = build_models(config, CPU, "no")
     store = build_store(config, models)
     accelerator = make_accelerator(config, tmp_path)
-    trial = try_batch(config, models, store, accelerator, cached=True)
-    assert min(trial.read_s, trial.encode_s, trial.step_s) > 0
-    estimate = cache_bytes(Items(store.records), trial, mirrored)
+    profile = profile_step(config, models, store, accelerator, cached=True)
+    assert min(profile.read_s, profile.encode_s, profile.step_s) > 0
+    estimate = cache_bytes(Items(store.records), profile, mirrored)
     FeatureCache.open(tmp_path / "features", store, models.sources, mirrored, CPU)
     files = [path for path in (tmp_path / "features").glob("*.safetensors") if path.name != "fixed.safetensors"]
     overhead = 2000 * len(files)  # headers
@@ -146,11 +146,11 @@ def test_peak_memory_counts_what_is_freed_again():
 
 
 def test_time(bundle, records):
-    trial = Trial(read_s=4.0, encode_s=0.5, step_s=1.5, peak=0, item_bytes={})
+    profile = StepProfile(read_s=4.0, encode_s=0.5, step_s=1.5, peak=0, item_bytes={})
     changes = {"train.steps": 1800, "train.batch_size": 10, "log.samples_every": 0, "data.workers": 4}
 
     def lines(processes=1, to_cache=0, **more):
-        return time_lines(make_config(bundle, records, **{**changes, **more}), trial, processes, to_cache)
+        return time_lines(make_config(bundle, records, **{**changes, **more}), profile, processes, to_cache)
 
     assert lines() == [
         "time: a step of 10 samples: 0.5 s encoding (once for each picture with a cache) + 1.5 s, beside 1 s reading "

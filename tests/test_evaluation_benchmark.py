@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from feedface.common.errors import UserError
-from feedface.common.processes import Team
-from feedface.evaluation.benchmark import Plan, run
+from feedface.common.processes import ProcessGroup
+from feedface.evaluation.benchmark import BenchmarkPlan, run
 from feedface.evaluation.generators import Base
 from feedface.evaluation.judges import FaceFeatures
 from feedface.evaluation.judging import Judges
@@ -107,8 +107,10 @@ def evaluate(tmp_path, monkeypatch):
 
     def evaluate(people, *painters, judges=None, **plan):
         generators = [lambda cases, one=one: Painter(cases, **one) for one in painters]
-        plan = Plan(tmp_path / "out", **{"samples": 1, "base_images": 2, "about": {"protocol": "test"}, **plan})
-        code = run(people, generators, judges or Judges(ColourJudge()), plan, Team())
+        plan = BenchmarkPlan(
+            tmp_path / "out", **{"samples": 1, "base_images": 2, "about": {"protocol": "test"}, **plan}
+        )
+        code = run(people, generators, judges or Judges(ColourJudge()), plan, ProcessGroup())
         rows = [json.loads(line) for line in (tmp_path / "out/scores.jsonl").read_text().splitlines()]
         return code, json.loads((tmp_path / "out/scores.json").read_text()), rows
 

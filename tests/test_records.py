@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from feedface.common.errors import UserError
-from feedface.data.records import Record, Reference, read_records, write_records
+from feedface.data.records import Record, RecordReference, read_records, write_records
 
 ROW = {
     "path": "images/a.png",
@@ -39,8 +39,8 @@ def test_round_trip_with_portable_paths(tmp_path):
         square_bbox=(-3.0, 0.0, 33.0, 42.0),
         mask_path=tmp_path / "masks/a.png",
         ref=(
-            Reference(tmp_path / "images/b.png", (0.0, 0.0, 8.0, 8.0)),
-            Reference("/elsewhere/c.png", (1.0, 1.0, 9.0, 9.0)),
+            RecordReference(tmp_path / "images/b.png", (0.0, 0.0, 8.0, 8.0)),
+            RecordReference("/elsewhere/c.png", (1.0, 1.0, 9.0, 9.0)),
         ),
         identity="000000",
     )

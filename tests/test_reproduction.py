@@ -11,7 +11,7 @@ from research.reproduction import __main__ as command
 from research.reproduction import plan, runs
 from research.reproduction.measure import Measurer, measure_all, result_file
 from research.reproduction.page import write_page
-from research.results import NO, OPEN, YES, Check, Results
+from research.results import NO, OPEN, YES, Check, ResultStore
 
 from feedface.common.errors import UserError
 from feedface.evaluation.metrics import Figure
@@ -41,7 +41,7 @@ def config():
 
 @pytest.fixture
 def folder(tmp_path, config):
-    """Results in which every trained model is alike but for what the tests change."""
+    """ResultStore in which every trained model is alike but for what the tests change."""
     folder = tmp_path / "results"
     folder.mkdir()
     for one in (*plan.committed(), *plan.trained(config)):
@@ -62,7 +62,7 @@ def test_verdicts_follow_from_the_intervals():
 def test_differences_are_paired(folder):
     """0.01 between settings shows although people differ by 0.1."""
     change(folder, plan.DEFAULT, identity=0.21)
-    results = Results([folder])
+    results = ResultStore([folder])
     figure = results.difference(plan.DEFAULT, plan.pooled(4, "concat"), "other")
     assert figure.value == pytest.approx(0.01) and figure.high - figure.low < 1e-6
     alone = results.figure(plan.DEFAULT, "other")
@@ -73,7 +73,7 @@ def test_people_without_a_background_are_left_out_of_it(folder):
     values = result(0.2)
     values["people"]["background_pixels"] = [None, 0.5] + [0.1] * (PEOPLE - 2)
     (folder / f"{plan.DEFAULT}.json").write_text(json.dumps(values))
-    results = Results([folder])
+    results = ResultStore([folder])
     assert results.figure(plan.DEFAULT, "background_pixels").value == pytest.approx((0.5 + 0.1 * 28) / 29)
     other = result(0.2)["people"]["background_pixels"]
     expected = np.mean([0.5 - other[1], *(0.1 - value for value in other[2:])])
@@ -90,7 +90,7 @@ def test_the_page_says_which_claims_hold(folder, config, tmp_path):
         change(folder, plan.at(f"mask-seed{seed}", last), identity=0.2, background=0.05)
         change(folder, plan.at(f"standard-seed{seed}", last), identity=0.25, background=0.01)
     change(folder, plan.pooled(4, "concat"), identity=0.3)
-    page = write_page(Results([folder]), config, tmp_path / "out", ["A note."]).read_text()
+    page = write_page(ResultStore([folder]), config, tmp_path / "out", ["A note."]).read_text()
     assert "A note." in page
     assert lines_of(page, "the mask loss changes the background more")[0].endswith("**yes** |")
     assert lines_of(page, "the standard loss does too")[0].endswith("**no** |")
@@ -105,7 +105,7 @@ def test_the_page_says_which_claims_hold(folder, config, tmp_path):
 
 def test_a_missing_result_is_named(folder, config, tmp_path, capsys):
     (folder / f"{plan.pooled(3, 'mean')}.json").unlink()
-    page = write_page(Results([folder]), config, tmp_path / "out", []).read_text()
+    page = write_page(ResultStore([folder]), config, tmp_path / "out", []).read_text()
     assert "references-3-mean.json: missing" in page
     assert "## 3." in page and "references-3-mean.json" in capsys.readouterr().out
 
@@ -114,7 +114,7 @@ def test_fresh_results_come_before_kept_ones(folder, tmp_path):
     fresh = tmp_path / "fresh"
     fresh.mkdir()
     change(fresh, plan.DEFAULT, identity=0.9)
-    results = Results([fresh, folder])
+    results = ResultStore([fresh, folder])
     assert results.figure(plan.DEFAULT, "other").value > 0.8 > results.figure(plan.BASE, "other").value
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from feedface.data.records import Record, Reference, write_records
+from feedface.data.records import Record, RecordReference, write_records
 from feedface.data.transforms import HAIR_VALUE, LAPA_VALUES
 
 
@@ -34,7 +34,7 @@ def make_records(folder: Path, people: int = 4, per_person: int = 3, size: int =
                 bbox=box,
                 square_bbox=box,
                 mask_path=folder / "masks" / name,
-                ref=tuple(Reference(folder / "images" / other, box) for other in others),
+                ref=tuple(RecordReference(folder / "images" / other, box) for other in others),
             )
         )
     write_records(folder / "records.jsonl", records)

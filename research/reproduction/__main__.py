@@ -19,7 +19,7 @@ import ml_collections
 
 from feedface.common.command_line import Parser
 from feedface.common.errors import UserError, path_flag, run_cli
-from feedface.common.share import parse_share
+from feedface.common.shards import parse_shard
 
 STAGES = ("world", "train", "measure", "dreambooth", "limits", "page")
 QUICK_STAGES = ("measure", "page")
@@ -35,7 +35,7 @@ def main() -> None:
     )
     parser.add_argument("--out", type=path_flag("--out"), help="default: docs, with --quick outputs/reproduction")
     arguments, overrides = parser.parse_known_args()
-    share = parse_share(arguments.share)
+    share = parse_shard(arguments.share)
     if arguments.quick and arguments.stage not in ("all", *QUICK_STAGES):
         raise UserError(f"--quick has no stage {arguments.stage}; it has {' and '.join(QUICK_STAGES)}")
     stages = (QUICK_STAGES if arguments.quick else STAGES) if arguments.stage == "all" else (arguments.stage,)
@@ -57,7 +57,7 @@ def run_stage(
     from feedface.synthetic.train.common import ROOT
     from research.reproduction import page, plan, runs
     from research.reproduction.measure import measure_all
-    from research.results import Results
+    from research.results import ResultStore
 
     results = workdir / "results"
     first, shares = share
@@ -80,11 +80,11 @@ def run_stage(
             f"**Quick run**: sections 2 and 3 were measured now, on {config.measure.people} people; the others show "
             "the results kept in docs/reproduction/results."
         )
-        page.write_page(Results([results, kept / "results", kept]), config, out, [note])
+        page.write_page(ResultStore([results, kept / "results", kept]), config, out, [note])
     else:
         runs.write_cost(config, workdir)
         page.keep_results(workdir, out)
-        page.write_page(Results([results]), config, out, [])
+        page.write_page(ResultStore([results]), config, out, [])
 
 
 def _call(module: str, config: ml_collections.ConfigDict, out: Path, **options) -> None:

@@ -20,7 +20,7 @@ from research import plots
 from research.pages import decimal, percent, table
 from research.reproduction import plan
 from research.reproduction.limits import markdown
-from research.results import ATTRIBUTES, Check, Names, Results, scaled
+from research.results import ATTRIBUTES, Check, Names, ResultStore, scaled
 
 IDENTITY, BACKGROUND, FACE_LABEL = "other", "background_pixels", "identity: similarity to another picture"
 COLUMNS = {
@@ -39,20 +39,20 @@ SYSTEMS = {
 Values = dict[str, Any]
 
 
-def cells(results: Results, names: Names) -> list[str]:
+def cells(results: ResultStore, names: Names) -> list[str]:
     """The columns of one row."""
     one = results.get(names if isinstance(names, str) else names[0])["people"]
     known = [key for key in COLUMNS if key in one or key == ATTRIBUTES]
     return [COLUMNS[key][1](results.figure(names, key)) if key in known else "–" for key in COLUMNS]
 
 
-def settings_table(results: Results, head: str, names: Mapping[str, Names]) -> str:
+def settings_table(results: ResultStore, head: str, names: Mapping[str, Names]) -> str:
     """A row a setting: label -> its result, or one for each seed."""
     titles = [title for title, _ in COLUMNS.values()]
     return table([head, *titles], [[label, *cells(results, of)] for label, of in names.items()])
 
 
-def losses(results: Results, config: ml_collections.ConfigDict, folder: Path) -> Values:
+def losses(results: ResultStore, config: ml_collections.ConfigDict, folder: Path) -> Values:
     """1. The regularization mask loss."""
     last, seeds = config.train.measured_at[-1], config.train.seeds
     half = last // 2
@@ -87,7 +87,7 @@ def losses(results: Results, config: ml_collections.ConfigDict, folder: Path) ->
     }
 
 
-def references(results: Results, config: ml_collections.ConfigDict, folder: Path) -> Values:
+def references(results: ResultStore, config: ml_collections.ConfigDict, folder: Path) -> Values:
     """2. Several pictures of the person."""
     names = {f"{count}, {pool}": plan.pooled(count, pool) for pool in ("concat", "mean") for count in plan.COUNTS}
     names.pop("1, mean")
@@ -108,7 +108,7 @@ def references(results: Results, config: ml_collections.ConfigDict, folder: Path
     }
 
 
-def trade(results: Results, config: ml_collections.ConfigDict, folder: Path) -> Values:
+def trade(results: ResultStore, config: ml_collections.ConfigDict, folder: Path) -> Values:
     """3. Guidance and the strength of the face."""
     scales = {f"face scale {scale:g}": plan.swept("face_scale", scale) for scale in plan.FACE_SCALES}
     guidances = {f"guidance {guidance:g}": plan.swept("guidance", guidance) for guidance in plan.GUIDANCES}
@@ -136,7 +136,7 @@ def trade(results: Results, config: ml_collections.ConfigDict, folder: Path) -> 
     }
 
 
-def sites(results: Results, config: ml_collections.ConfigDict, folder: Path) -> Values:
+def sites(results: ResultStore, config: ml_collections.ConfigDict, folder: Path) -> Values:
     """4. Where the control acts."""
     last, seed = config.train.measured_at[-1], config.train.seeds[0]
     default, on_input = plan.at(plan.of_loss(plan.LOSSES[0], seed), last), plan.at("control-input", last)
@@ -166,7 +166,7 @@ def sites(results: Results, config: ml_collections.ConfigDict, folder: Path) -> 
     }
 
 
-def efficiency(results: Results, config: ml_collections.ConfigDict, folder: Path) -> Values:
+def efficiency(results: ResultStore, config: ml_collections.ConfigDict, folder: Path) -> Values:
     """5. Few samples, few people."""
     seeds, seen, everybody = config.train.seeds, config.train.measured_at, config.world.identities
     by_samples = {
@@ -196,7 +196,7 @@ def efficiency(results: Results, config: ml_collections.ConfigDict, folder: Path
     }
 
 
-def baseline(results: Results, config: ml_collections.ConfigDict, folder: Path) -> Values:
+def baseline(results: ResultStore, config: ml_collections.ConfigDict, folder: Path) -> Values:
     """6. Against DreamBooth (Table 1)"""
     scores = results.get(DREAMBOOTH)
     face, text = "similarity_to_another_picture", "attribute_all"
@@ -230,7 +230,7 @@ def baseline(results: Results, config: ml_collections.ConfigDict, folder: Path) 
     }
 
 
-def limits(results: Results, config: ml_collections.ConfigDict, folder: Path) -> Values:
+def limits(results: ResultStore, config: ml_collections.ConfigDict, folder: Path) -> Values:
     """7. What limits the miniature"""
     found = results.get(LIMITS)
     return {"people": found["cases"]["people"], "settings": markdown(found["rows"]), "checks": []}

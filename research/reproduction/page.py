@@ -13,10 +13,10 @@ from feedface.synthetic.train.common import say
 from research import pages
 from research.reproduction import plan
 from research.reproduction.claims import DREAMBOOTH, LIMITS, SECTIONS
-from research.results import NO, OPEN, YES, Results
+from research.results import NO, OPEN, YES, ResultStore
 
 
-def write_page(results: Results, config: ml_collections.ConfigDict, out: Path, notes: list[str]) -> Path:
+def write_page(results: ResultStore, config: ml_collections.ConfigDict, out: Path, notes: list[str]) -> Path:
     """Write `out/reproduction.md` and `out/reproduction/*.png`; returns the page's path.
 
     results: must hold all of `plan`. A section whose files are missing says so instead of stopping the page.
@@ -61,7 +61,7 @@ def keep_results(workdir: Path, out: Path) -> None:
             shutil.copyfile(file, temporary)
 
 
-def _models(results: Results, config: ml_collections.ConfigDict) -> dict[str, str]:
+def _models(results: ResultStore, config: ml_collections.ConfigDict) -> dict[str, str]:
     """Sections -> digests of the weights behind them, "not measured" where there is none."""
     found = {}
     for numbers, measured in (("2 and 3", plan.committed()), ("1, 4 and 5", plan.trained(config))):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from feedface.common.command_line import Parser
 from feedface.common.errors import UserError, path_flag, run_cli
-from feedface.common.share import parse_share
+from feedface.common.shards import parse_shard
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     if arguments.model is not None:
         raise UserError("--model is for the stage add; elsewhere it is --config.model=…")
-    share = parse_share(arguments.share)
+    share = parse_shard(arguments.share)
     from feedface.distillation.train import train, trajectories
     from feedface.synthetic.train.common import config_from_flags
 

@@ -241,7 +241,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # These bring in torch: seconds that a mistyped command line need not wait for.
     from feedface.faces.detect import make_detector
     from feedface.inference.model_files import own_model
-    from feedface.inference.runner import Plan, run_job, run_jobs
+    from feedface.inference.runner import RunPlan, run_job, run_jobs
     from feedface.pipeline import FeedFacePipeline
 
     model = args.model or own_model(args.ckpt_path) or config.model or default_model()
@@ -260,7 +260,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     detector = make_detector(args.detector, pipe.bundle.faces_root)
     pipe.settings(settings)  # refuses a size that the model cannot draw, before any face is looked for
-    plan = Plan(settings, args.seed, args.n_samples, args.n_iter, not args.no_detect, args.batch_size, face)
+    plan = RunPlan(settings, args.seed, args.n_samples, args.n_iter, not args.no_detect, args.batch_size, face)
     if not args.json:
         run_job(pipe, jobs[0], plan, detector, output)
         return 0

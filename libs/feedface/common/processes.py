@@ -15,7 +15,7 @@ Value = TypeVar("Value")
 PATIENCE = timedelta(days=7)  # the pictures of one process may take that much longer than those of another
 
 
-class Team:
+class ProcessGroup:
     """`count` processes, of which this is number `index`; `local_index` and `local_count` are those of this machine.
 
     A `UserError` or `OSError` of one process ends all of them; only one says it.

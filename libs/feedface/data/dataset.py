@@ -16,7 +16,7 @@ from torch.utils.data import Dataset, Sampler
 from feedface.common.errors import UserError
 from feedface.common.images import read_image
 from feedface.data.draws import DrawSettings, draw, faces_in_batch
-from feedface.data.kept import Kept
+from feedface.data.kept import OnceMade
 from feedface.data.masks import read_mask
 from feedface.data.records import Box, Record
 from feedface.data.transforms import centre_crop, face_masks
@@ -68,15 +68,15 @@ class PictureStore:
         self.records = records
         self.image_size, self.latent_size, self.reference = image_size, latent_size, reference
         self.broken: dict[str, str] = {}
-        self._kept: dict[str, Kept] = {}
+        self._kept: dict[str, OnceMade] = {}
         if in_memory:
             count, s = len(records), reference.size
             crops = dict.fromkeys((one.path, one.square_bbox) for r in records for one in (r, *r.ref))
             self._crops = {crop: number for number, crop in enumerate(crops)}
             self._kept = {
-                "image": Kept(count, (image_size, image_size, 3), np.uint8),
-                "masks": Kept(count, (2, latent_size, latent_size), np.float32),
-                "face": Kept(len(crops), (3, s, s), np.float32),
+                "image": OnceMade(count, (image_size, image_size, 3), np.uint8),
+                "masks": OnceMade(count, (2, latent_size, latent_size), np.float32),
+                "face": OnceMade(len(crops), (3, s, s), np.float32),
             }
 
     def image(self, row: int) -> np.ndarray:

@@ -11,7 +11,7 @@ import psutil
 from feedface.common.errors import UserError
 
 
-class Kept:
+class OnceMade:
     """`count` arrays of one shape and type, each made when it is first asked for.
 
     Processes that are forked from this one, as a `DataLoader`'s workers are on Linux, see what any of them made. Where

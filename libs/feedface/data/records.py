@@ -33,7 +33,7 @@ Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True, slots=True)
-class Reference:
+class RecordReference:
     """Another picture of the same person: its path and the square face box in its pixels."""
 
     path: Path
@@ -51,7 +51,7 @@ class Record:
     bbox: Box
     square_bbox: Box
     mask_path: Path
-    ref: tuple[Reference, ...] = ()
+    ref: tuple[RecordReference, ...] = ()
     identity: str | None = None
     origin: str = ""
 
@@ -158,7 +158,7 @@ def _record(line: bytes, folder: Path, origin: str) -> Record:
     row = parse_line_as(line, _ROW, origin, HINTS)
     size = row.width, row.height
     refs = tuple(
-        Reference(folder / ref.path, _checked(ref.square_bbox, origin, f"ref[{i}].square_bbox"))
+        RecordReference(folder / ref.path, _checked(ref.square_bbox, origin, f"ref[{i}].square_bbox"))
         for i, ref in enumerate(row.ref or ())
     )
     return Record(

@@ -16,11 +16,11 @@ def alphas_cumprod() -> Tensor:
 def add_noise(x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
     """√ᾱ_t x0 + √(1 - ᾱ_t) noise, for `x0`, `noise` [B,…] and integer timesteps `t` [B] in 1 … 1000."""
     alpha_bar = alphas_cumprod()
-    signal, spread = (
+    signal, sigma = (
         scale.to(x0.dtype).to(x0.device)[t - 1].reshape(-1, *[1] * (x0.dim() - 1))
         for scale in (alpha_bar.sqrt(), (1 - alpha_bar).sqrt())
     )
-    return signal * x0 + spread * noise
+    return signal * x0 + sigma * noise
 
 
 def _log_ratios() -> Tensor:

@@ -1,6 +1,6 @@
 """Run a protocol over systems: what is missing is drawn and scored, by one process or many, and put together.
 
-    run(protocol, generators, judges, Plan(out), Team())
+    run(protocol, generators, judges, BenchmarkPlan(out), ProcessGroup())
 
 Left in `out`: references/<case>/, base/<model>/<case>/ (without a face), pictures/<system>/<case>/ with scores.json of
 that case, scores.jsonl (a line a picture), scores.json, and the report. The same command goes on after a kill, and
@@ -22,7 +22,7 @@ from typing_extensions import TypedDict
 
 from feedface.common.errors import EXIT_USER_ERROR, UserError, one_line
 from feedface.common.files import folder_lock, remove_leftovers
-from feedface.common.processes import Team
+from feedface.common.processes import ProcessGroup
 from feedface.common.progress import progress
 from feedface.common.saving import check_writable, safe_name, save_ascii, save_json, save_png
 from feedface.common.validation import OPEN, read_json_as
@@ -30,7 +30,7 @@ from feedface.evaluation.generators import Generator
 from feedface.evaluation.judges import FaceJudge
 from feedface.evaluation.judging import Judges
 from feedface.evaluation.normalised import Bounds
-from feedface.evaluation.pictures import Request, SavedImage, picture_name, read_saved, save
+from feedface.evaluation.pictures import ImageRequest, SavedImage, picture_name, read_saved, save
 from feedface.evaluation.protocols import Case
 from feedface.evaluation.scoring import Gallery, bounds, score
 from feedface.evaluation.summary import SystemRun, summarise
@@ -47,7 +47,7 @@ class Cases(Protocol):
 
 
 @dataclass(frozen=True)
-class Plan:
+class BenchmarkPlan:
     """What is the same for all systems.
 
     Attributes:
@@ -67,39 +67,39 @@ def run(
     protocol: Cases,
     generators: Sequence[Callable[[list[Case]], Generator]],
     judges: Judges,
-    plan: Plan,
-    team: Team,
+    plan: BenchmarkPlan,
+    group: ProcessGroup,
 ) -> int:
     """Evaluate; returns the exit code: 0, or 2 where a case could not be taken (said on stderr, the others are done).
 
     generators: each opens a system, given this process's cases; they are opened one after the other.
     """
     with ExitStack() as held:
-        team.lead(lambda: _begin(protocol, plan, held))
-        cases, failed = team.each(lambda: _load_cases(protocol, judges, team))
-        shared = team.all(lambda: (failed, {case.name: case.gallery for case in cases}))
+        group.lead(lambda: _begin(protocol, plan, held))
+        cases, failed = group.each(lambda: _load_cases(protocol, judges, group))
+        shared = group.all(lambda: (failed, {case.name: case.gallery for case in cases}))
         failed = {name: why for part, _ in shared for name, why in part.items()}
         known = {name: own for _, part in shared for name, own in part.items()}
         gallery = Gallery({name: known[name] for name in protocol.names if name in known})
-        people = team.all(lambda: _keep_references(cases, plan.out))
-        if team.leads:
+        people = group.all(lambda: _keep_references(cases, plan.out))
+        if group.leads:
             for name, why in failed.items():
                 print(f"error: case {name}: {one_line(why)}", file=sys.stderr)
         if not gallery.names:
             raise UserError("no case is left to be evaluated")
-        shard = Shard(cases, judges, gallery, plan, team.leads)
+        shard = Shard(cases, judges, gallery, plan, group.leads)
         systems: list[SystemRun] = []
         for make in generators:
             bounding = plan.base_images > 0 and not any(system.bounds_from for system in systems)
-            systems.append(team.each(lambda make=make, bounding=bounding: shard.evaluate(make(cases), bounding)))
+            systems.append(group.each(lambda make=make, bounding=bounding: shard.evaluate(make(cases), bounding)))
         told = {name: about for part in people for name, about in part.items()}
         about = {"failed": failed, "people": {name: told[name] for name in gallery.names}}
-        team.lead(lambda: _finish(plan, judges, systems, gallery.names, about))
-    team.close()
+        group.lead(lambda: _finish(plan, judges, systems, gallery.names, about))
+    group.close()
     return EXIT_USER_ERROR if failed or protocol.problems else 0
 
 
-def _begin(protocol: Cases, plan: Plan, held: ExitStack) -> None:
+def _begin(protocol: Cases, plan: BenchmarkPlan, held: ExitStack) -> None:
     check_writable(plan.out)
     held.enter_context(folder_lock(plan.out, f"{plan.out}: another evaluation is writing there; name another --out"))
     for problem in protocol.problems:
@@ -108,11 +108,11 @@ def _begin(protocol: Cases, plan: Plan, held: ExitStack) -> None:
         raise UserError("no case is left to be evaluated")
 
 
-def _load_cases(protocol: Cases, judges: Judges, team: Team) -> tuple[list[Case], dict[str, str]]:
+def _load_cases(protocol: Cases, judges: Judges, group: ProcessGroup) -> tuple[list[Case], dict[str, str]]:
     """This process's cases, and why others of its shard cannot be taken."""
     cases, failed = [], {}
-    mine = range(team.index, len(protocol.names), team.count)
-    for index in progress(mine, desc="references", unit="case", disable=not team.leads):
+    mine = range(group.index, len(protocol.names), group.count)
+    for index in progress(mine, desc="references", unit="case", disable=not group.leads):
         try:
             cases.append(protocol.load(index, judges.face))
         except UserError as error:
@@ -144,20 +144,20 @@ class CaseImages:
 
     case: Case
     folder: Path
-    requests: list[Request]
+    requests: list[ImageRequest]
 
     @property
     def scores(self) -> Path:
         return self.folder / SCORES
 
-    def missing(self) -> list[Request]:
+    def missing(self) -> list[ImageRequest]:
         """Scores of what was deleted or made otherwise go with it."""
         found = [one for one in self.requests if read_saved(one.path, one.info) is None]
         if found:
             self.scores.unlink(missing_ok=True)
         return found
 
-    def first(self, samples: int) -> list[Request]:
+    def first(self, samples: int) -> list[ImageRequest]:
         """Of each prompt."""
         return [one for one in self.requests if one.sample < samples]
 
@@ -165,7 +165,7 @@ class CaseImages:
 class Shard:
     """What one process does for a system: its cases are drawn, then scored. `show`: progress bars."""
 
-    def __init__(self, cases: Sequence[Case], judges: Judges, gallery: Gallery, plan: Plan, show: bool):
+    def __init__(self, cases: Sequence[Case], judges: Judges, gallery: Gallery, plan: BenchmarkPlan, show: bool):
         self.cases, self.judges, self.gallery, self.plan, self.show = cases, judges, gallery, plan, show
         self.fingerprint = [VERSION, judges.fingerprint(), gallery.digest]
 
@@ -200,7 +200,9 @@ class Shard:
             remove_leftovers(place)
             shown = crops(case)
             requests = [
-                Request(place / picture_name(prompt, sample), info(case, prompt, sample), number, prompt, sample, shown)
+                ImageRequest(
+                    place / picture_name(prompt, sample), info(case, prompt, sample), number, prompt, sample, shown
+                )
                 for prompt in range(len(case.prompts))
                 for sample in range(samples)
             ]
@@ -215,7 +217,7 @@ class Shard:
                 save(request.path, image, request.info)
                 bar.update()
 
-    def _score(self, images: CaseImages, twins: Sequence[Request]) -> None:
+    def _score(self, images: CaseImages, twins: Sequence[ImageRequest]) -> None:
         """twins: the same prompts and seeds without a face; none: there are none."""
 
         def measure() -> dict:
@@ -238,7 +240,7 @@ class Shard:
     def _measured_once(
         self,
         images: CaseImages,
-        requests: Sequence[Request],
+        requests: Sequence[ImageRequest],
         shown: int,
         kind: TypeAdapter,
         measure: Callable[[], dict],
@@ -250,7 +252,7 @@ class Shard:
             save_json({"key": key} | measure(), images.scores)
 
 
-def _place(request: Request) -> dict:
+def _place(request: ImageRequest) -> dict:
     return {
         "prompt": request.prompt,
         "sample": request.sample,
@@ -269,7 +271,7 @@ def _copy_from_base(wanted: Sequence[CaseImages], of_base: Sequence[CaseImages])
                 save(request.path, read_saved(twin.path, twin.info), request.info)
 
 
-def _saved(requests: Sequence[Request]) -> list[SavedImage]:
+def _saved(requests: Sequence[ImageRequest]) -> list[SavedImage]:
     found = [read_saved(request.path, request.info) for request in requests]
     for request, image in zip(requests, found, strict=True):
         if image is None:
@@ -320,7 +322,9 @@ def _stored(folder: Path, names: Sequence[str], kind: TypeAdapter) -> dict[str, 
     return found
 
 
-def _finish(plan: Plan, judges: Judges, systems: Sequence[SystemRun], names: Sequence[str], about: dict) -> None:
+def _finish(
+    plan: BenchmarkPlan, judges: Judges, systems: Sequence[SystemRun], names: Sequence[str], about: dict
+) -> None:
     """Put the cases together, on process 0."""
     rows, diversity, limits = [], {}, {}
     for system in systems:
@@ -329,8 +333,8 @@ def _finish(plan: Plan, judges: Judges, systems: Sequence[SystemRun], names: Seq
             place = system.folder.relative_to(plan.out)
             rows += [{"system": system.name, "case": name} | row | {"file": (place / row["file"]).as_posix()}
                      for row in one["rows"]]  # fmt: skip
-        spread = {name: one["diversity"] for name, one in stored.items()}
-        diversity[system.name] = {name: value for name, value in spread.items() if value is not None}
+        diversities = {name: one["diversity"] for name, one in stored.items()}
+        diversity[system.name] = {name: value for name, value in diversities.items() if value is not None}
         if system.bounds_from is not None:
             found = _stored(system.bounds_from, names, CASE_BOUNDS)
             limits = {kind: {name: one[kind] for name, one in found.items()} for kind in ("face", "text")}

@@ -115,19 +115,19 @@ def main(arguments: Sequence[str] | None = None, description: str = "") -> int:
 def evaluate(args: argparse.Namespace, systems: Sequence) -> int:
     """Load the judges, open the systems one after the other; returns the exit code."""
     from feedface.common.device import limit_threads, pick_device, pick_devices, pick_dtype
-    from feedface.common.processes import Team
+    from feedface.common.processes import ProcessGroup
     from feedface.common.saving import check_writable
-    from feedface.evaluation.benchmark import Plan, run
+    from feedface.evaluation.benchmark import BenchmarkPlan, run
     from feedface.evaluation.generators import Bundles, ModelGenerator, RealGenerator
     from feedface.evaluation.judges import PackJudge
     from feedface.evaluation.judging import mini_judges, photo_judges
     from feedface.evaluation.protocols import MiniCases, PhotoCases
 
-    team = Team()
+    group = ProcessGroup()
     check_writable(args.out)
-    device = pick_device(pick_devices(args.device, team.local_index)[1])
+    device = pick_device(pick_devices(args.device, group.local_index)[1])
     dtype = pick_dtype(args.dtype, device)
-    limit_threads(team.local_count)
+    limit_threads(group.local_count)
     bundles = Bundles(device, dtype)
     first, shown = systems[0], max(1, *(system.references for system in systems))
 
@@ -151,7 +151,7 @@ def evaluate(args: argparse.Namespace, systems: Sequence) -> int:
 
         return make
 
-    protocol, judges = team.each(load)
+    protocol, judges = group.each(load)
     generators = [opened(system) for system in systems]
     about = {"samples": args.samples, "base_images": args.base_images, "seed": args.seed}
     if args.protocol == "mini":
@@ -163,4 +163,4 @@ def evaluate(args: argparse.Namespace, systems: Sequence) -> int:
             *generators,
         ]
     told = {"protocol": args.protocol, "command": args.command, "cases": about}
-    return run(protocol, generators, judges, Plan(args.out, args.samples, args.base_images, told), team)
+    return run(protocol, generators, judges, BenchmarkPlan(args.out, args.samples, args.base_images, told), group)

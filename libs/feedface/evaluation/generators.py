@@ -14,7 +14,7 @@ from feedface.checkpoints.bundle import Bundle
 from feedface.common.saving import safe_name
 from feedface.diffusion.state import join
 from feedface.evaluation.draw import encode_faces, through_vae
-from feedface.evaluation.pictures import Request, SavedImage
+from feedface.evaluation.pictures import ImageRequest, SavedImage
 from feedface.evaluation.protocols import Case
 from feedface.evaluation.systems import System
 from feedface.faces.references import Reference
@@ -41,7 +41,7 @@ class Generator(Protocol):
     def info(self, case: Case, prompt: int, sample: int) -> PictureInfo:
         """How a picture is made; `prompt` and `sample` are numbers."""
 
-    def draw(self, requests: Sequence[Request]) -> Iterator[tuple[Request, SavedImage]]:
+    def draw(self, requests: Sequence[ImageRequest]) -> Iterator[tuple[ImageRequest, SavedImage]]:
         """Draw pictures, in an order of its own."""
 
 
@@ -102,9 +102,9 @@ class ModelGenerator:
         seed = case.seeds[prompt] + sample
         return PictureInfo(case.prompts[prompt], seed, self.bundle.name, self._base_digest, self._base_settings, ())
 
-    def draw(self, requests: Sequence[Request]) -> Iterator[tuple[Request, SavedImage]]:
+    def draw(self, requests: Sequence[ImageRequest]) -> Iterator[tuple[ImageRequest, SavedImage]]:
         """Faces are encoded once a person; a batch holds people of whom the same number of faces is shown."""
-        groups: dict[int, list[Request]] = {}
+        groups: dict[int, list[ImageRequest]] = {}
         for request in requests:
             groups.setdefault(len(request.crops), []).append(request)
         for group in groups.values():
@@ -122,7 +122,7 @@ class ModelGenerator:
                 for request, image in zip(batch, pictures, strict=True):
                     yield request, SavedImage(image, seconds, peak)
 
-    def _faces(self, batch: Sequence[Request], known: dict[int, Identity]) -> Identity | None:
+    def _faces(self, batch: Sequence[ImageRequest], known: dict[int, Identity]) -> Identity | None:
         """Who is shown, a row a request; fills `known`, case -> one row."""
         if not batch[0].crops:
             return None
@@ -157,7 +157,7 @@ class RealGenerator:
         picture = hashlib.sha256(case.real[prompt].tobytes()).hexdigest()[:16]
         return PictureInfo(case.prompts[prompt], case.seeds[prompt], self.name, self.digest, {}, (picture,))
 
-    def draw(self, requests: Sequence[Request]) -> Iterator[tuple[Request, SavedImage]]:
+    def draw(self, requests: Sequence[ImageRequest]) -> Iterator[tuple[ImageRequest, SavedImage]]:
         for request in requests:
             picture = self.cases[request.case].real[request.prompt]
             if self.bundle is not None:

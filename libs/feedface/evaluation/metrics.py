@@ -146,8 +146,8 @@ def diversity(embeddings: np.ndarray, found: np.ndarray) -> float | None:
     embeddings: [S, E]; found: bool [S], whether there is a face. Pictures without one are left out (two blank pictures
     are not diverse); None for fewer than two faces.
     """
-    alike = self_similarity(embeddings[np.asarray(found, dtype=bool)])
-    return None if alike is None else 1.0 - alike
+    similarity = self_similarity(embeddings[np.asarray(found, dtype=bool)])
+    return None if similarity is None else 1.0 - similarity
 
 
 def angles(a: np.ndarray, b: np.ndarray) -> np.ndarray:

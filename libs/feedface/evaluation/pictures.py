@@ -20,7 +20,7 @@ COSTS = ("seconds", "peak_memory_mib")
 
 
 @dataclass(frozen=True)
-class Request:
+class ImageRequest:
     """One picture that is wanted.
 
     Attributes:

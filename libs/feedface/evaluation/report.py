@@ -38,7 +38,7 @@ from feedface.common.saving import save_png
 from feedface.evaluation.columns import NORMALISED, OF_ATTRIBUTES, PAPER, TABLE_1, Column, column_of, ordered
 from feedface.evaluation.metrics import Figure, per_person
 from feedface.evaluation.plots import scatter
-from feedface.evaluation.results import Results, as_figure, figures_of, load_results, spread
+from feedface.evaluation.results import Results, as_figure, evenly, figures_of, load_results
 
 SHEET_PEOPLE = 10
 # What stands for likeness and for the prompt in the scatter: the first that the most systems have.
@@ -79,7 +79,7 @@ def draw_sheet(results: Results) -> Image.Image:
     """A row a person, at most `SHEET_PEOPLE` of them, evenly from all: the reference, then every system's picture of
     one prompt and seed; another prompt from person to person."""
     rows = []
-    for number, case in enumerate(spread(results.people, SHEET_PEOPLE)):
+    for number, case in enumerate(evenly(results.people, SHEET_PEOPLE)):
         same = results.same_seed(case, number)
         first = next(iter(same.values()))
         seed = f", seed {first['seed']}" if first.get("seed") is not None else ""

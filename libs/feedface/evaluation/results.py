@@ -208,7 +208,7 @@ def _number(value: object) -> float:
         return math.nan
 
 
-def spread(items: list, count: int) -> list:
+def evenly(items: list, count: int) -> list:
     """At most `count` of them, evenly from all."""
     if len(items) <= count:
         return list(items)

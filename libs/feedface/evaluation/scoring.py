@@ -14,7 +14,7 @@ from feedface.evaluation.judges import FaceFeatures
 from feedface.evaluation.judging import Judges
 from feedface.evaluation.metrics import copy_paste, diversity, mean_cosine, mean_embedding
 from feedface.evaluation.normalised import Bounds, face_bounds, text_bounds
-from feedface.evaluation.pictures import Request, SavedImage
+from feedface.evaluation.pictures import ImageRequest, SavedImage
 from feedface.evaluation.protocols import Case
 
 DIGITS = 6
@@ -37,7 +37,7 @@ class Gallery:
 
 def score(
     case: Case,
-    requests: Sequence[Request],
+    requests: Sequence[ImageRequest],
     saved: Sequence[SavedImage],
     base: Sequence[SavedImage] | None,
     judges: Judges,
@@ -69,7 +69,9 @@ def score(
     }
 
 
-def bounds(case: Case, requests: Sequence[Request], base: Sequence[SavedImage], judges: Judges) -> dict[str, Bounds]:
+def bounds(
+    case: Case, requests: Sequence[ImageRequest], base: Sequence[SavedImage], judges: Judges
+) -> dict[str, Bounds]:
     """The paper's bounds of one case ("face", "text") from its base pictures and references.
 
     The text score is ImageReward's, in the mini world the share of the prompt's attributes that shows.

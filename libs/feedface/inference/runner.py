@@ -42,7 +42,7 @@ MAX_TEXTS = 1024  # encoded prompts that are kept; a batch needs far fewer
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunPlan:
     """What is the same for all jobs of a run, but for what they say themselves.
 
     Attributes:
@@ -62,7 +62,7 @@ class Plan:
     batch_size: int | None = None
     face: str | int | None = None
 
-    def of(self, job: Job) -> Plan:
+    def of(self, job: Job) -> RunPlan:
         """This plan with what the job says itself. `UserError` for seeds beyond the largest there is."""
         seed = self.seed if job.seed is None else job.seed
         n_samples = job.n_samples or self.n_samples
@@ -77,7 +77,7 @@ class Plan:
 class JobRun:
     """A job under way: its faces, the pictures it wants and those that are there. Making one finds the faces."""
 
-    def __init__(self, pipe: FeedFacePipeline, job: Job, plan: Plan, detector: FaceDetector, folder: Path):
+    def __init__(self, pipe: FeedFacePipeline, job: Job, plan: RunPlan, detector: FaceDetector, folder: Path):
         self.pipe, self.job, self.plan, self.detector = pipe, job, plan.of(job), detector
         self.begin = time.monotonic()
         self.failed = False
@@ -141,8 +141,8 @@ class JobRun:
         rows = []
         for info in self.wanted:
             path = self.pictures.find(info)
-            alike = similarity.of(read_image(path))
-            row = {"file": path.name, "prompt": info.prompt, "seed": info.seed, "similarity": alike}
+            likeness = similarity.of(read_image(path))
+            row = {"file": path.name, "prompt": info.prompt, "seed": info.seed, "similarity": likeness}
             rows.append(row | {"made_now": info.fingerprint in self.made})
         pipe, job = self.pipe, self.job
         settings = self.settings.as_json() | {"dtype": dtype_name(pipe.dtype)} | ({"int8": True} if pipe.int8 else {})
@@ -171,7 +171,7 @@ class JobRun:
         _report(self.results, self.pictures.folder, self.pictures.save_run(self.results, sheet, keep=bool(self.made)))
 
 
-def run_job(pipe: FeedFacePipeline, job: Job, plan: Plan, detector: FaceDetector, folder: Path) -> dict:
+def run_job(pipe: FeedFacePipeline, job: Job, plan: RunPlan, detector: FaceDetector, folder: Path) -> dict:
     """Draw what a job asks for into `folder`; returns what results.json holds. Pictures already there are kept."""
 
     def fail(run: JobRun, error: UserError) -> None:
@@ -183,7 +183,7 @@ def run_job(pipe: FeedFacePipeline, job: Job, plan: Plan, detector: FaceDetector
     return run.results
 
 
-def run_jobs(pipe: FeedFacePipeline, jobs: Sequence[Job], plan: Plan, detector: FaceDetector, output: Path) -> int:
+def run_jobs(pipe: FeedFacePipeline, jobs: Sequence[Job], plan: RunPlan, detector: FaceDetector, output: Path) -> int:
     """Run a batch, each job in its own folder under `output`; returns how many jobs failed, each said on stderr.
 
     A job is reported when its last picture is there. One that fails does not stop the others. A full disk or an
@@ -212,14 +212,14 @@ def run_jobs(pipe: FeedFacePipeline, jobs: Sequence[Job], plan: Plan, detector: 
     return len(failed)
 
 
-def _say_of_settings(pipe: FeedFacePipeline, plan: Plan) -> None:
+def _say_of_settings(pipe: FeedFacePipeline, plan: RunPlan) -> None:
     notice = pipe.settings_notice(plan.settings)
     if notice:
         say(f"note: {notice}")
 
 
 def _draw_all(
-    pipe: FeedFacePipeline, plan: Plan, runs: Iterable[JobRun], fail: Callable[[JobRun, UserError], None]
+    pipe: FeedFacePipeline, plan: RunPlan, runs: Iterable[JobRun], fail: Callable[[JobRun, UserError], None]
 ) -> None:
     """Draw and save, a batch at a time, what is missing; `runs` are started when their turn comes."""
     texts: dict[str, Prompt] = {}  # prompts are encoded once

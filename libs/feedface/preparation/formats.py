@@ -22,7 +22,7 @@ from feedface.common.errors import UserError
 from feedface.common.files import atomic_file
 from feedface.common.images import read_image
 from feedface.common.saving import safe_name, save_png
-from feedface.data.records import Record, Reference, write_records
+from feedface.data.records import Record, RecordReference, write_records
 from feedface.faces.crop import crop_square
 from feedface.preparation.process import square_inside
 from feedface.preparation.result import SINGLE, stems
@@ -74,7 +74,7 @@ def make_records(rows: Iterable[dict], identities: Mapping[str, str], data: Path
                 bbox=tuple(row["bbox"]),
                 square_bbox=tuple(row["square_bbox"]),
                 mask_path=out / f"{stems(rel, SINGLE, 1)[0]}.png",
-                ref=tuple(Reference(data / other["path"], tuple(other["square_bbox"])) for other in refs),
+                ref=tuple(RecordReference(data / other["path"], tuple(other["square_bbox"])) for other in refs),
                 identity=identity,
             )
         )

@@ -46,7 +46,7 @@ _SETTINGS = TypeAdapter(_Settings)
 
 
 @dataclass
-class Plan:
+class PreparationPlan:
     """What process 0 found out, for all processes.
 
     Attributes:
@@ -60,7 +60,7 @@ class Plan:
     settings: dict
 
 
-def prepare(options: Options, held: ExitStack) -> Plan:
+def prepare(options: Options, held: ExitStack) -> PreparationPlan:
     """Check what can be checked without a model, lock the output folder until `held` ends, see what is missing."""
     check_folders(options.data, options.out)
     choice = choice_of(options)
@@ -87,7 +87,7 @@ def prepare(options: Options, held: ExitStack) -> Plan:
     todo = [rel for rel in found.pictures if finished.row(rel) is None]
     print(f"{summary(found)}; {len(todo)} to do, {len(found.pictures) - len(todo)} done before", flush=True)
     _say_notes(found.notes)
-    return Plan(found.pictures, todo, settings)
+    return PreparationPlan(found.pictures, todo, settings)
 
 
 def choice_of(options: Options) -> Choice:

@@ -13,7 +13,7 @@ from dataclasses import asdict
 
 from feedface.common.device import limit_threads, pick_devices
 from feedface.common.errors import UserError
-from feedface.common.processes import Team
+from feedface.common.processes import ProcessGroup
 from feedface.common.saving import save_json
 from feedface.preparation import formats
 from feedface.preparation.models import load_models
@@ -22,7 +22,7 @@ from feedface.preparation.plan import (
     OWN_FOLDERS,
     SETTINGS,
     Finished,
-    Plan,
+    PreparationPlan,
     choice_of,
     own_files,
     prepare,
@@ -41,33 +41,33 @@ def run(options: Options) -> int:
     Raises `UserError`, in one process for all, for what the user can put right.
     """
     formats.check_formats(options.formats, options.identity)
-    team, clock = Team(), Clock()
+    group, clock = ProcessGroup(), Clock()
     with ExitStack() as held:
-        plan = team.lead(lambda: prepare(options, held))
+        plan = group.lead(lambda: prepare(options, held))
         if plan.todo:
-            preparer = team.each(lambda: _load(options, plan, team, clock))
-            team.lead(lambda: save_json(plan.settings, options.out / SETTINGS))
+            preparer = group.each(lambda: _load(options, plan, group, clock))
+            group.lead(lambda: save_json(plan.settings, options.out / SETTINGS))
             begin, cpu = time.perf_counter(), time.process_time()
-            stopped = make_all(preparer, plan.todo[team.index :: team.count], show=team.leads)
+            stopped = make_all(preparer, plan.todo[group.index :: group.count], show=group.leads)
             clock.seconds["all"] = time.perf_counter() - begin
             clock.seconds["cpu"] = time.process_time() - cpu
             if stopped:
-                if team.leads:
+                if group.leads:
                     print("interrupted: what is done stays, the same command goes on", file=sys.stderr)
                 return 128 + stopped
-        timings = team.all(lambda: dict(clock.seconds))
-        ending = Ending(options, plan) if team.leads else None
-        cuts = team.lead(lambda: ending.begin())
-        team.each(lambda: _cut(cuts[team.index :: team.count], options.workers))
-        team.lead(lambda: ending.finish(timings))
-    team.close()
+        timings = group.all(lambda: dict(clock.seconds))
+        ending = Ending(options, plan) if group.leads else None
+        cuts = group.lead(lambda: ending.begin())
+        group.each(lambda: _cut(cuts[group.index :: group.count], options.workers))
+        group.lead(lambda: ending.finish(timings))
+    group.close()
     return 0
 
 
-def _load(options: Options, plan: Plan, team: Team, clock: Clock) -> Preparer:
-    threads = limit_threads(team.local_count)
-    captioner = options.captioner(plan.pictures, pick_devices(options.device, team.local_index)[1])
-    detector, parser = load_models(choice_of(options), options.device, team.local_index, threads)
+def _load(options: Options, plan: PreparationPlan, group: ProcessGroup, clock: Clock) -> Preparer:
+    threads = limit_threads(group.local_count)
+    captioner = options.captioner(plan.pictures, pick_devices(options.device, group.local_index)[1])
+    detector, parser = load_models(choice_of(options), options.device, group.local_index, threads)
     return Preparer(options, detector, parser, captioner, clock)
 
 
@@ -85,7 +85,7 @@ def _cut(cuts: list[formats.Cut], workers: int) -> None:
 class Ending:
     """After the pictures, on process 0: groups, records, formats, report, and nothing else left in the folder."""
 
-    def __init__(self, options: Options, plan: Plan):
+    def __init__(self, options: Options, plan: PreparationPlan):
         self.options, self.plan = options, plan
 
     def begin(self) -> list[formats.Cut]:

@@ -13,6 +13,7 @@ from feedface.data.cache_build import Items, Mirrored, as_kinds
 from feedface.data.dataset import BrokenPicture, PictureStore, check_broken
 from feedface.training.check import check_config
 from feedface.training.memory import check_batch
+from feedface.training.profile_step import StepProfile, profile_step
 from feedface.training.run_record import bytes_text, check_disk, checkpoint_bytes, existing
 from feedface.training.setup import (
     Models,
@@ -23,7 +24,6 @@ from feedface.training.setup import (
     mirrored_kinds,
     precision_of,
 )
-from feedface.training.trial import Trial, try_batch
 
 # Bytes that an optimizer keeps for each trained number.
 OPTIMIZER_BYTES = {"adamw": 8, "adamw8bit": 2}
@@ -57,18 +57,18 @@ def _check_and_measure(config: ml_collections.ConfigDict, workdir: Path, acceler
     check_broken(broken, config.data.max_broken)
 
     cache = cache_folder(config, workdir)
-    trial = try_batch(config, models, store, accelerator, cached=cache is not None)
+    profile = profile_step(config, models, store, accelerator, cached=cache is not None)
     items = Items(store.records)
     trained = sum(p.numel() for p in models.trained.trained().values())
     sites = ", ".join(models.trained.method.config.get("sites", ()))
     print(f"trained parameters: {trained / 1e6:.1f} M{sites and f' at sites {sites}'}")
-    print(memory_line(config, models, trial, accelerator, trained))
+    print(memory_line(config, models, profile, accelerator, trained))
     needs = [(workdir / "checkpoints", _checkpoints(config) * checkpoint_bytes(trained, config.train.ema > 0))]
     if cache is not None:
-        needs.append((cache, cache_bytes(items, trial, mirrored_kinds(config))))
+        needs.append((cache, cache_bytes(items, profile, mirrored_kinds(config))))
     for (folder, needed), what in zip(needs, ("checkpoints", "the feature cache"), strict=False):
         print(f"disk: {bytes_text(needed)} for {what} in {folder}")
-    for line in time_lines(config, trial, accelerator.num_processes, len(items.pictures) if cache else 0):
+    for line in time_lines(config, profile, accelerator.num_processes, len(items.pictures) if cache else 0):
         print(line)
     _check_disks(needs)
 
@@ -121,7 +121,7 @@ def _checkpoints(config: ml_collections.ConfigDict) -> int:
     return min(most, config.train.steps // every + 1)
 
 
-def cache_bytes(items: Items, trial: Trial, mirrored: Mirrored) -> int:
+def cache_bytes(items: Items, profile: StepProfile, mirrored: Mirrored) -> int:
     """Size of a feature cache of `items`; `mirrored` as for `FeatureCache.open`."""
     mirrored = as_kinds(mirrored)
     counts = {
@@ -130,11 +130,11 @@ def cache_bytes(items: Items, trial: Trial, mirrored: Mirrored) -> int:
         "faces": (1 + ("faces" in mirrored)) * len(items.faces),
         "captions": len(items.captions),
     }
-    return sum(count * trial.item_bytes[kind] for kind, count in counts.items())
+    return sum(count * profile.item_bytes[kind] for kind, count in counts.items())
 
 
 def memory_line(
-    config: ml_collections.ConfigDict, models: Models, trial: Trial, accelerator: Accelerator, trained: int
+    config: ml_collections.ConfigDict, models: Models, profile: StepProfile, accelerator: Accelerator, trained: int
 ) -> str:
     """What a process needs in training: what was measured, and what the optimizer will add."""
     parts = {
@@ -149,25 +149,25 @@ def memory_line(
     if accelerator.num_processes > 1:
         parts["gradients in exchange"] = 4 * trained  # DDP's buckets
         added += 4 * trained
-    total = trial.peak + added
+    total = profile.peak + added
     cuda = accelerator.device.type == "cuda"
     parts["activations (measured)" if cuda else "activations and program (measured)"] = total - sum(parts.values())
     listed = ", ".join(f"{name} {value / 2**30:.2f}" for name, value in parts.items())
     return f"memory: {total / 2**30:.2f} GiB on {accelerator.device}: {listed}"
 
 
-def time_lines(config: ml_collections.ConfigDict, trial: Trial, processes: int, to_cache: int) -> list[str]:
+def time_lines(config: ml_collections.ConfigDict, profile: StepProfile, processes: int, to_cache: int) -> list[str]:
     """How long the run takes; `to_cache` pictures are encoded once, ahead; 0: every step encodes its own."""
     train, workers = config.train, config.data.workers
     samples = train.batch_size * train.accumulation
-    encode_s, step_s = (train.accumulation * seconds for seconds in (trial.encode_s, trial.step_s))
+    encode_s, step_s = (train.accumulation * seconds for seconds in (profile.encode_s, profile.step_s))
     # Worker processes read while a step is computed; without them it waits.
-    read_s = train.accumulation * trial.read_s / max(1, workers)
+    read_s = train.accumulation * profile.read_s / max(1, workers)
     on = f"on {processes} process{'es' if processes > 1 else ''}"
     lines = []
     if to_cache:
         views = 2 if config.data.flip else 1
-        ahead = to_cache / train.batch_size * trial.encode_s * views / processes
+        ahead = to_cache / train.batch_size * profile.encode_s * views / processes
         lines.append(f"time: {duration(ahead)} to encode {to_cache} pictures once, {on}")
         each, what = step_s, f"{step_s:.2g} s"
     else:

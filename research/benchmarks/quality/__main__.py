@@ -18,7 +18,7 @@ import time
 from collections.abc import Sequence
 
 from feedface.common.errors import UserError, path_flag, run_cli
-from feedface.common.share import parse_share
+from feedface.common.shards import parse_shard
 from research.benchmarks.measuring import ROOT, check_least
 from research.benchmarks.quality.settings import PRIORITY, QUICK, RELEASE, Setting, parse
 
@@ -57,7 +57,7 @@ def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--fine_people", type=int, help="of the fine solution (default 40, with --quick 10)")
     parser.add_argument("--fine_evaluations", type=int, default=200, help="of the fine solution (default 200)")
     parser.add_argument("--settings", nargs="+", metavar="WORDS", help="these only, beside the release's way")
-    parser.add_argument("--share", type=parse_share, default=(0, 1), help="k/n: only every n-th setting (default: all)")
+    parser.add_argument("--share", type=parse_shard, default=(0, 1), help="k/n: only every n-th setting (default: all)")
     parser.add_argument("--batch_size", type=int, default=50, help="pictures at a time (default 50)")
     parser.add_argument("--device", help="cpu, cuda, … (default: a GPU when there is one)")
     parser.add_argument("--quick", action="store_true", help="few people, the first settings only")

@@ -10,7 +10,7 @@ from feedface.evaluation.metrics import Figure
 from research import plots
 from research.benchmarks.quality.settings import ABOUT, FEW_STEP, RELEASE, Setting, parse
 from research.pages import decimal, percent, table, template, write_page
-from research.results import ATTRIBUTES, Results
+from research.results import ATTRIBUTES, ResultStore
 
 IDENTITY = "other"
 JUDGED = {"nearest": "nearest", IDENTITY: "identity", ATTRIBUTES: "attributes"}
@@ -80,7 +80,7 @@ class Study:
     """All results of a folder, in the order of the table, beside the release's way; `UserError` without that."""
 
     def __init__(self, workdir: Path):
-        self.results = Results([workdir])
+        self.results = ResultStore([workdir])
         names = [file.stem for file in sorted(workdir.glob("*.json")) if file.name != ABOUT]
         found = {name: self.results.get(name) for name in names}
         points = [Point(name, parse(one["setting"]), one["cost"]) for name, one in found.items()]

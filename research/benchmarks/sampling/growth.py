@@ -14,7 +14,7 @@ from PIL import Image
 from feedface.diffusion.state import take
 from feedface.faces.detect import make_detector
 from feedface.inference.jobs import Job
-from feedface.inference.runner import Plan, run_job
+from feedface.inference.runner import RunPlan, run_job
 from feedface.pipeline import Request
 from research.benchmarks.measuring import ratio, time_in_turns
 from research.benchmarks.sampling.timing import PROMPT, Bench, measure_parts, measure_whole
@@ -67,7 +67,7 @@ def measure_batches(args: argparse.Namespace, bench: Bench) -> dict[str, dict]:
             picture = Path(folder) / "face.png"
             Image.fromarray(np.full((64, 64, 3), 128, np.uint8)).save(picture)
             job = Job("job", tuple(prompts), (picture,))
-            plan = Plan(settings, n_samples=SAMPLES, detect=False, batch_size=args.batch_size)
+            plan = RunPlan(settings, n_samples=SAMPLES, detect=False, batch_size=args.batch_size)
             with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
                 run_job(pipe, job, plan, detector, Path(folder) / "job")
 

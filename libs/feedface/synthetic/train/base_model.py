@@ -27,11 +27,11 @@ from feedface.synthetic.train.common import in_batches, load_portraits, to_pixel
 
 ENCODERS = ("vae", "text_encoder", "image_encoder")
 # (features, generator) -> loss, parts of it to log.
-Loss = Callable[["Features", torch.Generator], tuple[Tensor, dict[str, Tensor]]]
+Loss = Callable[["EncodedPortraits", torch.Generator], tuple[Tensor, dict[str, Tensor]]]
 
 
 @dataclass
-class Features:
+class EncodedPortraits:
     """Encoded portraits. V is 2: as they are, and mirrored."""
 
     latents: Tensor  # [N,V,C,h,w]
@@ -44,13 +44,13 @@ class Features:
         return len(self.latents)
 
 
-def encode(portraits, encoders: Bundle, device: torch.device, face_weight: float, amp: bool) -> Features:
+def encode(portraits, encoders: Bundle, device: torch.device, face_weight: float, amp: bool) -> EncodedPortraits:
     """Encode every portrait once; the encoders are frozen. `amp`: in bfloat16 where that is fast, at half the time."""
     with torch.autocast(device.type, torch.bfloat16, enabled=amp and fast_bfloat16(device)):
         return _encode(portraits, encoders, device, face_weight)
 
 
-def _encode(portraits, encoders: Bundle, device: torch.device, face_weight: float) -> Features:
+def _encode(portraits, encoders: Bundle, device: torch.device, face_weight: float) -> EncodedPortraits:
     views = []
     for flip in (False, True):
         images = portraits.images[:, :, ::-1] if flip else portraits.images
@@ -62,10 +62,12 @@ def _encode(portraits, encoders: Bundle, device: torch.device, face_weight: floa
         views.append((latents, clip_img, weights / weights.mean()))
     text = in_batches(portraits.captions, lambda texts: encoders.text_encoder.encode(texts).float())
     parts = (torch.stack(pair, dim=1) for pair in zip(*views, strict=True))
-    return Features(*parts, text=text, empty_text=encoders.text_encoder.encode([""]).float().cpu())
+    return EncodedPortraits(*parts, text=text, empty_text=encoders.text_encoder.encode([""]).float().cpu())
 
 
-def encoded(portraits, encoders: Bundle, device: torch.device, face_weight: float, amp: bool, file: Path) -> Features:
+def encoded(
+    portraits, encoders: Bundle, device: torch.device, face_weight: float, amp: bool, file: Path
+) -> EncodedPortraits:
     """`encode`, kept in `file`: on a CPU, encoding a world anew takes as long as minutes of training."""
     digest = hashlib.sha256(json.dumps([face_weight, portraits.captions]).encode())
     for array in (portraits.images, portraits.masks):
@@ -75,7 +77,7 @@ def encoded(portraits, encoders: Bundle, device: torch.device, face_weight: floa
             digest.update(key.encode() + value.cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
     kept = _read(file, digest.hexdigest())
     if kept is not None:
-        return Features(**kept)
+        return EncodedPortraits(**kept)
     features = encode(portraits, encoders, device, face_weight, amp)
     file.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(file) as temporary:
@@ -98,7 +100,7 @@ def _read(file: Path, digest: str) -> dict[str, Tensor] | None:
 class Material:
     """What a base model is trained on and measured with."""
 
-    features: Features
+    features: EncodedPortraits
     encoders: Bundle
     held_out: object  # portraits of people not trained on
     amp: bool
@@ -125,7 +127,7 @@ def material(config: ml_collections.ConfigDict, workdir: Path, amp: bool, device
     return Material(features, encoders, held_out, amp, device)
 
 
-def draw_rows(features: Features, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+def draw_rows(features: EncodedPortraits, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
     """Random portraits, views of them, and timesteps: int64 [count] each."""
     row = torch.randint(len(features), (count,), generator=generator)
     view = torch.randint(2, (count,), generator=generator)

@@ -30,9 +30,9 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
     def step(generator: torch.Generator) -> Tensor:
         pixels, masks = draw_batch(portraits, config.batch_size, device, generator)
         with torch.no_grad():
-            mean, spread = (part.float() for part in codec.moments(pixels))
+            mean, sigma = (part.float() for part in codec.moments(pixels))
         noise = torch.randn(mean.shape, generator=generator).to(device)
-        latents = mean + (spread + config.latent_noise) * noise
+        latents = mean + (sigma + config.latent_noise) * noise
         output = F.pixel_shuffle(vae.decode(latents / vae.config.scaling_factor).sample, stack)
         return reconstruction_loss(pixels, output, masks)
 

@@ -10,12 +10,12 @@ from feedface.backbones.unet import UNet
 from feedface.checkpoints.bundle import save_component
 from feedface.common.device import pick_device
 from feedface.diffusion.schedule import add_noise
-from feedface.synthetic.train.base_model import Features, draw_rows, material, weighted
+from feedface.synthetic.train.base_model import EncodedPortraits, draw_rows, material, weighted
 from feedface.synthetic.train.bundle import write_unet_index
 from feedface.training.fit import fit, write_metrics
 
 
-def build(config: ml_collections.ConfigDict, features: Features) -> UNet:
+def build(config: ml_collections.ConfigDict, features: EncodedPortraits) -> UNet:
     """An untrained U-Net as `config.unet` describes: attention at all levels but the first, which has most pixels."""
     attending = len(config.channels) - 1
     return UNet(
@@ -34,7 +34,7 @@ def build(config: ml_collections.ConfigDict, features: Features) -> UNet:
     )
 
 
-def noise_loss(unet: UNet, features: Features, config: ml_collections.ConfigDict, generator: torch.Generator):
+def noise_loss(unet: UNet, features: EncodedPortraits, config: ml_collections.ConfigDict, generator: torch.Generator):
     """Weighted squared error of the noise on a random batch -> (loss, parts to log)."""
     device = unet.unet.device
     row, view, t = draw_rows(features, config.batch_size, generator)

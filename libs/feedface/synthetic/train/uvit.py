@@ -10,13 +10,13 @@ from feedface.backbones.uvit import UViT
 from feedface.checkpoints.bundle import load_bundle, save_component
 from feedface.common.device import pick_device
 from feedface.diffusion.schedule import NUM_TIMESTEPS, add_noise
-from feedface.synthetic.train.base_model import Features, draw_rows, material, weighted
+from feedface.synthetic.train.base_model import EncodedPortraits, draw_rows, material, weighted
 from feedface.synthetic.train.bundle import write_bundle_index
 from feedface.synthetic.train.identity_start import identity_start
 from feedface.training.fit import fit, write_metrics
 
 
-def noise_loss(uvit: UViT, features: Features, config: ml_collections.ConfigDict, generator: torch.Generator):
+def noise_loss(uvit: UViT, features: EncodedPortraits, config: ml_collections.ConfigDict, generator: torch.Generator):
     """Weighted squared error of both noises on a random batch -> (loss, parts to log)."""
     device = uvit.pos_embed.device
     n = config.batch_size
@@ -78,7 +78,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
     save_component("backbone", uvit, bundle / "uvit")
     write_bundle_index(bundle, settings.image_size)
 
-    def loss(unseen: Features, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(unseen: EncodedPortraits, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         return noise_loss(uvit, unseen, settings, generator)
 
     write_metrics(folder, settings, result, **given.measure(uvit, loss, folder / "samples.png"))

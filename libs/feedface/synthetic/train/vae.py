@@ -82,11 +82,11 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
     def step(generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         pixels, masks = draw_batch(portraits, config.batch_size, device, generator)
         posterior = vae.encode(F.pixel_unshuffle(pixels, config.stack)).latent_dist
-        mean, spread = posterior.mean.float(), posterior.std.float()
+        mean, sigma = posterior.mean.float(), posterior.std.float()
         noise = torch.randn(mean.shape, generator=generator).to(device)
-        output = F.pixel_shuffle(vae.decode(mean + spread * noise).sample, config.stack)
+        output = F.pixel_shuffle(vae.decode(mean + sigma * noise).sample, config.stack)
         loss = reconstruction_loss(pixels, output, masks)
-        kl = 0.5 * (mean.square() + spread.square() - 1 - 2 * spread.log()).mean()
+        kl = 0.5 * (mean.square() + sigma.square() - 1 - 2 * sigma.log()).mean()
         return loss + config.kl_weight * kl, {"reconstruction": loss.detach(), "kl": kl.detach()}
 
     result = fit("vae", vae, step, config, folder)

@@ -15,7 +15,7 @@ from PIL import Image
 from feedface.common.errors import UserError
 from feedface.common.files import atomic_file, make_folder
 from feedface.common.progress import progress
-from feedface.data.records import Record, Reference, read_records, write_records
+from feedface.data.records import Record, RecordReference, read_records, write_records
 from feedface.faces.crop import square_box
 from feedface.synthetic.world.captions import captions
 from feedface.synthetic.world.identity import sample_identities
@@ -130,7 +130,7 @@ def _write_chunk(people: np.ndarray, out: Path, per_identity: int, seed: int, si
                 bbox=tuple(round(float(v), 2) for v in portraits.boxes[i]),
                 square_bbox=squares[i],
                 mask_path=out / "masks" / name,
-                ref=tuple(Reference(out / "images" / names[j], squares[j]) for j in same_person),
+                ref=tuple(RecordReference(out / "images" / names[j], squares[j]) for j in same_person),
                 identity=f"{rows[i]:06d}",
             )
         )

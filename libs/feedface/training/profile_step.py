@@ -20,7 +20,7 @@ POLL_S = 0.005
 
 
 @dataclass
-class Trial:
+class StepProfile:
     """Of one batch of one process. Seconds: `read_s` to read its pictures in one thread, `encode_s` to encode them,
     `step_s` for the loss and its gradients. `peak` is the most memory in bytes at that, the encoders included where
     training keeps them; what the optimizer adds is not in it. `item_bytes`: of the features of one item by its kind,
@@ -33,9 +33,9 @@ class Trial:
     item_bytes: dict[str, int]
 
 
-def try_batch(
+def profile_step(
     config: ml_collections.ConfigDict, models: Models, store: PictureStore, accelerator: Accelerator, cached: bool
-) -> Trial:
+) -> StepProfile:
     """Read, encode and train on the run's first batch; `cached` frees the encoders in between, as a cached run does.
 
     What is timed runs twice and the second time counts: the first one also loads kernels, or compiles. Raises
@@ -65,7 +65,7 @@ def try_batch(
                     _clear(trained)
                 step_s, _ = _timed(lambda: objective(model, batch.draws, encoded).loss.backward(), device)
         _clear(trained)
-    return Trial(read_s, encode_s, step_s, memory.peak, _item_bytes(encoded))
+    return StepProfile(read_s, encode_s, step_s, memory.peak, _item_bytes(encoded))
 
 
 class PeakMemory:

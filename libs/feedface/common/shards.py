@@ -3,7 +3,7 @@
 from feedface.common.errors import UserError
 
 
-def parse_share(text: str) -> tuple[int, int]:
+def parse_shard(text: str) -> tuple[int, int]:
     """ "0/2" -> (0, 2): the first of two halves is `items[0::2]`. `UserError` for what is no share."""
     share, _, shares = text.partition("/")
     if not (share.isdigit() and shares.isdigit() and int(share) < int(shares)):
