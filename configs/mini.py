@@ -42,7 +42,7 @@ def cpu() -> ConfigDict:
             ),
             "uvit": fit_config(
                 image_size=size, patch_size=2, width=256, depth=7, num_heads=4, noise_text=0.08, empty_text=0.07,
-                clip_weight=0.1, face_weight=2.0, min_snr=5.0, start="",
+                clip_weight=0.1, face_weight=2.0, feature_weight=5.0, min_snr=5.0, start="",
                 minutes=360.0, batch_size=64, lr=1e-3, muon_lr=4e-3, schedule="trapezoid", warmup_steps=300,
                 ema_decay=0.999, amp=True,
             ),

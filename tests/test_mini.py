@@ -7,6 +7,7 @@ import types
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tests.toy import face_tokens
 from torch import nn
 
@@ -232,11 +233,33 @@ def test_the_base_goes_on_from_other_weights_and_its_world_is_encoded_once(built
     before, after = (load_bundle(folder / "bundle", components=["backbone"]).backbone for folder in (built, tmp_path))
     for one, other in zip(before.parameters(), after.parameters(), strict=True):
         assert torch.equal(one, other)
-    changed.uvit.update(face_weight=3.0, seed=8)
+    changed.uvit.update(face_weight=3.0, seed=8)  # weighs cells anew, on the same latents
     shutil.rmtree(tmp_path / "bundle/uvit")
     (tmp_path / "uvit/checkpoint.pt").unlink()
     uvit.run(changed, tmp_path)
-    assert encoded == [6, 16, 6]
+    assert encoded == [6, 6]
+    vae = tmp_path / "bundle/vae/diffusion_pytorch_model.safetensors"
+    save_file({key: value * 1.01 for key, value in load_file(vae).items()}, vae)
+    changed.uvit.update(seed=9)
+    shutil.rmtree(tmp_path / "bundle/uvit")
+    (tmp_path / "uvit/checkpoint.pt").unlink()
+    uvit.run(changed, tmp_path)
+    assert encoded == [6, 6, 16, 6]  # another VAE
+
+
+def test_eyes_nose_and_mouth_count_most():
+    masks = np.zeros((2, 16, 16), np.uint8)
+    masks[:, 4:12, 4:12] = 1
+    masks[:, 8:12, 4:8] = 5  # the right eye, on the left of the picture
+    weights = base_model.cell_weights(masks, (4, 4), face=2.0, features=5.0)
+    assert weights.shape == (2, 2, 1, 4, 4)
+    torch.testing.assert_close(weights.mean(), torch.tensor(1.0))
+    plain, mirrored = weights[0, :, 0] / weights[0, 0, 0, 0, 0]
+    expected = torch.ones(4, 4)
+    expected[1:3, 1:3] = 2
+    expected[2, 1] = 5
+    torch.testing.assert_close(plain, expected)
+    torch.testing.assert_close(mirrored, expected.flip(-1))
 
 
 def test_the_unet_shares_what_is_encoded_and_feedface_trains_on_it(built, config, tmp_path, monkeypatch):

@@ -26,6 +26,7 @@ from feedface.synthetic.train.bundle import write_bundle_index
 from feedface.synthetic.train.common import in_batches, load_portraits, to_pixels
 
 ENCODERS = ("vae", "text_encoder", "image_encoder")
+BROWS_TO_LIPS = range(2, 10)  # LaPa classes: brows, eyes, nose, mouth
 # (features, generator) -> loss, parts of it to log.
 Loss = Callable[["EncodedPortraits", torch.Generator], tuple[Tensor, dict[str, Tensor]]]
 
@@ -36,7 +37,7 @@ class EncodedPortraits:
 
     latents: Tensor  # [N,V,C,h,w]
     clip_img: Tensor  # [N,V,1,Dc]
-    weights: Tensor  # [N,V,1,h,w], mean 1: how much a cell counts
+    weights: Tensor  # [N,V,1,h,w], mean 1: how much a cell counts; as encoded [N,V,1,1,1], all alike
     text: Tensor  # [N,T,Dt]
     empty_text: Tensor  # [1,T,Dt], the empty prompt
 
@@ -44,45 +45,57 @@ class EncodedPortraits:
         return len(self.latents)
 
 
-def encode(portraits, encoders: Bundle, device: torch.device, face_weight: float, amp: bool) -> EncodedPortraits:
+def encode(portraits, encoders: Bundle, device: torch.device, amp: bool) -> EncodedPortraits:
     """Encode every portrait once; the encoders are frozen. `amp`: in bfloat16 where that is fast, at half the time."""
     with torch.autocast(device.type, torch.bfloat16, enabled=amp and fast_bfloat16(device)):
-        return _encode(portraits, encoders, device, face_weight)
+        return _encode(portraits, encoders, device)
 
 
-def _encode(portraits, encoders: Bundle, device: torch.device, face_weight: float) -> EncodedPortraits:
+def _encode(portraits, encoders: Bundle, device: torch.device) -> EncodedPortraits:
     views = []
     for flip in (False, True):
         images = portraits.images[:, :, ::-1] if flip else portraits.images
-        masks = portraits.masks[:, :, ::-1] if flip else portraits.masks
         latents = in_batches(images, lambda x: encoders.vae.encode(to_pixels(x, device), sample=False).float())
         clip_img = in_batches(images, lambda x: encoders.image_encoder.encode(to_pixels(x, device)).float())
-        face = torch.from_numpy(masks > 0).float()[:, None]  # with hair: it tells people apart
-        weights = 1 + (face_weight - 1) * F.adaptive_avg_pool2d(face, latents.shape[-2:])
-        views.append((latents, clip_img, weights / weights.mean()))
+        views.append((latents, clip_img))
     text = in_batches(portraits.captions, lambda texts: encoders.text_encoder.encode(texts).float())
-    parts = (torch.stack(pair, dim=1) for pair in zip(*views, strict=True))
-    return EncodedPortraits(*parts, text=text, empty_text=encoders.text_encoder.encode([""]).float().cpu())
+    latents, clip_img = (torch.stack(pair, dim=1) for pair in zip(*views, strict=True))
+    empty_text = encoders.text_encoder.encode([""]).float().cpu()
+    return EncodedPortraits(latents, clip_img, torch.ones(len(latents), 2, 1, 1, 1), text, empty_text)
 
 
-def encoded(
-    portraits, encoders: Bundle, device: torch.device, face_weight: float, amp: bool, file: Path
-) -> EncodedPortraits:
+def cell_weights(masks: np.ndarray, size: tuple[int, int], face: float, features: float) -> Tensor:
+    """How much each latent cell counts: [N,2,1,h,w], mean 1, from LaPa masks [N,H,W]; second view: mirrored.
+
+    A cell of background counts 1, of a face (with hair: it tells people apart) `face`, of its features `features`:
+    they are a few cells, and what a portrait is looked at for.
+    """
+
+    def share(chosen: np.ndarray) -> Tensor:  # in parts: as floats, a world's masks take gigabytes
+        parts = torch.from_numpy(chosen)[:, None].split(4096)
+        return torch.cat([F.adaptive_avg_pool2d(part.float(), size) for part in parts])
+
+    in_features = np.isin(masks, BROWS_TO_LIPS)
+    weights = 1 + (face - 1) * share(masks > 0) + (features - face) * share(in_features)
+    weights = weights / weights.mean()
+    return torch.stack([weights, weights.flip(-1)], dim=1)
+
+
+def encoded(portraits, encoders: Bundle, device: torch.device, amp: bool, file: Path) -> EncodedPortraits:
     """`encode`, kept in `file`: on a CPU, encoding a world anew takes as long as minutes of training."""
-    digest = hashlib.sha256(json.dumps([face_weight, portraits.captions]).encode())
-    for array in (portraits.images, portraits.masks):
-        digest.update(np.ascontiguousarray(array))
+    digest = hashlib.sha256(json.dumps(portraits.captions).encode())
+    digest.update(np.ascontiguousarray(portraits.images))
     for name in ENCODERS:
         for key, value in sorted(getattr(encoders, name).state_dict().items()):
             digest.update(key.encode() + value.cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
     kept = _read(file, digest.hexdigest())
     if kept is not None:
         return EncodedPortraits(**kept)
-    features = encode(portraits, encoders, device, face_weight, amp)
+    features = encode(portraits, encoders, device, amp)
     file.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(file) as temporary:
-        save_file({key: value.contiguous() for key, value in vars(features).items()}, temporary,
-                  metadata={"digest": digest.hexdigest()})  # fmt: skip
+        tensors = {key: value.contiguous() for key, value in vars(features).items()}
+        save_file(tensors, temporary, metadata={"digest": digest.hexdigest()})
     return features
 
 
@@ -108,7 +121,7 @@ class Material:
 
     def measure(self, backbone: Backbone, loss: Loss, sheet: Path) -> dict[str, float]:
         """Losses on people not trained on, by the name of their part; a sheet of samples of their captions."""
-        unseen = encode(self.held_out, self.encoders, self.device, 1.0, self.amp)
+        unseen = encode(self.held_out, self.encoders, self.device, self.amp)
         with torch.no_grad():
             parts = [loss(unseen, torch.Generator().manual_seed(seed))[1] for seed in range(20)]
         captions = self.held_out.captions[:: max(1, len(self.held_out) // 32)][:32]
@@ -117,13 +130,15 @@ class Material:
 
 
 def material(config: ml_collections.ConfigDict, workdir: Path, amp: bool, device: torch.device) -> Material:
-    """The portraits, encoded once for both base models, in stage `uvit`'s folder and with its `face_weight`."""
+    """The portraits, encoded once for both base models, in stage `uvit`'s folder and with its weights of cells."""
     bundle = workdir / "bundle"
     write_bundle_index(bundle, config.uvit.image_size)
     encoders = load_bundle(bundle, device, components=ENCODERS)
     portraits, held_out = load_portraits(workdir, "train"), load_portraits(workdir, "held_out")
     file = workdir / "uvit" / "features.safetensors"
-    features = encoded(portraits, encoders, device, config.uvit.face_weight, amp, file)
+    features = encoded(portraits, encoders, device, amp, file)
+    counts = config.uvit.face_weight, config.uvit.feature_weight
+    features.weights = cell_weights(portraits.masks, features.latents.shape[-2:], *counts)
     return Material(features, encoders, held_out, amp, device)
 
 
