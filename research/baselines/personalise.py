@@ -193,7 +193,7 @@ def personalise(
     person = encode_pictures(bundle, pictures, named, device)
     with torch.random.fork_rng(devices=[]):  # peft draws from the global generator
         torch.manual_seed(settings.seed)
-        model = with_lora(copy.deepcopy(bundle.backbone), _ranks(bundle.backbone, settings.rank), settings.alpha)
+        model = with_lora(copy.deepcopy(bundle.backbone), _linears(bundle.backbone), settings.rank, settings.alpha)
     generator = torch.Generator().manual_seed(settings.seed)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=settings.lr, weight_decay=settings.weight_decay)
@@ -223,14 +223,14 @@ def personalise(
     )
 
 
-def _ranks(backbone: Backbone, rank: int) -> dict[str, int]:
+def _linears(backbone: Backbone) -> list[str]:
     """All linears of the blocks: what the person looks like is stored in the MLPs as much as in the attention."""
-    return {
-        f"{block}.{name}": rank
+    return [
+        f"{block}.{name}"
         for block, module in backbone.blocks()
         for name, child in module.named_modules()
         if isinstance(child, nn.Linear)
-    }
+    ]
 
 
 def _errors(

@@ -6,11 +6,11 @@ onto the same network, and diffusers those of a Stable Diffusion's U-Net.
 Source: Hu et al. 2021, "LoRA".
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired
 
-from annotated_types import Ge, Le
+from annotated_types import Ge, Le, Len
 from pydantic import TypeAdapter
 from torch import Tensor, float16, nn
 from typing_extensions import TypedDict  # pydantic takes this one before Python 3.12
@@ -26,18 +26,18 @@ if TYPE_CHECKING:
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 A, B = ".lora_A.weight", ".lora_B.weight"
 Pair = tuple[Tensor, Tensor]  # A [r, in] and B [out, r]
-Alpha = Annotated[float, Ge(0), Le(1e6)]
+Empty = Annotated[dict, Len(0, 0)]
 
 
 class LoraDescription(TypedDict):
-    """What, in an adapter_config.json, the matrices' meaning depends on; patterns say it for single modules."""
+    """What, in an adapter_config.json, the matrices' meaning depends on; it is the same for all modules."""
 
     __pydantic_config__ = OPEN
     peft_type: Literal["LORA"]
     r: Width
-    lora_alpha: Alpha
-    rank_pattern: NotRequired[dict[str, Width]]
-    alpha_pattern: NotRequired[dict[str, Alpha]]
+    lora_alpha: Annotated[float, Ge(0), Le(1e6)]
+    rank_pattern: NotRequired[Empty]
+    alpha_pattern: NotRequired[Empty]
     use_rslora: NotRequired[Literal[False]]
     use_dora: NotRequired[Literal[False]]
 
@@ -45,26 +45,22 @@ class LoraDescription(TypedDict):
 DESCRIPTION = TypeAdapter(LoraDescription)
 
 
-def lora_settings(ranks: Mapping[str, int], alpha: float | None = None) -> dict[str, Any]:
-    """Arguments of peft's `LoraConfig` for these modules, each with its rank r; alpha None: r, so that B A counts once.
+def lora_settings(modules: Iterable[str], rank: int, alpha: float | None = None) -> dict[str, Any]:
+    """Arguments of peft's `LoraConfig` for these linear layers, and what an adapter_config.json has to say.
 
-    They are also what an adapter_config.json has to say.
+    alpha None: the rank, so that B A counts once.
     """
-    rank = max(ranks.values())
-    lower = {module: r for module, r in ranks.items() if r < rank}
     return {
         "peft_type": "LORA",
         "r": rank,
         "lora_alpha": rank if alpha is None else alpha,
-        "rank_pattern": lower,
-        "alpha_pattern": lower if alpha is None else {},
-        "target_modules": sorted(ranks),
+        "target_modules": sorted(modules),
         "bias": "none",
     }
 
 
-def with_lora(network: nn.Module, ranks: Mapping[str, int], alpha: float | None = None) -> "PeftModel":
-    """`network`, its linear layers `ranks` replaced by peft's: frozen but for fresh matrices in float32, B zero.
+def with_lora(network: nn.Module, modules: Iterable[str], rank: int, alpha: float | None = None) -> "PeftModel":
+    """`network`, these linear layers of it replaced by peft's: frozen but for fresh matrices in float32, B zero.
 
     The matrices are drawn from torch's generator. `unload()` of what is returned puts the layers back.
     """
@@ -72,28 +68,24 @@ def with_lora(network: nn.Module, ranks: Mapping[str, int], alpha: float | None 
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
         raise UserError(f"training LoRA needs peft ({error}): pip install -r requirements.txt") from None
-    return get_peft_model(network, LoraConfig(**lora_settings(ranks, alpha)))
+    return get_peft_model(network, LoraConfig(**lora_settings(modules, rank, alpha)))
 
 
 def save_lora(folder: Path, pairs: Mapping[str, Pair]) -> None:
-    """Write matrices by module into the new `folder`, in half precision; each B A counts once."""
+    """Write matrices by module, all of the same rank, into the new `folder`, in half precision; B A counts once."""
+    (rank,) = {len(a) for a, _ in pairs.values()}
     folder.mkdir()
-    write_json(folder / CONFIG, lora_settings({module: len(a) for module, (a, _) in pairs.items()}))
+    write_json(folder / CONFIG, lora_settings(pairs, rank))
     state = {module + end: value for module, pair in pairs.items() for end, value in zip((A, B), pair, strict=True)}
     write_state(folder / WEIGHTS, state, float16)
 
 
 def read_lora(folder: Path) -> dict[str, Pair]:
     """Matrices by module, float32 on the CPU, alpha / r in B. `UserError` names what is missing, broken or unknown."""
-    config, file = folder / CONFIG, folder / WEIGHTS
-    described = read_json_as(config, DESCRIPTION)
-    ranks, alphas = (described.get(f"{key}_pattern", {}) for key in ("rank", "alpha"))
+    described, file = read_json_as(folder / CONFIG, DESCRIPTION), folder / WEIGHTS
+    rank, alpha = described["r"], described["lora_alpha"]
     pairs = pairs_in(read_safetensors(file, "cpu", None), (A, B), file)
-    for module in [*ranks, *alphas]:
-        if module not in pairs:  # peft takes patterns of names, too
-            raise UserError(f"{config}: {module!r:.60} is the name of no layer in {WEIGHTS}")
     for module, (a, b) in pairs.items():
-        rank, alpha = ranks.get(module, described["r"]), alphas.get(module, described["lora_alpha"])
         if len(a) != rank:
             raise UserError(f"{file}: {module} is of rank {len(a)}, but {CONFIG} says {rank}")
         pairs[module] = (a, b * (alpha / rank))

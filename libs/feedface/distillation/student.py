@@ -60,9 +60,8 @@ def low_rank(backbone: Backbone, method: Method, ranks: Mapping[str, int]) -> It
     try:
         for kind, linears in changed_linears(backbone, method).items():
             if ranks[kind]:
-                sizes = {name: min(ranks[kind], *linear.weight.shape) for name, linear in linears.items()}
                 with torch.random.fork_rng(devices=[]):
-                    wrapped.append(lora.with_lora(networks[kind], sizes))
+                    wrapped.append(lora.with_lora(networks[kind], linears, ranks[kind]))
                 layers |= {f"{kind}.{name}": networks[kind].get_submodule(name) for name in linears}
         matrices = LowRank(layers)
         matrices.draw()
@@ -72,16 +71,15 @@ def low_rank(backbone: Backbone, method: Method, ranks: Mapping[str, int]) -> It
             model.unload()
 
 
-def changed_linears(backbone: Backbone, method: Method) -> dict[str, dict[str, nn.Linear]]:
-    """The linear layers that an adapter may change, by network and name: the backbone's, the method's step blocks'."""
+def changed_linears(backbone: Backbone, method: Method) -> dict[str, list[str]]:
+    """The linear layers that an adapter may change, by network: the backbone's, and the method's step blocks'."""
     at_steps = {module for block in method.step_blocks() for module in block.modules()}
     found = {
-        "backbone": {name: module for name, module in backbone.named_modules() if name not in UNCHANGED},
-        "method": {name: module for name, module in method.named_modules() if module in at_steps},
+        "backbone": [(name, module) for name, module in backbone.named_modules() if name not in UNCHANGED],
+        "method": [(name, module) for name, module in method.named_modules() if module in at_steps],
     }
     return {
-        kind: {name: module for name, module in modules.items() if isinstance(module, nn.Linear)}
-        for kind, modules in found.items()
+        kind: [name for name, module in modules if isinstance(module, nn.Linear)] for kind, modules in found.items()
     }
 
 
