@@ -20,7 +20,7 @@ from feedface.diffusion.schedule import alphas_cumprod
 from feedface.diffusion.state import pack, take, unpack
 from feedface.distillation.ddim import ddim_step
 from feedface.distillation.draws import Draws
-from feedface.distillation.student import LowRank, Student
+from feedface.distillation.student import Student, low_rank
 from feedface.distillation.teacher import Teacher, fine_timesteps
 from feedface.distillation.trajectories import Piece, Trajectories
 
@@ -109,23 +109,39 @@ def test_the_teachers_last_state_is_the_guided_models_picture(bundle, uncond):
 
 def test_only_the_low_rank_matrices_are_trained_and_fresh_ones_change_nothing(bundle):
     student, piece = toy_student(bundle)
-    low_rank = LowRank(bundle.backbone, bundle.method, {"backbone": 2, "method": 3})
-    names = set(low_rank.weights())
-    assert "backbone.decoder_pred" in names and "backbone.out_blocks.0.skip_linear" in names
-    assert "method.blocks.0.cross_attn.to_k" in names and "backbone.text_embed" not in names
-    plain = student.draw(piece)
+    plain, layers = student.draw(piece), [*bundle.backbone.modules(), *bundle.method.modules()]
     own = torch.tensor([True, False, True])
-    with low_rank.attached(bundle.backbone, bundle.method):
+    with low_rank(bundle.backbone, bundle.method, {"backbone": 2, "method": 3}) as matrices:
+        names = set(matrices.weights())
+        assert "backbone.decoder_pred" in names and "backbone.out_blocks.0.skip_linear" in names
+        assert "method.blocks.0.cross_attn.to_k" in names and "backbone.text_embed" not in names
         assert torch.equal(student.draw(piece), plain)
         student.loss(piece, own)[0].backward()
-        grown = {name for name, p in low_rank.named_parameters() if name.endswith("B") and p.grad.abs().sum() > 0}
+        grown = {name for name, p in matrices.named_parameters() if name.endswith("B") and p.grad.abs().sum() > 0}
         assert len(grown) == len(names)
-        for parameter in low_rank.parameters():
+        for parameter in matrices.parameters():
             torch.nn.init.normal_(parameter, std=0.1)
         assert not torch.equal(student.draw(piece), plain)
     assert torch.equal(student.draw(piece), plain)
+    assert [*bundle.backbone.modules(), *bundle.method.modules()] == layers
     networks = (*bundle.backbone.parameters(), *bundle.method.parameters())
     assert all(parameter.grad is None for parameter in networks)
+
+
+def test_matrices_are_in_single_precision_and_a_seeds_own(folder):
+    """Whatever the networks are in, and whatever peft draws besides."""
+    drawn = []
+    for dtype in (torch.float32, torch.bfloat16):
+        bundle = load_bundle(folder / "toy", dtype=dtype)
+        torch.manual_seed(3)
+        with low_rank(bundle.backbone, bundle.method, {"backbone": 2, "method": 0}) as matrices:
+            assert {parameter.dtype for parameter in matrices.parameters()} == {torch.float32}
+            drawn.append(matrices.weights())
+    assert all(name.startswith("backbone.") for name in drawn[0])
+    torch.manual_seed(3)
+    for name, (a, b) in drawn[0].items():
+        assert torch.equal(a, torch.nn.init.kaiming_uniform_(torch.empty(a.shape), a=math.sqrt(5)))
+        assert torch.equal(a, drawn[1][name][0]) and not b.any()
 
 
 def test_a_jump_starts_where_the_teacher_was_or_where_the_student_has_come_to(bundle):

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from feedface.backbones.base import Backbone
 from feedface.checkpoints.bundle import Bundle
+from feedface.checkpoints.lora import with_lora
 from feedface.common.errors import UserError
 from feedface.common.progress import progress as watch
 from feedface.diffusion.losses import standard_loss
@@ -192,7 +193,7 @@ def personalise(
     person = encode_pictures(bundle, pictures, named, device)
     with torch.random.fork_rng(devices=[]):  # peft draws from the global generator
         torch.manual_seed(settings.seed)
-        model = _with_lora(copy.deepcopy(bundle.backbone), settings)
+        model = with_lora(copy.deepcopy(bundle.backbone), _linears(bundle.backbone), settings.rank, settings.alpha)
     generator = torch.Generator().manual_seed(settings.seed)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=settings.lr, weight_decay=settings.weight_decay)
@@ -222,22 +223,14 @@ def personalise(
     )
 
 
-def _with_lora(backbone: Backbone, settings: DreamBoothSettings) -> nn.Module:
-    """The network wrapped by peft: what it was is frozen, only the LoRA matrices have gradients."""
-    try:
-        from peft import LoraConfig, get_peft_model  # heavy: it imports all of transformers
-    except ImportError as error:
-        raise UserError(f"DreamBooth needs peft ({error}): pip install -r requirements.txt") from None
-
-    # All linears of the blocks: what the person looks like is stored in the MLPs as much as in the attention.
-    linears = [
+def _linears(backbone: Backbone) -> list[str]:
+    """All linears of the blocks: what the person looks like is stored in the MLPs as much as in the attention."""
+    return [
         f"{block}.{name}"
         for block, module in backbone.blocks()
         for name, child in module.named_modules()
         if isinstance(child, nn.Linear)
     ]
-    config = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=linears, bias="none")
-    return get_peft_model(backbone, config)
 
 
 def _errors(

@@ -31,7 +31,7 @@ def toy_model(folder: Path) -> Path:
     shutil.copytree(MINI / "faces", folder / "faces")
     ParserNet(crop_px=32, expand=2.0, width=4).save_pretrained(folder / "parser")
     Inspector({"hat": 2}, 32, 4, 8).save_pretrained(folder / "inspector")
-    weights = {"uvit.mid_block.attn.qkv": (torch.randn(2, 32), torch.randn(96, 2))}
+    weights = {"backbone.mid_block.attn.qkv": (torch.randn(2, 32), torch.randn(96, 2))}
     save_few_step(folder.parent / "adapter", FewStep((1000, 500), 2.0, 0.8, "true_uncond", weights))
     parts = {part: path.name for part, path in read_index(folder).components.items()}
     parts |= {name: name for name in ("faces", "parser", "inspector")}

@@ -6,7 +6,6 @@ a method. Nothing here reads a pickle that could run code.
 """
 
 import os
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from feedface.backbones.base import Backbone, backbone_class
-from feedface.checkpoints.few_step import COMPONENT, FewStep, adapted, read_few_step
+from feedface.checkpoints.few_step import COMPONENT, FewStep, adapted, copy_few_step, read_few_step
 from feedface.checkpoints.index import DEFAULTS, INDEX, Defaults, index_content, read_index_file
 from feedface.checkpoints.libraries import read_library_config
 from feedface.checkpoints.parts import (
@@ -314,11 +313,8 @@ def write_derived_index(path: str | os.PathLike, base: str | os.PathLike, own: M
 
 def add_few_step(model: str | os.PathLike, folder: str | os.PathLike) -> None:
     """Copy the adapter in `folder` into the model folder `model`, as its part "few_step"."""
-    model, folder = read_index(model).path, Path(folder)
-    read_few_step(folder)
-    with atomic_folder(model / COMPONENT) as temporary:
-        for name in ("config.json", "model.safetensors"):
-            shutil.copyfile(folder / name, temporary / name)
+    model = read_index(model).path
+    copy_few_step(folder, model / COMPONENT)
     index = read_index_file(model / INDEX)
     write_index(
         model,

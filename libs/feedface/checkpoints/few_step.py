@@ -1,24 +1,27 @@
 """Few-step adapters: what a model needs on top of its weights to draw in four evaluations without guidance.
 
-A bundle's folder `few_step/`: config.json (`FewStep` but its weights) and model.safetensors with two matrices for each
-changed linear layer, `<network>.<module>.lora_A` [r, in] and `.lora_B` [out, r], network "backbone" or "method" (in
-older ones "uvit" and "face_controlnet"); `.lora_scale` [r], if there, multiplies the columns of B, so that both may be
-in 8 bits. Merged, W + B A, they cost no time at sampling: a second pair of networks has them (`Bundle.networks`), the
-model's own weights never change. Low rank: Hu et al. 2021, "LoRA". `docs/few_steps.md` says how one is made.
+A bundle's folder `few_step/`: config.json (`FewStep` but its weights), and in `backbone/` and `method/` a LoRA for the
+network of that name (`lora.py`). Merged, W + B A, they cost no time at sampling: a second pair of networks has them
+(`Bundle.networks`), the model's own weights never change. `docs/few_steps.md` says how one is made.
+
+Older adapters have one model.safetensors instead, `<network>.<module>.lora_A` and `.lora_B`, network "uvit",
+"face_controlnet" or as now, in 8 bits where there is a `.lora_scale` [r], which multiplies the columns of B.
 """
 
 import copy
 import hashlib
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from feedface.checkpoints.storage import read_json, read_safetensors, write_json, write_state
+from feedface.checkpoints import lora
+from feedface.checkpoints.storage import read_json, read_safetensors, write_json
 from feedface.common.errors import UserError
 from feedface.common.files import atomic_folder
 from feedface.diffusion.names import UNCOND_MODES
@@ -27,10 +30,12 @@ from feedface.diffusion.schedule import NUM_TIMESTEPS
 Network = TypeVar("Network", bound=nn.Module)
 
 COMPONENT = "few_step"
-A, B, SCALE = ".lora_A", ".lora_B", ".lora_scale"
 CONFIG_KEYS = ("timesteps", "guidance", "face_scale", "uncond")
 MAX_STEPS = 32
-NETWORKS, OLD_NETWORKS = ("backbone", "method"), {"uvit": "backbone", "face_controlnet": "method"}
+NETWORKS = ("backbone", "method")
+# Of older adapters.
+OLD_WEIGHTS, OLD_ENDS, OLD_SCALE = "model.safetensors", (".lora_A", ".lora_B"), ".lora_scale"
+OLD_NETWORKS = {"uvit": "backbone", "face_controlnet": "method"}
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ class FewStep:
     guidance: float
     face_scale: float
     uncond: str
-    weights: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
+    weights: Mapping[str, lora.Pair] = field(default_factory=dict, repr=False)
     digest: str = ""
 
     @property
@@ -64,29 +69,44 @@ def read_few_step(folder: str | os.PathLike) -> FewStep:
     """Read and check an adapter; its weights stay on the CPU. `UserError` names what is missing, broken or unknown."""
     folder = Path(folder)
     config = _checked(read_json(folder / "config.json"), folder / "config.json")
-    file = folder / "model.safetensors"
+    if (folder / OLD_WEIGHTS).exists():
+        weights = _read_old(folder / OLD_WEIGHTS)
+    else:
+        parts = {name: lora.read_lora(folder / name) for name in NETWORKS if (folder / name).exists()}
+        weights = {f"{name}.{module}": pair for name, pairs in parts.items() for module, pair in pairs.items()}
+    if not weights:
+        raise UserError(f"{folder}: holds no weights; they are in folders {' and '.join(NETWORKS)}")
+    content = b"".join((folder / name).read_bytes() for name in _files(folder))
+    return replace(config, weights=weights, digest=hashlib.sha256(content).hexdigest()[:16])
+
+
+def _files(folder: Path) -> list[str]:
+    """What is read of the adapter in `folder`."""
+    if (folder / OLD_WEIGHTS).exists():
+        return ["config.json", OLD_WEIGHTS]
+    there = [network for network in NETWORKS if (folder / network).exists()]
+    return ["config.json", *(f"{network}/{name}" for network in there for name in (lora.CONFIG, lora.WEIGHTS))]
+
+
+def _read_old(file: Path) -> dict[str, lora.Pair]:
     state = read_safetensors(file, "cpu", None)
+    scales = {key: state.pop(key) for key in [*state] if key.endswith(OLD_SCALE)}
+    pairs = lora.pairs_in(state, OLD_ENDS, file)
+    for key, scale in scales.items():
+        name = key.removesuffix(OLD_SCALE)
+        if name not in pairs or scale.shape != (len(pairs[name][0]),):
+            raise UserError(f"{file}: {key} has shape {[*scale.shape]}, needed is the rank of a layer's matrices")
+        a, b = pairs[name]
+        pairs[name] = (a, b * scale)
+    lora.check_finite(pairs, file)
     weights = {}
-    for name in sorted({key.rpartition(".")[0] for key in state}):
-        a, b, scale = (state.pop(name + end, None) for end in (A, B, SCALE))
-        if a is None or b is None or a.dim() != 2 or b.dim() != 2 or len(a) != b.shape[1]:
-            raise UserError(f"{file}: {name} needs {A[1:]} [r, in] and {B[1:]} [out, r]")
-        if scale is not None and scale.shape != (len(a),):
-            raise UserError(f"{file}: {name}{SCALE} has shape {[*scale.shape]}, needed is [{len(a)}]")
+    for name, pair in pairs.items():
         network, _, module = name.partition(".")
         network = OLD_NETWORKS.get(network, network)
         if network not in NETWORKS:
             raise UserError(f"{file}: {name}: an adapter changes linears of {' and '.join(NETWORKS)} only")
-        a, b = a.float(), b.float() if scale is None else b.float() * scale
-        if not (a.isfinite().all() and b.isfinite().all()):
-            raise UserError(f"{file}: {name} holds NaN or infinity; fetch or make the adapter anew")
-        weights[f"{network}.{module}"] = (a, b)
-    if state:
-        raise UserError(f"{file}: {next(iter(state))} is unknown; known are {A}, {B} and {SCALE} of linears")
-    if not weights:
-        raise UserError(f"{file}: holds no weights")
-    digest = hashlib.sha256((folder / "config.json").read_bytes() + file.read_bytes()).hexdigest()[:16]
-    return replace(config, weights=weights, digest=digest)
+        weights[f"{network}.{module}"] = pair
+    return weights
 
 
 def _checked(config: dict[str, Any], file: Path) -> FewStep:
@@ -109,30 +129,27 @@ def _checked(config: dict[str, Any], file: Path) -> FewStep:
 
 
 def save_few_step(folder: str | os.PathLike, adapter: FewStep, made_by: Mapping[str, Any] | None = None) -> None:
-    """Write an adapter, whole or not at all; config.json keeps `made_by`, settings and figures of its making.
-
-    Weights are stored in 8 bits: B A = U S V by singular values, and the columns of U and rows of V, of length 1, each
-    with its own step. That changes B A by one to two percent of itself, and halves the file.
-    """
-    state = {}
-    for name, (a, b) in adapter.weights.items():
-        state[name + A], state[name + B], state[name + SCALE] = _in_8_bits(a, b)
+    """Write an adapter, whole or not at all; config.json keeps `made_by`, settings and figures of its making."""
+    parts: dict[str, dict[str, lora.Pair]] = {name: {} for name in NETWORKS}
+    for name, pair in adapter.weights.items():
+        network, _, module = name.partition(".")
+        parts[network][module] = pair
     config = {key: getattr(adapter, key) for key in CONFIG_KEYS}
     with atomic_folder(folder) as temporary:
         write_json(temporary / "config.json", {**config, **({"made_by": dict(made_by)} if made_by else {})})
-        write_state(temporary / "model.safetensors", state, None)
+        for network, pairs in parts.items():
+            if pairs:
+                lora.save_lora(temporary / network, pairs)
 
 
-def _in_8_bits(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """A [r,in], B [out,r] -> int8 A', B' and float32 s [r] with B diag(s) A' close to B A."""
-    # Of factors, not of the product: that is out x in, and of rank r only.
-    q_b, r_b = torch.linalg.qr(b.double())
-    q_a, r_a = torch.linalg.qr(a.double().T)
-    u, s, vt = torch.linalg.svd(r_b @ r_a.T)
-    u, v = q_b @ u, q_a @ vt.T  # [out,r], [in,r]
-    steps_u, steps_v = (x.abs().amax(dim=0).clamp(min=1e-12) / 127 for x in (u, v))
-    rounded_u, rounded_v = ((x / step).round().to(torch.int8) for x, step in ((u, steps_u), (v, steps_v)))
-    return rounded_v.T.contiguous(), rounded_u, (s * steps_u * steps_v).float()
+def copy_few_step(source: str | os.PathLike, folder: str | os.PathLike) -> None:
+    """Copy an adapter, whole or not at all, checked before."""
+    source = Path(source)
+    read_few_step(source)
+    with atomic_folder(folder) as temporary:
+        for name in _files(source):
+            (temporary / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(source / name, temporary / name)
 
 
 # ---------------------------------------------------------------------------------------------------------- merging

@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from itertools import pairwise
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from feedface.backbones.base import Backbone
+from feedface.checkpoints import lora
 from feedface.checkpoints.few_step import FewStep
 from feedface.diffusion.guidance import GuidedModel
 from feedface.diffusion.state import pack, unpack
@@ -25,37 +25,24 @@ UNCHANGED = ("text_embed", "clip_img_embed", "text_out")
 
 
 class LowRank(nn.Module):
-    """Matrices A [r,in] and B [out,r] for each changed linear layer; a fresh one changes nothing, since B is zero.
+    """Matrices A [r,in] and B [out,r] for each changed linear layer, peft's, in a module that holds nothing else.
 
-    Hu et al. 2021, "LoRA", with scale 1. `ranks`: r of each network, "backbone" and "method".
+    `pairs` has them by layer, with "/" for each dot.
     """
 
-    def __init__(self, backbone: Backbone, method: Method, ranks: Mapping[str, int]):
+    def __init__(self, layers: Mapping[str, nn.Module]):
         super().__init__()
         self.pairs = nn.ModuleDict()
-        for name, linear in changed_linears(backbone, method).items():
-            rank = min(ranks[name.partition(".")[0]], *linear.weight.shape)
-            if rank:
-                a = torch.empty(rank, linear.in_features, dtype=torch.float32)
-                nn.init.kaiming_uniform_(a, a=math.sqrt(5))
-                pair = {"A": nn.Parameter(a), "B": nn.Parameter(torch.zeros(linear.out_features, rank))}
-                self.pairs[name.replace(".", "/")] = nn.ParameterDict(pair)  # no dots in the names of modules
+        for name, layer in layers.items():
+            (a,), (b,) = layer.lora_A.values(), layer.lora_B.values()
+            self.pairs[name.replace(".", "/")] = nn.ParameterDict({"A": a.weight, "B": b.weight})
 
-    @contextmanager
-    def attached(self, backbone: Backbone, method: Method) -> Iterator[None]:
-        """Inside the `with`, the two networks answer as with the changes merged into their weights."""
-        linears = changed_linears(backbone, method)
-        handles = [
-            linears[name.replace("/", ".")].register_forward_hook(_adding(pair["A"], pair["B"]))
-            for name, pair in self.pairs.items()
-        ]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+    def draw(self) -> None:
+        """A anew from torch's CPU generator, one layer after the other, so that a seed means the same everywhere."""
+        for pair in self.pairs.values():
+            pair["A"].data.copy_(nn.init.kaiming_uniform_(torch.empty(pair["A"].shape), a=math.sqrt(5)))
 
-    def weights(self) -> dict[str, tuple[Tensor, Tensor]]:
+    def weights(self) -> dict[str, lora.Pair]:
         """Copies for a `FewStep`."""
         return {
             name.replace("/", "."): tuple(pair[key].detach().cpu().float().clone() for key in "AB")
@@ -63,20 +50,37 @@ class LowRank(nn.Module):
         }
 
 
-def changed_linears(backbone: Backbone, method: Method) -> dict[str, nn.Linear]:
-    """The linear layers that an adapter may change, by name: those of the backbone, and of the method's step blocks."""
+@contextmanager
+def low_rank(backbone: Backbone, method: Method, ranks: Mapping[str, int]) -> Iterator[LowRank]:
+    """Inside the `with`, the two networks answer as with the changes merged into their weights; fresh ones are none.
+
+    `ranks`: r of each network, "backbone" and "method"; 0 leaves it as it is.
+    """
+    networks, wrapped, layers = {"backbone": backbone, "method": method}, [], {}
+    try:
+        for kind, linears in changed_linears(backbone, method).items():
+            if ranks[kind]:
+                with torch.random.fork_rng(devices=[]):
+                    wrapped.append(lora.with_lora(networks[kind], linears, ranks[kind]))
+                layers |= {f"{kind}.{name}": networks[kind].get_submodule(name) for name in linears}
+        matrices = LowRank(layers)
+        matrices.draw()
+        yield matrices
+    finally:
+        for model in wrapped:
+            model.unload()
+
+
+def changed_linears(backbone: Backbone, method: Method) -> dict[str, list[str]]:
+    """The linear layers that an adapter may change, by network: the backbone's, and the method's step blocks'."""
     at_steps = {module for block in method.step_blocks() for module in block.modules()}
-    found = [(f"backbone.{name}", module) for name, module in backbone.named_modules() if name not in UNCHANGED]
-    found += [(name, module) for name, module in method.named_modules(prefix="method") if module in at_steps]
-    return {name: module for name, module in found if isinstance(module, nn.Linear)}
-
-
-def _adding(a: Tensor, b: Tensor):
-    def hook(_linear: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-        x = inputs[0]
-        return output + F.linear(F.linear(x, a.to(x.dtype)), b.to(x.dtype))
-
-    return hook
+    found = {
+        "backbone": [(name, module) for name, module in backbone.named_modules() if name not in UNCHANGED],
+        "method": [(name, module) for name, module in method.named_modules() if module in at_steps],
+    }
+    return {
+        kind: [name for name, module in modules if isinstance(module, nn.Linear)] for kind, modules in found.items()
+    }
 
 
 class Student:

@@ -21,7 +21,7 @@ from feedface.common.contact_sheet import save_sheet
 from feedface.common.device import DTYPES, pick_device
 from feedface.common.errors import UserError
 from feedface.diffusion.state import State, unpack
-from feedface.distillation.student import LowRank, Student
+from feedface.distillation.student import Student, low_rank
 from feedface.distillation.trajectories import Piece, Trajectories, draw_trajectories
 from feedface.encoders import to_uint8
 from feedface.inference.model_files import DRAWING_NETWORKS, model_digest
@@ -56,8 +56,6 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     )
     networks = bundle.networks()
     bundle.backbone.gradient_checkpointing = config.gradient_checkpointing
-    torch.manual_seed(config.train.seed)
-    low_rank = LowRank(*networks, {"backbone": config.rank.uvit, "method": config.rank.face_controlnet}).to(device)
     student = Student(*networks, adapter, config.clip_weight)
     sizes = torch.tensor(lessons.sizes, dtype=torch.float)
     sizes[:held_out] = 0  # the first ones: they are there however many were drawn
@@ -71,15 +69,16 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
         return student.loss(piece, own.to(device))
 
     before = measure(student, lessons, held_out, rows, device)
-    with low_rank.attached(*networks):
-        result = fit("student", low_rank, step, config.train, workdir / "student")
+    torch.manual_seed(config.train.seed)
+    with low_rank(*networks, {"backbone": config.rank.uvit, "method": config.rank.face_controlnet}) as matrices:
+        result = fit("student", matrices, step, config.train, workdir / "student")
 
     model = workdir / "model"
     made_by = {"trajectories": sum(lessons.sizes), **{key: lessons.settings[key] for key in ("model", "evaluations")}}
     made_by |= {"ranks": config.rank.to_dict(), "steps": result.steps, "batch_size": rows}
-    save_few_step(model / COMPONENT, replace(adapter, weights=low_rank.weights()), made_by)
+    save_few_step(model / COMPONENT, replace(adapter, weights=matrices.weights()), made_by)
     write_derived_index(model, config.model, {COMPONENT: COMPONENT}, f"{read_index(config.model).name}, few steps")
-    # As it is stored, not as it was trained: 8 bits and all.
+    # As it is stored, not as it was trained: in half precision.
     stored = read_few_step(model / COMPONENT)
     student.backbone, student.method = (adapted(stored, name, net) for name, net in zip(SEAM, networks, strict=True))
     after = measure(student, lessons, held_out, rows, device)
