@@ -218,6 +218,8 @@ def test_older_adapters(toy, tmp_path, networks):
         {"face_scale": -1},
         {"uncond": "none"},
         {"scale": 1},
+        {"changes": ["vae"]},
+        {"changes": 3},
     ],
 )
 def test_broken_config(toy, tmp_path, change):
@@ -274,8 +276,12 @@ def test_parts_that_are_not_there(toy, tmp_path):
     (tmp_path / "a" / "method" / "adapter_model.safetensors").unlink()
     with pytest.raises(UserError, match=r"method/adapter_model\.safetensors"):
         read_few_step(tmp_path / "a")
-    for network in ("backbone", "method"):
-        shutil.rmtree(tmp_path / "a" / network)
+    shutil.rmtree(tmp_path / "a" / "method")  # and is no adapter of the other network alone
+    with pytest.raises(UserError, match=r"method/adapter_config\.json: no such file"):
+        read_few_step(tmp_path / "a")
+    config = json.loads((tmp_path / "a" / "config.json").read_text())
+    assert config["changes"] == ["backbone", "method"]
+    (tmp_path / "a" / "config.json").write_text(json.dumps({**config, "changes": []}))
     with pytest.raises(UserError, match="a: holds no weights; they are in folders backbone and method"):
         read_few_step(tmp_path / "a")
 

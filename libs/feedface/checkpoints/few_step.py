@@ -31,6 +31,7 @@ Network = TypeVar("Network", bound=nn.Module)
 
 COMPONENT = "few_step"
 CONFIG_KEYS = ("timesteps", "guidance", "face_scale", "uncond")
+CHANGED = "changes"  # in config.json: which networks the adapter changes
 MAX_STEPS = 32
 NETWORKS = ("backbone", "method")
 # Of older adapters.
@@ -68,16 +69,26 @@ class FewStep:
 def read_few_step(folder: str | os.PathLike) -> FewStep:
     """Read and check an adapter; its weights stay on the CPU. `UserError` names what is missing, broken or unknown."""
     folder = Path(folder)
-    config = _checked(read_json(folder / "config.json"), folder / "config.json")
+    stored = read_json(folder / "config.json")
+    config = _checked(stored, folder / "config.json")
     if (folder / OLD_WEIGHTS).exists():
         weights = _read_old(folder / OLD_WEIGHTS)
     else:
-        parts = {name: lora.read_lora(folder / name) for name in NETWORKS if (folder / name).exists()}
+        changed = _changed(stored, folder)  # says of a lost folder that it was there
+        parts = {name: lora.read_lora(folder / name) for name in changed}
         weights = {f"{name}.{module}": pair for name, pairs in parts.items() for module, pair in pairs.items()}
     if not weights:
         raise UserError(f"{folder}: holds no weights; they are in folders {' and '.join(NETWORKS)}")
     content = b"".join((folder / name).read_bytes() for name in _files(folder))
     return replace(config, weights=weights, digest=hashlib.sha256(content).hexdigest()[:16])
+
+
+def _changed(stored: dict[str, Any], folder: Path) -> list[str]:
+    """The networks that the adapter changes: as config.json has it, or those whose folders are there."""
+    changed = stored.get(CHANGED, [name for name in NETWORKS if (folder / name).exists()])
+    if not isinstance(changed, list) or not all(name in NETWORKS for name in changed):
+        raise UserError(f'{folder / "config.json"}: "{CHANGED}" must be a list of {" and ".join(NETWORKS)}')
+    return changed
 
 
 def _files(folder: Path) -> list[str]:
@@ -114,7 +125,7 @@ def _checked(config: dict[str, Any], file: Path) -> FewStep:
         if key not in config:
             raise UserError(f'{file}: "{key}" is missing; needed are {", ".join(CONFIG_KEYS)}')
     for key in config:
-        if key not in (*CONFIG_KEYS, "made_by"):
+        if key not in (*CONFIG_KEYS, CHANGED, "made_by"):
             raise UserError(f'{file}: "{key}" is unknown; known are {", ".join(CONFIG_KEYS)}, made_by')
     times = config["timesteps"]
     falling = isinstance(times, list) and all(type(t) is int for t in times) and times == sorted(set(times))[::-1]
@@ -136,6 +147,7 @@ def save_few_step(folder: str | os.PathLike, adapter: FewStep, made_by: Mapping[
         parts[network][module] = pair
     config = {key: getattr(adapter, key) for key in CONFIG_KEYS}
     with atomic_folder(folder) as temporary:
+        config[CHANGED] = [name for name, pairs in parts.items() if pairs]
         write_json(temporary / "config.json", {**config, **({"made_by": dict(made_by)} if made_by else {})})
         for network, pairs in parts.items():
             if pairs:
