@@ -1,6 +1,7 @@
 """`inference.py` on a Stable Diffusion, small: both forms, with and without a method, and what cannot be drawn."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -98,12 +99,17 @@ def test_negative_prompt_clip_skip_and_loras_change_pictures(run, here):
     target = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
     rank = {f"unet.{target}.lora_A.weight": torch.randn(2, 8), f"unet.{target}.lora_B.weight": torch.randn(8, 2)}
     save_file(rank, here / "style.safetensors")
+    no_prefix = {key.removeprefix("unet."): value for key, value in rank.items()}
+    save_file(no_prefix, here / "peft.safetensors")
     digests = set()
     for options in (["--negative_prompt", "a hat"], ["--clip_skip", "1"], ["--lora", "style.safetensors:3"]):
         picture, results = run("--model", "folder", *options)
         assert not (picture == plain).all(), options
         digests.add(results["model"]["digest"])
     assert len(digests) == 3
+    assert results["settings"]["loras"] == ["style.safetensors:3"]
+    style, _ = run("--model", "folder", "--lora", "style.safetensors")
+    np.testing.assert_array_equal(run("--model", "folder", "--lora", "peft.safetensors")[0], style)
     np.testing.assert_array_equal(run("--model", "folder", "--lora", "style.safetensors:0")[0], plain)
 
 
@@ -140,6 +146,13 @@ def test_a_backbone_is_a_part_like_others(here, tmp_path):
         (["--model", "xl.safetensors"], "xl.safetensors: this is Stable Diffusion XL; needed is a whole Stable"),
         (["--model", "lora.safetensors"], "this is a LoRA, which changes a model and is none; needed is"),
         (["--model", "vae.safetensors"], "this is a VAE alone; needed is"),
+        (["--ckpt_path", "folder", "--image", "face.png", "--model", "toy"], "a Stable Diffusion .*, not a method"),
+        (["--model", "folder", "--lora", "half.safetensors"], "lora_unet_x has one of its two matrices alone"),
+        (["--model", "folder", "--lora", "nan.safetensors"], "nan.safetensors: .*holds NaN"),
+        (["--model", "folder", "--lora", "other.safetensors"], "belong to this model: its U-Net has no down_blocks.7"),
+        (["--model", "sizeless"], '"sample_size" must be a whole number, not None'),
+        (["--model", ""], "--model: is empty"),
+        (["--output", ""], "--output: is empty"),
     ],
 )
 def test_what_cannot_be_drawn_is_one_line(run, here, options, words):
@@ -148,6 +161,13 @@ def test_what_cannot_be_drawn_is_one_line(run, here, options, words):
         save_file({"conditioner.embedders.0.weight": torch.zeros(1)}, here / "xl.safetensors")
         save_file({"lora_unet_x.lora_down.weight": torch.zeros(1)}, here / "lora.safetensors")
         save_file({"decoder.conv_in.weight": torch.zeros(1)}, here / "vae.safetensors")
+        save_file({"lora_unet_x.lora_up.weight": torch.zeros(2, 2)}, here / "half.safetensors")
+        for name, module, value in (("nan", "down_blocks.0", float("nan")), ("other", "down_blocks.7", 1.0)):
+            pair = {f"unet.{module}.attn1.to_q.lora_{end}.weight": torch.full((2, 2), value) for end in "AB"}
+            save_file(pair, here / f"{name}.safetensors")
+        shutil.copytree(here / "folder", here / "sizeless")
+        config = json.loads((here / "sizeless" / "unet" / "config.json").read_text())
+        (here / "sizeless" / "unet" / "config.json").write_text(json.dumps({**config, "sample_size": None}))
     with pytest.raises(UserError, match=words) as caught:
         run(*options)
     assert "\n" not in str(caught.value)

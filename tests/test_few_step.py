@@ -303,3 +303,21 @@ def test_broken_weights_of_older_adapters(tmp_path, change, words):
     save_file({key: value for key, value in state.items() if value is not None}, tmp_path / "model.safetensors")
     with pytest.raises(UserError, match=words):
         read_few_step(tmp_path)
+
+
+def test_an_adapter_is_added_to_its_own_model_only(toy, tmp_path):
+    """And the model keeps what it had."""
+    from tests.toy import make_toy_bundle
+
+    other = make_toy_bundle(tmp_path / "other")
+    save_few_step(tmp_path / "wide", FewStep((1000,), 1.0, 1.0, "true_uncond", {
+        "backbone.mid_block.attn.proj": (torch.ones(2, 64), torch.ones(64, 2)),
+    }))  # fmt: skip
+    before = {path: path.read_bytes() for path in other.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match="belongs to another model"):
+        add_few_step(other, tmp_path / "wide")
+    (tmp_path / "folder" / "unet").mkdir(parents=True)
+    with pytest.raises(UserError, match="folder"):
+        add_few_step(tmp_path / "folder", toy / "few_step")
+    assert {path: path.read_bytes() for path in other.rglob("*") if path.is_file()} == before
+    assert not (tmp_path / "folder" / "few_step").exists()

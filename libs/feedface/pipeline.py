@@ -30,7 +30,7 @@ from feedface.encoders import preprocess_reference
 from feedface.faces.references import Picture, Reference, as_pictures, find_faces
 from feedface.inference.acceleration import channels_last, compile_blocks, quantise_int8
 from feedface.inference.batching import batches, check_finite, default_batch_size, draw_batch, picture_settings
-from feedface.inference.model_files import Changes, load_model, model_digest, parse_lora
+from feedface.inference.model_files import NO_CHANGES, Changes, load_model, model_digest, parse_lora
 from feedface.settings import MAX_SAMPLES, MAX_SEED, Settings, check_prompt, whole_number
 
 if TYPE_CHECKING:
@@ -69,9 +69,10 @@ class FeedFacePipeline:
         *,
         low_memory: bool = False,
         int8: bool = False,
+        changes: Changes = NO_CHANGES,
     ):
         self.bundle, self.device, self.dtype = bundle, device, dtype
-        self.low_memory, self.int8 = low_memory, int8
+        self.low_memory, self.int8, self.changes = low_memory, int8, changes
         self.digest = model_digest(bundle)
         self.references: list[Reference] = []
         self._identity: Identity | None = None  # of one row
@@ -117,7 +118,7 @@ class FeedFacePipeline:
             quantise_int8(bundle, picked)
         if compile:
             compile_blocks(bundle)
-        return cls(bundle, picked, number, low_memory=low_memory, int8=int8)
+        return cls(bundle, picked, number, low_memory=low_memory, int8=int8, changes=changes)
 
     def to(self, device: str | torch.device) -> FeedFacePipeline:
         """Move the model to another device, in the number format that it has; returns itself.
@@ -165,7 +166,7 @@ class FeedFacePipeline:
     def picture_settings(self, settings: Settings) -> dict[str, Any]:
         """What changes the picture, of complete settings and the way the model was loaded."""
         found = picture_settings(settings, self.dtype, self.adapter)
-        return found | {"int8": True} if self.int8 else found
+        return found | ({"int8": True} if self.int8 else {}) | self.changes.as_json()
 
     def batch_size(self, settings: Settings) -> int:
         """How many pictures are drawn at a time by default."""

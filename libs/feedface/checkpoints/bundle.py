@@ -312,10 +312,20 @@ def write_derived_index(path: str | os.PathLike, base: str | os.PathLike, own: M
 
 
 def add_few_step(model: str | os.PathLike, folder: str | os.PathLike) -> None:
-    """Copy the adapter in `folder` into the model folder `model`, as its part "few_step"."""
+    """Copy the adapter in `folder` into the model folder `model`, as its part "few_step".
+
+    `UserError`, and nothing is changed, where that is no model of ours, or the adapter another's.
+    """
     model = read_index(model).path
-    copy_few_step(folder, model / COMPONENT)
+    if not _is_bundle(model):
+        raise UserError(f"{model}: an adapter is added to a model folder of this project ({INDEX})")
     index = read_index_file(model / INDEX)
+    adapter = read_few_step(folder)
+    bundle = load_bundle(model, dtype=None, components=NETWORKS)
+    for kind in NETWORKS:
+        if getattr(bundle, kind) is not None:
+            adapted(adapter, kind, getattr(bundle, kind))
+    copy_few_step(folder, model / COMPONENT)
     write_index(
         model,
         name=index.name,

@@ -58,7 +58,9 @@ V1_KINDS = {"backbone": "uvit", "method": "feedface"}  # of the models of versio
 
 def part_class(name: str, folder: Path) -> type[nn.Module]:
     """The class of the backbone or method in `folder`; `UserError` for a kind that is not known here."""
-    if name == "backbone" and is_stable_diffusion(folder):
+    if is_stable_diffusion(folder):
+        if name == "method":
+            raise UserError(f"{folder}: a Stable Diffusion (a backbone), not a method; give it as the model (--model)")
         return backbone_class("unet")
     file, kind = folder / "config.json", V1_KINDS[name]
     if file.is_file():  # else whoever reads it says so
@@ -83,9 +85,10 @@ def part_config(name: str, folder: Path) -> dict[str, Any]:
 
 def _load_seam(name: str, folders: Folders, device: str | torch.device, dtype: Dtype) -> nn.Module:
     folder = folders[name]
+    kind = part_class(name, folder)
     if is_stable_diffusion(folder):
         return _stable_diffusion(folder).unet(device, dtype)
-    return load_network(part_class(name, folder), folder, device, dtype)
+    return load_network(kind, folder, device, dtype)
 
 
 def _save_seam(module: nn.Module, folder: Path, dtype: Dtype) -> None:

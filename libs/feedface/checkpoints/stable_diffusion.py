@@ -5,18 +5,19 @@ file in the naming of LDM (`ldm.py`), and reads the parts one by one as they are
 """
 
 import os
+import re
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from feedface.backbones.unet import PREDICTIONS, UNet
 from feedface.checkpoints.clip_tokenizer import clip_tokenizer
 from feedface.checkpoints.ldm import NEEDED, VERSIONS, LdmFile, Version, what_else
 from feedface.checkpoints.libraries import from_pretrained
 from feedface.checkpoints.storage import WEIGHT_FILES, read_json, read_safetensors
-from feedface.common.errors import UserError
+from feedface.common.errors import UserError, one_line
 from feedface.diffusion.schedule import BETA_END, BETA_START, NUM_TIMESTEPS
 from feedface.encoders import LatentCodec, TextEncoder, load_tokenizer
 
@@ -149,7 +150,10 @@ class _Folder:
         if self.prediction not in PREDICTIONS:
             raise UserError(f'{scheduler}: "prediction_type" is {self.prediction!r}; use {", ".join(PREDICTIONS)}')
         size = config.get("sample_size", 64)
-        self.image_size = FACTOR * (size if isinstance(size, int) else size[0])
+        sides = size if isinstance(size, list) else [size]
+        if not sides or not all(type(side) is int and side > 0 for side in sides):
+            raise UserError(f'{path / "unet" / "config.json"}: "sample_size" must be a whole number, not {size!r:.60}')
+        self.image_size = FACTOR * sides[0]
 
     def unet(self, device="cpu", dtype=torch.float32) -> UNet:
         from diffusers import UNet2DConditionModel
@@ -194,7 +198,7 @@ def merge_lora(
     """
     from diffusers.loaders import StableDiffusionLoraLoaderMixin as Loader
     from diffusers.loaders.lora_base import fuse_text_encoder_lora
-    from diffusers.utils import recurse_remove_peft_layers
+    from diffusers.utils import logging, recurse_remove_peft_layers
 
     file = Path(file)
     if file.suffix != ".safetensors":
@@ -203,10 +207,17 @@ def merge_lora(
     what = what_else({key: tuple(value.shape) for key, value in state.items()})
     if what is None or not what.startswith("a LoRA"):
         raise UserError(f"{file}: this is {what or 'no LoRA'}; needed is a LoRA of Stable Diffusion 1.x or 2.x")
+    _check_pairs(file, state)
+    level = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)  # what it logs is said below, in a line
     try:
         weights, alphas, *_ = Loader.lora_state_dict(state, unet_config=unet and unet.unet.config)
+        if not any(key.startswith(("unet.", "text_encoder.")) for key in weights):
+            weights = {f"unet.{key}": value for key, value in weights.items()}  # as peft names a network's own
         parts = {key.split(".")[0] for key in weights}
-        if unet is not None and ("unet" in parts or not parts & {"text_encoder"}):
+        if unet is not None:
+            _check_modules(file, weights, unet)
+        if unet is not None and "unet" in parts:
             Loader.load_lora_into_unet(weights, alphas, unet.unet)
             unet.unet.fuse_lora(scale)
             unet.unet.unload_lora()
@@ -215,5 +226,32 @@ def merge_lora(
             Loader.load_lora_into_text_encoder(weights, alphas, clip, prefix="text_encoder")
             fuse_text_encoder_lora(clip, scale)
             recurse_remove_peft_layers(clip)
-    except (ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
-        raise UserError(f"{file}: a LoRA that does not belong to this model: {error}") from None
+    except (ValueError, LookupError, RuntimeError, TypeError, AttributeError) as error:
+        raise UserError(f"{file}: a LoRA that does not belong to this model: {one_line(error)}") from None
+    finally:
+        logging.set_verbosity(level)
+
+
+def _check_pairs(file: Path, state: dict[str, Tensor]) -> None:
+    """`UserError` for half a pair of matrices, and for numbers that are none."""
+    sides: dict[str, set[str]] = {}
+    for key, value in state.items():
+        if not value.isfinite().all():
+            raise UserError(f"{file}: {key} holds NaN or infinity; fetch or make the LoRA anew")
+        if found := re.search(r"lora[._]?(A|B|down|up)\b", key):
+            sides.setdefault(key[: found.start()], set()).add({"down": "A", "up": "B"}.get(found[1], found[1]))
+    half = next((name for name, there in sides.items() if len(there) < 2), None)
+    if half is not None:
+        raise UserError(f"{file}: {half.rstrip('._')} has one of its two matrices alone; fetch or make the LoRA anew")
+
+
+def _check_modules(file: Path, weights: dict[str, Tensor], unet: UNet) -> None:
+    """`UserError` if the LoRA changes what the U-Net has not: diffusers would leave that out."""
+    from diffusers.utils import convert_unet_state_dict_to_peft
+
+    own = convert_unet_state_dict_to_peft({key: value for key, value in weights.items() if key.startswith("unet.")})
+    there = dict(unet.unet.named_modules())
+    for key in own:
+        module = key.removeprefix("unet.").partition(".lora_")[0]
+        if ".lora_" in key and module not in there:
+            raise UserError(f"{file}: a LoRA that does not belong to this model: its U-Net has no {module}")

@@ -30,7 +30,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from feedface.common.command_line import Parser
-from feedface.common.errors import EXIT_USER_ERROR, UserError, one_line, run_cli
+from feedface.common.errors import EXIT_USER_ERROR, UserError, one_line, path_flag, run_cli
 from feedface.common.places import default_model, find_config
 from feedface.common.saving import check_writable
 from feedface.faces.choose import check_choice
@@ -66,7 +66,7 @@ def make_parser() -> Parser:
         help="job files, or folders of them, instead; a job may set its own "
         "seed, n_samples, guidance, face_scale, size and negative_prompt",
     )
-    what.add_argument("--output", default="outputs", help="folder to write to (default: outputs)")
+    what.add_argument("--output", type=path_flag("--output"), default=Path("outputs"), help="folder to write to")
     faces = parser.add_argument_group("faces")
     faces.add_argument("--no_detect", action="store_true", help="the pictures already are face crops")
     faces.add_argument(
@@ -85,10 +85,15 @@ def make_parser() -> Parser:
     model = parser.add_argument_group("model")
     model.add_argument(
         "--model",
+        type=path_flag("--model"),
         help="model folder, or a Stable Diffusion 1.x or 2.x: a diffusers folder, .safetensors or .ckpt (default: the "
         "one --ckpt_path belongs to, else the config's, else models/mini)",
     )
-    model.add_argument("--ckpt_path", help="method to use: feed-4800000.pt, our folder, a training checkpoint")
+    model.add_argument(
+        "--ckpt_path",
+        type=path_flag("--ckpt_path"),
+        help="method to use: feed-4800000.pt, our folder, a training checkpoint",
+    )
     model.add_argument(
         "--lora",
         nargs="+",
@@ -235,8 +240,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {one_line(problem)}", file=sys.stderr)
     if not jobs:
         return EXIT_USER_ERROR
-    output = Path(args.output)
-    check_writable(output)
+    check_writable(args.output)
 
     # These bring in torch: seconds that a mistyped command line need not wait for.
     from feedface.faces.detect import make_detector
@@ -262,9 +266,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     pipe.settings(settings)  # refuses a size that the model cannot draw, before any face is looked for
     plan = RunPlan(settings, args.seed, args.n_samples, args.n_iter, not args.no_detect, args.batch_size, face)
     if not args.json:
-        run_job(pipe, jobs[0], plan, detector, output)
+        run_job(pipe, jobs[0], plan, detector, args.output)
         return 0
-    failed = run_jobs(pipe, jobs, plan, detector, output)
+    failed = run_jobs(pipe, jobs, plan, detector, args.output)
     return EXIT_USER_ERROR if failed or problems else 0
 
 

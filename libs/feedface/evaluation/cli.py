@@ -109,7 +109,22 @@ def main(arguments: Sequence[str] | None = None, description: str = "") -> int:
     else:
         models = args.model or [default_model()]
         systems = name_systems(models, args.references, args.settings, args.ckpt_path)
+    check_methods(systems)
     return evaluate(args, systems)
+
+
+def check_methods(systems: Sequence) -> None:
+    """`UserError` for a system that shall show people and has no method, before any other is drawn."""
+    from feedface.checkpoints.bundle import read_index
+    from feedface.checkpoints.release import is_release
+
+    for system in systems:
+        shows = system.ckpt_path is not None or is_release(system.model) or "method" in read_index(system.model).kinds
+        if system.references and not shows:
+            raise UserError(
+                f"{system.model}: has no method to show a face with; name one (ckpt_path), or give the system "
+                '"references": 0 in a JSON list'
+            )
 
 
 def evaluate(args: argparse.Namespace, systems: Sequence) -> int:

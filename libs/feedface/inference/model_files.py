@@ -44,10 +44,18 @@ class Changes:
     clip_skip: int = 0
     loras: Sequence[tuple[Path, float]] = ()
 
+    def as_json(self) -> dict[str, Any]:
+        """For a picture's settings; empty where there is none."""
+        loras = [f"{file.name}:{scale:g}" for file, scale in self.loras]
+        return ({"clip_skip": self.clip_skip} if self.clip_skip else {}) | ({"loras": loras} if loras else {})
+
     def __str__(self) -> str:
         """What changes pictures, for `Bundle.variant`."""
         loras = [f"lora {_file_digest(file)} {scale:g}" for file, scale in self.loras]
         return ", ".join([f"clip_skip {self.clip_skip}"] * bool(self.clip_skip) + loras)
+
+
+NO_CHANGES = Changes()
 
 
 def parse_lora(text: str) -> tuple[Path, float]:
@@ -81,7 +89,7 @@ def load_model(
     dtype: torch.dtype,
     control: Mapping[str, Any] | None = None,
     low_memory: bool = False,
-    changes: Changes = Changes(),
+    changes: Changes = NO_CHANGES,
 ) -> Bundle:
     """Load what is needed to draw. `components` of the result name the files each part came from.
 
@@ -142,7 +150,7 @@ def _read(
 
 def _changed(bundle: Bundle, changes: Changes, device: torch.device) -> Bundle:
     """A bundle with what the user adds to it, in the parts that are loaded."""
-    if changes == Changes():
+    if changes == NO_CHANGES:
         return bundle
     bundle.variant = str(changes)
     if bundle.kinds["backbone"] != "unet":

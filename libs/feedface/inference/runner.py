@@ -146,6 +146,7 @@ class JobRun:
             rows.append(row | {"made_now": info.fingerprint in self.made})
         pipe, job = self.pipe, self.job
         settings = self.settings.as_json() | {"dtype": dtype_name(pipe.dtype)} | ({"int8": True} if pipe.int8 else {})
+        settings |= pipe.changes.as_json()
         self.results = {
             "id": job.id,
             "class_word": job.class_word,
