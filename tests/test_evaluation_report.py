@@ -14,7 +14,7 @@ from feedface.common.errors import UserError
 from feedface.evaluation.columns import HIGHER, LOWER, ZERO, Column, column_of, ordered
 from feedface.evaluation.metrics import Figure
 from feedface.evaluation.report import write_report
-from feedface.evaluation.results import as_figure, load_results, spread
+from feedface.evaluation.results import as_figure, evenly, load_results
 
 ODD = '<b>"ü" & $x_1$|%'
 SYSTEMS = {ODD: 60, "FeedFace": 160}  # name -> red of its pictures
@@ -287,4 +287,4 @@ def test_figures_are_read_with_and_without_intervals():
 def test_columns_stand_in_groups_and_unknown_ones_are_kept():
     keys = [column.key for column in ordered(["seconds", "zz", "attribute_hat", "clip_text", "attributes", "nearest"])]
     assert keys == ["nearest", "clip_text", "attributes", "attribute_hat", "zz", "seconds"]
-    assert spread(list(range(100)), 3) == [0, 49, 99] and spread([1, 2], 3) == [1, 2]
+    assert evenly(list(range(100)), 3) == [0, 49, 99] and evenly([1, 2], 3) == [1, 2]

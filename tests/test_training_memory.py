@@ -8,7 +8,7 @@ from tests.test_training import fresh_accelerate, make_config, world  # noqa: F4
 
 from feedface.common.errors import UserError
 from feedface.data.dataset import PictureDataset
-from feedface.training import memory, trial
+from feedface.training import memory, profile_step
 from feedface.training.dry_run import dry_run
 from feedface.training.memory import out_of_memory_in_words
 from feedface.training.trainer import Trainer, train
@@ -35,13 +35,13 @@ def test_a_batch_that_fits_is_not_refused(world, tmp_path, monkeypatch):  # noqa
     needs = []
     monkeypatch.setattr(memory, "_refuse", lambda config, needed, there, device: needs.append(needed))
     measured = []
-    original = trial.PeakMemory.__exit__
+    original = profile_step.PeakMemory.__exit__
 
     def noted(self, *error):
         original(self, *error)
         measured.append(self.peak)
 
-    monkeypatch.setattr(trial.PeakMemory, "__exit__", noted)
+    monkeypatch.setattr(profile_step.PeakMemory, "__exit__", noted)
     assert dry_run(make_config(world, **{"train.batch_size": 64, "cache.enabled": False}), tmp_path / "run") == 0
     assert 64 * 64 * 64 * 3 * 4 < needs[0] < measured[0]
 
