@@ -4,20 +4,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from jinja2 import Template
 
 from feedface.common.files import atomic_file
+from feedface.common.pages import environment
 from feedface.evaluation.metrics import Figure
 from research.results import Check
 
 
 def template(file: Path) -> Template:
     """A template that can write `table`s and `checks_table`s; a name that it is not given is an error."""
-    environment = Environment(
-        loader=FileSystemLoader(file.parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.globals.update(table=table, checks_table=checks_table)
-    return environment.get_template(file.name)
+    templates = environment(file.parent)
+    templates.globals.update(table=table, checks_table=checks_table)
+    return templates.get_template(file.name)
 
 
 def render_block(page: Template, name: str, values: Mapping[str, Any]) -> str:

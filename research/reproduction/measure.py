@@ -14,6 +14,7 @@ import torch
 
 from feedface.checkpoints.bundle import Bundle
 from feedface.common.device import pick_device
+from feedface.common.progress import say
 from feedface.evaluation import metrics
 from feedface.evaluation.background import background_changes, face_masks
 from feedface.evaluation.cases import crop_references, make_cases
@@ -24,7 +25,6 @@ from feedface.faces.detect import make_detector
 from feedface.faces.parse import make_parser
 from feedface.inference.model_files import load_model, model_digest
 from feedface.settings import PLAIN, Settings
-from feedface.synthetic.train.common import say
 from research.people import Values, attribute_counts, draw_people, flat, identity_values
 from research.reproduction.plan import Measurement
 from research.results import store

@@ -8,8 +8,8 @@ import ml_collections
 from feedface.checkpoints.bundle import read_index
 from feedface.common.errors import UserError
 from feedface.common.files import atomic_file
+from feedface.common.progress import say
 from feedface.inference.model_files import model_digest
-from feedface.synthetic.train.common import say
 from research import pages
 from research.reproduction import plan
 from research.reproduction.claims import DREAMBOOTH, LIMITS, SECTIONS

@@ -13,8 +13,9 @@ import ml_collections
 from feedface.common.errors import UserError
 from feedface.common.files import atomic_file
 from feedface.common.json_files import load_json
+from feedface.common.progress import say
 from feedface.data.records import read_records
-from feedface.synthetic.train.common import ROOT, add_seconds, say
+from feedface.synthetic.train.common import ROOT, add_seconds
 from feedface.synthetic.world import write_world
 from research.reproduction.plan import FEWER_PEOPLE, SITES, Run, all_runs, checkpoint_folder
 from research.results import store

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from feedface.backbones.base import Backbone, backbone_class
-from feedface.checkpoints.few_step import COMPONENT, FewStep, adapted, copy_few_step, read_few_step
+from feedface.checkpoints.few_step import COMPONENT, FewStep, adapted, check_fit, copy_few_step, read_few_step
 from feedface.checkpoints.index import DEFAULTS, INDEX, Defaults, index_content, read_index_file
 from feedface.checkpoints.libraries import read_library_config
 from feedface.checkpoints.parts import (
@@ -321,10 +321,10 @@ def add_few_step(model: str | os.PathLike, folder: str | os.PathLike) -> None:
         raise UserError(f"{model}: an adapter is added to a model folder of this project ({INDEX})")
     index = read_index_file(model / INDEX)
     adapter = read_few_step(folder)
-    bundle = load_bundle(model, dtype=None, components=NETWORKS)
-    for kind in NETWORKS:
-        if getattr(bundle, kind) is not None:
-            adapted(adapter, kind, getattr(bundle, kind))
+    changed = {name.partition(".")[0] for name in adapter.weights}
+    bundle = load_bundle(model, "meta", None, sorted(changed))
+    for kind in changed:
+        check_fit(adapter, kind, getattr(bundle, kind))
     copy_few_step(folder, model / COMPONENT)
     write_index(
         model,

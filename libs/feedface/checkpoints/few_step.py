@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from feedface.checkpoints import lora
 from feedface.checkpoints.storage import read_json, read_safetensors, write_json
@@ -174,6 +174,19 @@ def merge_network(adapter: FewStep, kind: str, network: nn.Module) -> None:
     `kind` is one of `NETWORKS`. The old weights are left as they are, for whoever else has them. Adding it
     twice is the caller's mistake; quantise after it, not before.
     """
+    for linear, a, b in check_fit(adapter, kind, network):
+        weight = linear.weight
+        change = b.to(weight.device, torch.float32) @ a.to(weight.device, torch.float32)
+        merged = (weight.detach().float() + change).to(weight.dtype)
+        linear.weight = nn.Parameter(merged, requires_grad=False)
+
+
+def check_fit(adapter: FewStep, kind: str, network: nn.Module) -> list[tuple[nn.Linear, Tensor, Tensor]]:
+    """The linears of `network` that the adapter changes, each with its A and B; `UserError` where one does not fit.
+
+    Weights may be on "meta".
+    """
+    fitting = []
     changeable = {module for block in network.step_blocks() for module in block.modules()} if kind == "method" else None
     for name, (a, b) in adapter.weights.items():
         part, _, module = name.partition(".")
@@ -181,15 +194,14 @@ def merge_network(adapter: FewStep, kind: str, network: nn.Module) -> None:
             linear = _linear(network, module, name)
             if changeable is not None and linear not in changeable:
                 raise UserError(f"{name}: a few-step adapter changes a method's blocks only")
-            weight = linear.weight
-            if weight.shape != (len(b), a.shape[1]):
+            shape = linear.weight.shape
+            if shape != (len(b), a.shape[1]):
                 raise UserError(
-                    f"{name}: the few-step adapter has {len(b)}x{a.shape[1]}, the model {[*weight.shape]}; it belongs "
-                    "to another model"
+                    f"{name}: the few-step adapter has {len(b)}x{a.shape[1]}, the model {[*shape]}; it belongs to "
+                    "another model"
                 )
-            change = b.to(weight.device, torch.float32) @ a.to(weight.device, torch.float32)
-            merged = (weight.detach().float() + change).to(weight.dtype)
-            linear.weight = nn.Parameter(merged, requires_grad=False)
+            fitting.append((linear, a, b))
+    return fitting
 
 
 def _linear(network: nn.Module, module: str, name: str) -> nn.Linear:

@@ -201,10 +201,9 @@ def check_faces(model: str | Path, ckpt_path: str | None, jobs: Sequence[Job]) -
     """`UserError` for a job without pictures, unless the model can show nobody: before anything large is read."""
     if all(job.images for job in jobs):
         return
-    from feedface.checkpoints.bundle import read_index
-    from feedface.checkpoints.release import is_release
+    from feedface.inference.model_files import shows_faces
 
-    if ckpt_path is not None or is_release(model) or "method" in read_index(model).kinds:
+    if shows_faces(model, ckpt_path):
         raise UserError(GIVE)
 
 

@@ -1,36 +1,42 @@
-"""HTML pages that are complete in one file: a jinja2 template, and images inside it."""
+"""Pages from jinja2 templates; HTML ones are complete in one file, with their images inside."""
 
 import base64
 import io
 import re
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 from PIL import Image
 
 
-def render(template: Path, **values: object) -> str:
-    """The page of a template file. Values are escaped; one that the template names and that is missing is an error."""
-    environment = Environment(
-        loader=FileSystemLoader(template.parent),
-        autoescape=True,
+def environment(folder: Path) -> Environment:
+    """The templates of a folder. In HTML values are escaped; one that a template names and that is missing is an error.
+
+    Filter `embed`: `data_uri`.
+    """
+    found = Environment(
+        loader=FileSystemLoader(folder),
+        autoescape=select_autoescape(["html", "html.jinja"]),
         trim_blocks=True,
         lstrip_blocks=True,
+        keep_trailing_newline=True,
         undefined=StrictUndefined,
         finalize=_visible,
-        keep_trailing_newline=True,
     )
-    return environment.get_template(template.name).render(values)
+    found.filters["embed"] = data_uri
+    return found
 
 
 def _visible(value: object) -> object:
-    """Names of files may hold control characters, which a page must not."""
-    return value if isinstance(value, Markup) else re.sub(r"[\x00-\x1f\x7f\x80-\x9f]", "\ufffd", str(value))
+    """Names may hold control characters and lone surrogates, which a page must not."""
+    if isinstance(value, Markup) or not isinstance(value, str):
+        return value
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]", "\ufffd", value)
 
 
 def data_uri(image: Image.Image, kind: str) -> str:
     """The image as an address that holds it; `kind`: "PNG" or "JPEG"."""
     buffer = io.BytesIO()
-    image.save(buffer, kind, **({"quality": 85} if kind == "JPEG" else {"compress_level": 6}))
+    image.save(buffer, kind, **({"quality": 88} if kind == "JPEG" else {"optimize": True}))
     return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"

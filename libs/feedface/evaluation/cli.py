@@ -115,12 +115,10 @@ def main(arguments: Sequence[str] | None = None, description: str = "") -> int:
 
 def check_methods(systems: Sequence) -> None:
     """`UserError` for a system that shall show people and has no method, before any other is drawn."""
-    from feedface.checkpoints.bundle import read_index
-    from feedface.checkpoints.release import is_release
+    from feedface.inference.model_files import shows_faces
 
     for system in systems:
-        shows = system.ckpt_path is not None or is_release(system.model) or "method" in read_index(system.model).kinds
-        if system.references and not shows:
+        if system.references and not shows_faces(system.model, system.ckpt_path):
             raise UserError(
                 f"{system.model}: has no method to show a face with; name one (ckpt_path), or give the system "
                 '"references": 0 in a JSON list'

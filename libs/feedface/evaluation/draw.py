@@ -30,7 +30,7 @@ def encode_faces(
     """Face crops [I][R], uint8 RGB [S, S, 3] each -> who is on them, I rows on the CPU; pool: see `Method.identity`."""
     method, rows = bundle.method, []
     if method is None:
-        raise UserError(f"{bundle.path}: this model has no method to show a face with; use --references 0")
+        raise UserError(f"{bundle.path}: this model has no method to show a face with")
     for person in crops:
         pixels = torch.stack([preprocess_reference(method.reference, crop) for crop in person])
         features = method.features(pixels.to(device, dtype))

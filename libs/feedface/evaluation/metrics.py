@@ -223,11 +223,13 @@ def attribute_hits(
     """
     named = {name: wanted >= 0 for name, wanted in asked.items()}
     hits = {name: (seen[name] == asked[name]) & there for name, there in named.items()}
-    return _with_sum({name: (hits[name].sum(axis=1), there.sum(axis=1)) for name, there in named.items()})
+    counted = {name: (hits[name].sum(axis=1), there.sum(axis=1)) for name, there in named.items()}
+    return _with_sum(counted, len(next(iter(seen.values()), ())))  # cases may ask for nothing
 
 
-def _with_sum(counted: dict[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    return counted | {"all": tuple(np.sum([pair[part] for pair in counted.values()], axis=0) for part in range(2))}
+def _with_sum(counted: dict[str, tuple[np.ndarray, np.ndarray]], people: int) -> dict[str, tuple[np.ndarray, ...]]:
+    nobody = np.zeros(people, int)
+    return counted | {"all": tuple(sum((pair[part] for pair in counted.values()), nobody) for part in range(2))}
 
 
 def per_person(rows: Iterable[Mapping[str, Any]], key: str, total: bool = False) -> dict[str, float]:
@@ -276,7 +278,8 @@ def attribute_counts(rows: Iterable[Mapping[str, Any]]) -> dict[str, tuple[np.nd
             counted.setdefault(name, Counter()).update({(person, 0): bool(shown), (person, 1): 1})
     if not counted:
         return {}
-    return _with_sum({
+    found = {
         name: tuple(np.array([counts[person, part] for person in people.values()]) for part in range(2))
         for name, counts in counted.items()
-    })  # fmt: skip
+    }
+    return _with_sum(found, len(people))

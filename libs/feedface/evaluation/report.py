@@ -14,11 +14,8 @@ The words are in templates/, what the figures are in `columns`. scores.json hold
 with figures {"value", "low", "high"}; scores.jsonl a line a scored picture. Files are named relative to the folder.
 """
 
-import base64
-import io
 import json
 import math
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -26,14 +23,13 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
-from markupsafe import Markup
 from PIL import Image
 
 from feedface.common.command_line import Parser
 from feedface.common.contact_sheet import Tile, tile_rows
 from feedface.common.errors import run_cli
 from feedface.common.files import atomic_file
+from feedface.common.pages import environment
 from feedface.common.saving import save_png
 from feedface.evaluation.columns import NORMALISED, OF_ATTRIBUTES, PAPER, TABLE_1, Column, column_of, ordered
 from feedface.evaluation.metrics import Figure, per_person
@@ -132,7 +128,9 @@ def render(results: Results, plot: Image.Image, sheet: Image.Image, axes: tuple[
         "each": sorted(Counter(row["system"] for row in results.rows)[name] for name in results.systems),
         "listings": listings(results),
     }
-    return {name: _environment().get_template(name).render(told) for name in ("report.html", "table.md", "table.tex")}
+    templates = environment(Path(__file__).parent / "templates")
+    templates.filters |= {"markdown": _markdown, "latex": _latex}
+    return {name: templates.get_template(name).render(told) for name in ("report.html", "table.md", "table.tex")}
 
 
 def paper_columns(results: Results) -> list[Column]:
@@ -220,27 +218,6 @@ def _flat(values: dict, prefix: str = "") -> list[tuple[str, str]]:
 
 
 @cache
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("feedface.evaluation"),
-        autoescape=select_autoescape(["html"]),
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        undefined=StrictUndefined,
-        finalize=_visible,
-    )
-    environment.filters |= {"markdown": _markdown, "latex": _latex, "embed": _embed}
-    return environment
-
-
-def _visible(value: object) -> object:
-    """Names may hold control characters and lone surrogates, which a page must not."""
-    if isinstance(value, Markup) or not isinstance(value, str):
-        return value
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]", "\ufffd", value)
-
-
 def _markdown(text: object) -> str:
     """A cell of a table: in one line, without what begins a cell or a tag."""
     return " ".join(str(text).split()).replace("|", "\\|").replace("<", "&lt;")
@@ -250,13 +227,6 @@ def _latex(text: str) -> str:
     escaped = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--",
                "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}  # fmt: skip
     return "".join(escaped.get(char, f"\\{char}" if char in "&%$#_{}" else char) for char in text)
-
-
-def _embed(image: Image.Image, kind: str) -> str:
-    """An image as its own address, so that the page needs no other file."""
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **({"quality": 88} if kind == "JPEG" else {"optimize": True}))
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def main() -> None:

@@ -82,6 +82,11 @@ def own_model(ckpt_path: str | os.PathLike | None) -> Path | None:
     return path.parent if path.is_file() and is_release(path.parent) else None
 
 
+def shows_faces(model: str | os.PathLike, ckpt_path: str | os.PathLike | None = None) -> bool:
+    """Whether the model has a method to show a face with, by its files' names and index alone."""
+    return ckpt_path is not None or is_release(model) or "method" in read_index(model).kinds
+
+
 def load_model(
     model: str | os.PathLike,
     ckpt_path: str | os.PathLike | None,

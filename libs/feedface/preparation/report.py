@@ -15,7 +15,7 @@ from PIL import Image
 
 from feedface.common.contact_sheet import GAP_PX, INK, Block, Tile, draw_blocks
 from feedface.common.files import atomic_file
-from feedface.common.pages import data_uri, render
+from feedface.common.pages import data_uri, environment
 from feedface.preparation.charts import draw_charts
 from feedface.preparation.result import FILTERED, KINDS, SINGLE
 from feedface.preparation.tiles import KIND_COLOURS, TILE_PX, Picture, draw_tile
@@ -75,19 +75,23 @@ def write_report(
         _sheet(charts, groups).save(temporary, "PNG", compress_level=6)
     total = len(pictures)
     reasons = Counter((picture.kind, short_reason(picture.text)) for picture in pictures if picture.kind != SINGLE)
-    page = render(
-        TEMPLATE,
-        total=total,
-        colours=KIND_COLOURS,
-        people=_people(identities),
-        outcomes=[(group.kind, group.count, f"{group.count / total:.1%}" if total else "–") for group in groups],
-        charts=data_uri(charts, "PNG"),
-        reasons=sorted(
-            ((*what, count) for what, count in reasons.items()), key=lambda row: (KINDS.index(row[0]), -row[2], row[1])
-        ),
-        measured=_measured([one.faces[0] for one in pictures if one.kind in (SINGLE, FILTERED) and one.faces]),
-        groups=groups,
-        settings=_settings_rows(settings),
+    page = (
+        environment(TEMPLATE.parent)
+        .get_template(TEMPLATE.name)
+        .render(
+            total=total,
+            colours=KIND_COLOURS,
+            people=_people(identities),
+            outcomes=[(group.kind, group.count, f"{group.count / total:.1%}" if total else "–") for group in groups],
+            charts=data_uri(charts, "PNG"),
+            reasons=sorted(
+                ((*what, count) for what, count in reasons.items()),
+                key=lambda row: (KINDS.index(row[0]), -row[2], row[1]),
+            ),
+            measured=_measured([one.faces[0] for one in pictures if one.kind in (SINGLE, FILTERED) and one.faces]),
+            groups=groups,
+            settings=_settings_rows(settings),
+        )
     )
     with atomic_file(out_folder / "report.html") as temporary:
         temporary.write_text(page, encoding="utf-8", newline="\n")

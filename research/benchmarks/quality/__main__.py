@@ -80,8 +80,9 @@ def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def measure_all(wanted: list[Setting], args: argparse.Namespace) -> None:
     """Measure what is missing; settings that are not to be had here (no adapter, no int8) are named and left out."""
+    from feedface.common.progress import say
     from feedface.evaluation.metrics import bootstrap
-    from feedface.synthetic.train.common import config_from_flags, say
+    from feedface.synthetic.train.common import config_from_flags
     from research.benchmarks.quality.measure import Bench
 
     config = config_from_flags("reproduction", "", [])

@@ -21,6 +21,7 @@ from feedface.common.device import DTYPES
 from feedface.common.errors import UserError
 from feedface.common.files import atomic_file
 from feedface.common.json_files import load_json
+from feedface.common.progress import say
 from feedface.diffusion.sampling import sample
 from feedface.diffusion.state import take
 from feedface.evaluation.draw import encode_faces
@@ -28,7 +29,6 @@ from feedface.inference.acceleration import quantise_int8
 from feedface.inference.batching import sample_options
 from feedface.inference.model_files import load_model, model_digest
 from feedface.settings import Settings
-from feedface.synthetic.train.common import say
 from research.benchmarks.counting import counted
 from research.benchmarks.quality.settings import ABOUT, Setting, parse
 from research.reproduction.measure import Measurer

@@ -19,7 +19,6 @@ from feedface.common.config_flags import explain
 from feedface.common.errors import UserError
 from feedface.common.files import atomic_file
 from feedface.common.places import config_folder
-from feedface.common.progress import say  # noqa: F401 (research takes it from here)
 
 ROOT = Path(__file__).resolve().parents[4]  # the repository, for configs/ and train.py
 
