@@ -64,6 +64,7 @@ def draw(settings: DrawSettings, sample: int, faces: int, refs: Sequence[int], a
     pool = others if others and chances[2] < settings.other_picture else [0, *others]
     # Drawn last, so that all else is as it was before references had a flip of their own.
     flips = rng.random(faces) < settings.flip_reference
+    shown = int(rng.integers(1, faces + 1))  # and this after them
     return Draw(
         row=row,
         flip=bool(chances[0] < settings.flip),
@@ -74,6 +75,7 @@ def draw(settings: DrawSettings, sample: int, faces: int, refs: Sequence[int], a
         t=t,
         faces=tuple(int(pool[i % len(pool)]) for i in range(faces)),
         flips=tuple(flips.tolist()),
+        shown=shown,
         vae_noise=vae_noise,
         noise=noise,
     )

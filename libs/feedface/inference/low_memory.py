@@ -100,7 +100,12 @@ class LowMemoryBundle(Bundle):
             for kind in SEAM:
                 self._drop(kind)
             self._merged = adapter
-        return self.backbone, self.method
+        method = self._modules.get("method")
+        if method is None or self._sequential or "method" in self._held or any(True for _ in method.step_blocks()):
+            return self.backbone, self.method
+        # Its work is done, once a generation (`Method.prompted`), and makes room.
+        self._drop("method")
+        return self.backbone, method
 
     def to(self, device: torch.device) -> None:
         raise UserError("a model loaded with low_memory stays on its device; load it anew with the other device")

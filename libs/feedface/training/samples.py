@@ -89,7 +89,7 @@ class SampleGrid:
     def _latents(self) -> Tensor:
         """[P*K,C,h,w], person after person. A column has one seed, so that its pictures differ by the face only."""
         backbone, method = self.models.trained.backbone, self.models.trained.method
-        settings, dtype = self.settings, backbone.dtype
+        settings, dtype = self.settings, self.models.trained.dtype
         cells = [(person, prompt) for person in range(len(self.references)) for prompt in range(len(self.prompts))]
         latents = []
         # As in training: what is trained is float32, and its products are in the backbone's precision.
