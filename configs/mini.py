@@ -10,7 +10,7 @@ from feedface.training.fit import fit_config
 
 
 def get_config(preset: str = "cpu") -> ConfigDict:
-    """Preset "cpu": 64 px, about two hours of training on two cores. "gpu": 128 px, one data-centre GPU."""
+    """128 px. Preset "cpu": about ten hours of training on two cores. "gpu": larger, one data-centre GPU."""
     config = {"cpu": cpu, "gpu": gpu}[preset]()
     return config.lock()
 
@@ -26,7 +26,7 @@ def cpu() -> ConfigDict:
                 "train": {"first_identity": 0, "identities": 4800, "per_identity": 8},
                 "held_out": {"first_identity": 5000, "identities": 100, "per_identity": 4},
             },
-            # 8x8 latents: with patches of 2 the U-ViT sees 16 image tokens.
+            # 16x16 latents: with patches of 2 the U-ViT sees 64 image tokens.
             "vae": fit_config(
                 image_size=size, stack=4, channels=(96, 128), layers_per_block=1, latent_channels=12,
                 kl_weight=5e-4, start="", minutes=60.0, batch_size=16, lr=2e-3, ema_decay=0.999, amp=True,
@@ -77,18 +77,19 @@ def cpu() -> ConfigDict:
                 "preset": "cpu", "hardware": "2 CPU cores", "image_size": size, "out": "models/mini", "max_mib": 60.0,
                 "defaults": {"preset": "balanced", "guidance": 4.0, "face_scale": 1.0, "uncond": "true_uncond"},
             },
+            "bundle_unet": {
+                "preset": "cpu", "hardware": "2 CPU cores", "image_size": size, "out": "models/mini-unet",
+                "max_mib": 30.0, "defaults": {"preset": "balanced", "guidance": 4.0, "face_scale": 1.0},
+            },
         }
     )  # fmt: skip
 
 
 def gpu() -> ConfigDict:
-    """128 px and about ten times the size; minutes on one data-centre GPU, after the portraits are rendered."""
+    """About ten times the size; minutes on one data-centre GPU, after the portraits are rendered."""
     config = cpu()
-    size = 128
     with config.unlocked():
         config.world.train.identities = 10_000
-        for stage in ("world", "vae", "clip", "uvit", "control", "unet", "control_unet", "inspector", "bundle"):
-            config[stage].image_size = size
         config.vae.update(channels=(64, 128, 256), minutes=5.0, batch_size=128, lr=5e-4)
         config.clip.update(vision_width=256, text_width=256, patch_size=16, minutes=2.0, batch_size=512)
         config.face_encoder.update(face_size=96, patch_size=12, width=256, layers=7, minutes=4.0, batch_size=512)
@@ -99,8 +100,9 @@ def gpu() -> ConfigDict:
         config.decoder.update(minutes=5.0, batch_size=128, lr=5e-4)
         config.detector.update(minutes=3.0, batch_size=64)
         config.recogniser.update(minutes=3.0, batch_size=512)
-        config.parser.update(image_px=128, identities=2000, width=24, minutes=3.0, batch_size=128)
+        config.parser.update(identities=2000, width=24, minutes=3.0, batch_size=128)
         config.parser.small.minutes = 2.0
         config.inspector.update(per_identity=20, steps=12_000)
         config.bundle.update(preset="gpu", hardware="one GPU", out="models/mini-gpu", max_mib=300.0)
+        config.bundle_unet.update(preset="gpu", hardware="one GPU", out="models/mini-unet-gpu", max_mib=300.0)
     return config

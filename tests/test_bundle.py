@@ -81,10 +81,12 @@ def edit(file: Path, **changes) -> None:
     ("changes", "message"),
     [
         ({"format": "diffusers"}, "format: must be 'feedface'"),
-        ({"version": 3}, "version: must be 1 or 2"),
+        ({"version": 3}, "version: must be at most 2, not 3"),
+        ({"version": True}, "version: must be a whole number, not True"),
         ({"image_size": "64"}, "image_size: must be a whole number, not '64'"),
         ({"parts": None}, "parts: missing"),
-        ({"parts": {"unet": "unet"}}, "'unet'"),
+        ({"parts": {"unet": "unet"}}, "parts: unknown key 'unet'; known are 'vae', 'text_encoder', 'tokenizer' or"),
+        ({"parts": {"vae": "v" * 5000}}, "parts.vae: is longer than a file's name can be"),
         ({"parts": {"vae": "vae"}}, 'names no "text_encoder", which is needed'),
         ({"backbone": {"kind": "uvit", "folder": "nowhere"}}, "nowhere: no such folder"),
         ({"backbone": {"kind": "uvit"}}, "backbone.folder: missing"),
@@ -109,6 +111,14 @@ def test_a_wrong_index_is_named(folder: Path, changes: dict, message: str):
     with pytest.raises(UserError, match=message) as error:
         load_bundle(folder)
     assert str(folder) in str(error.value)
+
+
+def test_an_extra_that_is_named_and_not_there(folder: Path):
+    edit(folder / "model_index.json", extras={"faces": "nowhere"})
+    bundle = load_bundle(folder)
+    with pytest.raises(UserError, match=r"nowhere: no such folder, but .*model_index.json names it as its faces"):
+        _ = bundle.faces_root
+    assert bundle.extra("inspector") is None
 
 
 def test_an_index_that_is_no_json(folder: Path, tmp_path):

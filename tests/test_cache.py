@@ -489,3 +489,21 @@ def test_nothing_usable(tmp_path, records_file, bundle):
         file.write_bytes(b"")
     with pytest.raises(UserError, match="none of the 12 pictures"):
         open_cache(tmp_path / "cache", records_file, bundle)
+
+
+def test_a_cache_of_more_encoders_serves_a_backbone_that_needs_fewer(tmp_path, records_file, bundle):
+    more, store = make_sources(bundle), make_store(records_file)
+    fewer = EncoderSources(bundle, more.method, more.face_encoder, more.precision, ("img",))
+    settings = replace(SETTINGS, state_shapes={"img": SHAPES["img"]})
+    open_cache(tmp_path / "more", records_file, bundle)
+    caches = [FeatureCache.open(tmp_path / name, store, fewer, True, CPU, shard_size=4) for name in ("more", "fewer")]
+    refs = [len(record.ref) for record in store.records]
+    one, other = (CachedDataset(cache, refs, settings).__getitems__(ITEMS).content for cache in caches)
+    assert not one.others and torch.equal(one.mean, other.mean) and torch.equal(one.text, other.text)
+
+    (tmp_path / "more" / "pictures-00001.safetensors").unlink()
+    with pytest.raises(UserError, match="not complete, and is also for a backbone with an image_encoder"):
+        FeatureCache.open(tmp_path / "more", store, fewer, True, CPU)
+    open_cache(tmp_path / "more", records_file, bundle)  # is mended
+    with pytest.raises(UserError, match="for another backbone"):
+        open_cache(tmp_path / "fewer", records_file, bundle)

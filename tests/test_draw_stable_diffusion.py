@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -180,5 +181,8 @@ def test_negative_prompts_on_the_u_vit(here):
     plain, away = draw(), draw(negative_prompt="a hat")
     assert not (plain == away).all()
     np.testing.assert_array_equal(draw(negative_prompt=""), plain)
+    with_hat = Settings(uncond="empty_token", negative_prompt="a hat", guidance=1)
+    assert "without effect at guidance 1" in pipe.settings_notice(with_hat)
+    assert pipe.settings_notice(replace(with_hat, guidance=2)) is None
     with pytest.raises(UserError, match="--negative_prompt: the prompt has 3000 characters"):
         Settings(negative_prompt="x" * 3000)

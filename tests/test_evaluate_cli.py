@@ -204,6 +204,9 @@ def test_systems_are_folders_and_files_in_their_order(tmp_path):
     assert names(a, file, b) == ["a", "weak", "b"]
     assert names(a, counts=(0, 1)) == ["0 references", "1 reference"]
     assert names(a, file, counts=(0, 1))[:3] == ["a, 0 references", "a, 1 reference", "weak, 0 references"]
+    single = tmp_path / "sd15.safetensors"
+    single.touch()
+    assert names(a, single) == ["a", "sd15.safetensors"]
     with pytest.raises(UserError, match="--systems: the same folder twice"):
         names(a, a)
     with pytest.raises(UserError, match="'weak' is used twice"):

@@ -193,6 +193,7 @@ def test_wrong_values(folder, change, line, key):
     assert not jobs
     [problem] = problems
     assert problem.startswith(f"{folder / 'a.json'}:{line}: {key}: ")
+    assert f"--{key}" not in problem
 
 
 @pytest.mark.parametrize("key", ["id", "caption_list", "source_group"])

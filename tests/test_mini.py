@@ -19,8 +19,10 @@ from feedface.encoders import ImageEncoder, to_tensor
 from feedface.synthetic.train import (
     base_model,
     bundle,
+    bundle_unet,
     clip,
     common,
+    control,
     control_unet,
     decoder,
     face_encoder,
@@ -35,7 +37,10 @@ from feedface.training.ema import Ema
 from feedface.training.fit import fit, fit_config
 
 TOY = [
-    *(f"--config.{stage}.image_size=64" for stage in ("world", "vae", "clip", "uvit", "control", "unet", "bundle")),
+    *(
+        f"--config.{stage}.image_size=64"
+        for stage in ("world", "vae", "clip", "uvit", "control", "unet", "bundle", "bundle_unet")
+    ),
     "--config.world.train.identities=8",
     "--config.world.train.per_identity=2",
     "--config.world.held_out.identities=3",
@@ -286,6 +291,35 @@ def test_the_unet_shares_what_is_encoded_and_feedface_trains_on_it(built, config
     whole = load_bundle(tmp_path / "bundle_unet")
     assert whole.method.sites == ["down_blocks.1.attentions.0", "up_blocks.0.attentions.0"]
     assert json.loads((tmp_path / "control_unet/metrics.json").read_text())["training"]["steps"] == 2
+
+    first, out = tmp_path / "models" / "first", tmp_path / "models" / "second"
+    shutil.copytree(tmp_path / "bundle", first)
+    changed.bundle.out, changed.bundle_unet.out = str(first), str(out)
+    bundle_unet.run(changed, tmp_path)
+    assert sorted(path.name for path in out.iterdir()) == ["README.md", "feedface", "model_index.json", "unet"]
+    assert json.loads((out / "model_index.json").read_text())["parts"]["vae"] == "../first/vae"
+    assert load_bundle(out).method.sites == whole.method.sites
+    assert "| control_unet |" in (out / "README.md").read_text()
+
+    file = first / "vae/diffusion_pytorch_model.safetensors"
+    state = load_file(file)
+    save_file({**state, "decoder.conv_in.bias": state["decoder.conv_in.bias"] + 1}, file)  # may learn on
+    bundle_unet.run(changed, tmp_path)
+    save_file({**state, "encoder.conv_in.bias": state["encoder.conv_in.bias"] + 1}, file)
+    with pytest.raises(UserError, match=r"its vae is another.*--stage vae"):
+        bundle_unet.run(changed, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "stage, named",
+    [(unet, "--stage` vae, clip"), (control, "--stage` vae, clip, face_encoder, uvit"), (decoder, "--stage` vae"),
+     (control_unet, "--stage unet"), (bundle_unet, "stages unet, control_unet")],
+)  # fmt: skip
+def test_a_stage_before_those_it_builds_on_names_them(stage, named, config, built, tmp_path):
+    shutil.copytree(built / "world", tmp_path / "world")
+    with pytest.raises(UserError) as raised:
+        stage.run(config, tmp_path)
+    assert named in str(raised.value)
 
 
 def test_clip_goes_on_from_other_weights_with_patches_of_another_size(built, config):

@@ -180,6 +180,11 @@ def test_negative_prompts():
         Settings(negative_prompt=5)
 
 
+def test_a_model_whose_own_size_does_not_fit_it():
+    with pytest.raises(UserError, match=r"^the model's image_size is 63, which is no multiple of 8"):
+        Settings().for_model({"guidance": 3.0, "face_scale": 0.8, "uncond": "paper"}, 63, 8)
+
+
 def test_presets_are_plain_data_without_torch():
     code = "import sys, feedface.settings; assert feedface.settings.PRESETS; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

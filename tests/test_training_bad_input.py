@@ -117,3 +117,15 @@ def test_full_disk_before_the_start(world, tmp_path, monkeypatch):  # noqa: F811
 def test_cache_only_needs_a_cache(world, tmp_path):  # noqa: F811
     with pytest.raises(UserError, match=r"--cache_only: .*config\.cache\.dir"):
         fill_cache(make_config(world, **{"cache.enabled": False}), tmp_path)
+
+
+def test_control_settings_that_the_models_own_method_has_not(world, tmp_path, records):  # noqa: F811
+    own = {"model": str(world.full), "face_encoder": "", "data.records": (str(records),)}
+    for change, words in (
+        ({"control.mlp_ratio": 3.0}, "mlp_ratio 3.0.*with 2.0"),
+        ({"control.mlp_ratio": 2.0, "control.sites": ("in_blocks.0",)}, "sites"),
+    ):
+        with pytest.raises(
+            UserError, match=rf"config.control: asks for {words}.* config.face_encoder to train a fresh"
+        ):
+            train(make_config(world, **{**own, **change}), tmp_path / "run")

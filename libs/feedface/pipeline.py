@@ -160,8 +160,11 @@ class FeedFacePipeline:
         )
 
     def settings_notice(self, wanted: Settings) -> str | None:
-        """What to tell the user if `wanted` names a preset that is not drawn as it is meant."""
-        return wanted.adapter_notice(self.settings(wanted), self.adapter)
+        """What to tell the user if something in `wanted` has not the effect it is meant to have."""
+        settings = self.settings(wanted)
+        if settings.negative_prompt and settings.guidance == 1:
+            return "--negative_prompt: without effect at guidance 1, which leads away from nothing"
+        return wanted.adapter_notice(settings, self.adapter)
 
     def picture_settings(self, settings: Settings) -> dict[str, Any]:
         """What changes the picture, of complete settings and the way the model was loaded."""

@@ -173,6 +173,10 @@ class Settings:
                 f"--negative_prompt: without effect, as the model is guided away from noise in the text's place "
                 f"(--uncond {full.uncond}); add --uncond empty_token"
             )
+        if self.size is None and image_size % multiple:
+            raise UserError(
+                f"the model's image_size is {image_size}, which is no multiple of {multiple}, as it must be"
+            )
         low, high = max(multiple, image_size // 4), min(4 * image_size, MAX_SIZE_PX)
         for side in full.size:
             if side % multiple or not low <= side <= high:

@@ -51,7 +51,7 @@ class Measurer:
         self.cases = make_cases(measure.people, measure.references, measure.samples_per_person, size)
         self.crops, _ = crop_references(self.cases, "truth", None)
         self.prompts = [prompt for person in self.cases.prompts for prompt in person]
-        inspector = Inspector.from_pretrained(self.bundle.components["inspector"], self.device)
+        inspector = Inspector.from_pretrained(self.bundle.extra("inspector"), self.device)
         self.inspector = Judge(inspector, self.cases)
         self.clip = ClipJudge.load(None, self.device, self.bundle)
         self.detector = make_detector("mini", self.bundle.faces_root)

@@ -69,7 +69,14 @@ class Bundle:
 
     @property
     def faces_root(self) -> Path | None:
-        return self.components.get("faces")
+        return self.extra("faces")
+
+    def extra(self, name: str) -> Path | None:
+        """The folder of one of `EXTRAS`; None where the model names none. `UserError` where that does not exist."""
+        folder = self.components.get(name)
+        if folder is not None and not folder.exists():
+            raise UserError(f"{folder}: no such folder, but {self.path / INDEX} names it as its {name}")
+        return folder
 
     @property
     def backbone_class(self) -> type[Backbone]:

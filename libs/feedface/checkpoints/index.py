@@ -22,6 +22,7 @@ from feedface.settings import MAX_SIZE_PX, PRESET_NAMES
 INDEX = "model_index.json"
 FORMAT, VERSION = "feedface", 2
 # Version 1 knew one backbone and one method, by the names of their classes.
+MOST_LETTERS = 255  # of a file's name
 V1_NAMES = {"uvit": "backbone", "face_controlnet": "method"}
 
 
@@ -37,6 +38,8 @@ class Defaults(BaseModel):
 
 
 def _relative(folder: str) -> str:
+    if any(len(part) > MOST_LETTERS for part in PurePosixPath(folder).parts):
+        raise PydanticCustomError("folder", "is longer than a file's name can be")
     if PurePosixPath(folder).is_absolute() or PureWindowsPath(folder).anchor:
         raise PydanticCustomError("folder", 'must be relative to this file, such as "vae" or "../mini/vae"')
     return folder
@@ -58,7 +61,7 @@ class Index(BaseModel):
 
     model_config = STRICT
     format: Literal[FORMAT]
-    version: Literal[1, VERSION]
+    version: Annotated[int, Field(ge=1, le=VERSION)]
     name: Text
     image_size: Annotated[int, Field(ge=1, le=MAX_SIZE_PX)]
     backbone: SeamPart | None = None
@@ -85,7 +88,7 @@ class IndexV1(BaseModel):
 
     model_config = STRICT
     format: Literal[FORMAT]
-    version: Literal[1, VERSION]
+    version: Annotated[int, Field(ge=1, le=VERSION)]
     name: Text
     image_size: Annotated[int, Field(ge=1, le=MAX_SIZE_PX)]
     defaults: Defaults

@@ -117,7 +117,8 @@ def explain(
         return (*location, key), "missing"
     if first["type"] == "extra_forbidden" or key == "[key]":
         name = location[-1] if location else key
-        listed = f"; known are {', '.join(known)}" if known else ""
+        known = ", ".join(known) if "expected" not in first.get("ctx", {}) else first["ctx"]["expected"]
+        listed = f"; known are {known}" if known else ""
         return location[:-1], f"unknown key {name!r:.60}{listed}"
     if first["type"] == "json_invalid":  # such as half a surrogate pair, which Python's own reader takes
         return (), f"not valid JSON: {first['msg'].removeprefix('Invalid JSON: ')} (half of a surrogate pair?)"

@@ -95,7 +95,7 @@ class FeatureCache:
         manifest = agree(folder, sources, store, mirrored, shard_size)
         items = Items(store.records)
         shards = plan(folder, manifest, items, store.records)
-        fill(shards, manifest["mirrored"], store, sources, device, process, batch_size)
+        fill(shards, manifest, store, sources, device, process, batch_size)
         wait()
         contents = [shard.read() for shard in shards]
         for shard, content in zip(shards, contents, strict=True):

@@ -96,7 +96,8 @@ def as_kinds(mirrored: Mirrored) -> tuple[str, ...]:
 def agree(folder: Path, sources: EncoderSources, store: PictureStore, mirrored: Mirrored, shard_size: int) -> dict:
     """The manifest of the cache in `folder`, written now if there is none.
 
-    A cache with more mirrored views also serves a run with fewer; shards keep the size they have. Raises `UserError`,
+    A cache with more mirrored views, or more encoders' answers, also serves a run with fewer, once it is complete;
+    shards keep the size they have. Raises `UserError`,
     naming what differs, for a cache made otherwise, and leaves that as it is.
     """
     kinds = as_kinds(mirrored)
@@ -132,7 +133,7 @@ def _difference(found: dict, wanted: dict) -> str:
     differing = found.keys() ^ wanted.keys()
     if differing - OPTIONAL:
         return "by another version of this program"
-    if differing:
+    if wanted.keys() - found.keys():
         return "for another backbone or method"
     for key, value in wanted.items():
         if key == "shard_size" or found[key] == value:
@@ -241,7 +242,7 @@ def _stamp(path: Path) -> list:
 
 def fill(
     shards: Sequence[Shard],
-    mirrored: Mirrored,
+    manifest: dict,
     store: PictureStore,
     sources: EncoderSources,
     device: torch.device,
@@ -251,7 +252,7 @@ def fill(
     """Write those of `shards` that are missing and fall to this `process` (its number, their count).
 
     Encoders are loaded only if there are such, and not kept. Raises `UserError` if the disk cannot hold all that is
-    missing.
+    missing, or the `manifest` names encoders that `sources` has not.
     """
     rank, count = process
     # By place, not by what is missing: other processes may write while this one looks.
@@ -259,9 +260,14 @@ def fill(
     if not mine:
         return
     folder = mine[0].path.parent
+    if beside := (manifest.keys() & OPTIONAL) - sources.hashes().keys():
+        raise UserError(
+            f"{folder}: is not complete, and is also for a backbone with an {', '.join(sorted(beside))}; "
+            f"complete it with that, or name another config.cache.dir"
+        )
     for leftover in folder.glob(".tmp-*"):
         _remove_old(leftover)
-    encoding = _Encoding(sources.load(device), store, mirrored, batch_size)
+    encoding = _Encoding(sources.load(device), store, manifest["mirrored"], batch_size)
     _check_disk(folder, shards, encoding.item_bytes())
     for kind in (FIXED, *KINDS):
         chosen = [shard for shard in mine if shard.kind == kind]

@@ -89,7 +89,7 @@ def mini_judges(inspector: str | None, clip: str | None, bundle: Bundle, device:
 
 def load_inspector(folder: str | Path | None, bundle: Bundle, device: torch.device) -> Inspector:
     """The inspector in `folder`, or the model's own."""
-    folder = folder or bundle.components.get("inspector")
+    folder = folder or bundle.extra("inspector")
     if folder is None:
         raise UserError(f"{bundle.path}: has no inspector; name the folder of one with --inspector")
     return Inspector.from_pretrained(folder, device)

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, TypeAdapter
 
+from feedface.checkpoints.parts import is_stable_diffusion
 from feedface.common.errors import UserError
 from feedface.common.json_files import JsonFile
 from feedface.common.saving import safe_name
@@ -40,7 +41,7 @@ class System:
 
 def gather_systems(paths: Sequence[Path], counts: Sequence[int], settings: Settings) -> list[System]:
     """Those of --systems: model folders, and JSON files as `read_systems` takes them."""
-    files = [path for path in paths if path.suffix == ".json" or path.is_file()]
+    files = [path for path in paths if path.suffix == ".json" or (path.is_file() and not is_stable_diffusion(path))]
     folders = [path for path in paths if path not in files]
     of_folders = name_systems(folders, counts, settings, option="--systems", alone=len(paths) == 1) if folders else []
     systems = []

@@ -147,7 +147,7 @@ def _setting(name: str) -> AfterValidator:
             # As the option: the same picture is known again.
             return float(checked) if name in ("guidance", "face_scale") else checked
         except UserError as error:
-            raise ValueError(_writable(str(error).removeprefix(f"--{name} "))) from None
+            raise ValueError(_writable(str(error).removeprefix(f"--{name}").lstrip(": "))) from None
 
     return AfterValidator(check)
 

@@ -108,6 +108,7 @@ def build_models(config: ml_collections.ConfigDict, device: torch.device, precis
     elif own is not None:
         encoder, method = own if method_class(kind).uses_clip else None, own_method(own)
         method.check(backbone, own)
+        _check_described(config, backbone, method)
     elif not method_class(kind).uses_clip:
         encoder, method = None, _fresh_method(config, backbone, {})
     else:
@@ -146,6 +147,19 @@ def _fresh_method(config: ml_collections.ConfigDict, backbone: Backbone, parts: 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return method_class(method_of(config)).fresh(config, backbone, **parts)
+
+
+def _check_described(config: ml_collections.ConfigDict, backbone: Backbone, method: Method) -> None:
+    """`UserError` where `config.control` says another method than the model's own, on which it has no effect."""
+    parts = {"clip_config": method.config["clip_config"], "with_encoder": False} if method.uses_clip else {}
+    with torch.device("meta"):
+        wanted = _fresh_method(config, backbone, parts).config
+    for key, value in method.config.items():
+        if wanted[key] != value:
+            raise UserError(
+                f"config.control: asks for {key} {wanted[key]}, but {config.model} has a trained {method.kind} with "
+                f"{value}; say the same, or name a config.face_encoder to train a fresh one"
+            )
 
 
 def described_method(folder: Path) -> Method:

@@ -4,7 +4,8 @@
     python -m feedface.synthetic.train --stage vae --config.vae.minutes=20  one stage, a setting changed
     python -m feedface.synthetic.train --stage all --preset gpu             larger, for a GPU
     python -m feedface.synthetic.train --stage unet                         FeedFace on a U-Net: first the base model,
-    python -m feedface.synthetic.train --stage control_unet                 then the method; a model is in bundle_unet/
+    python -m feedface.synthetic.train --stage control_unet                 then the method,
+    python -m feedface.synthetic.train --stage bundle_unet                  then models/mini-unet
 
 Settings are in configs/mini.py. Each stage keeps checkpoint, log and metrics in <workdir>/<stage>/; to train it again
 from the start, delete that folder, and those of the stages that build on it.
@@ -25,7 +26,7 @@ STAGES = (
     "inspector", "bundle",
 )  # fmt: skip
 # Of the second miniature, which shares the rest with models/mini: after stage `uvit`.
-UNET_STAGES = ("unet", "control_unet")
+UNET_STAGES = ("unet", "control_unet", "bundle_unet")
 PRESETS = ("cpu", "gpu")
 
 

@@ -22,7 +22,7 @@ from feedface.common.files import atomic_file
 from feedface.diffusion.sampling import sample
 from feedface.diffusion.schedule import NUM_TIMESTEPS, alphas_cumprod
 from feedface.encoders import to_uint8
-from feedface.synthetic.train.bundle import write_bundle_index
+from feedface.synthetic.train.bundle import need, write_bundle_index
 from feedface.synthetic.train.common import in_batches, load_portraits, to_pixels
 
 ENCODERS = ("vae", "text_encoder", "image_encoder")
@@ -132,6 +132,7 @@ class Material:
 def material(config: ml_collections.ConfigDict, workdir: Path, amp: bool, device: torch.device) -> Material:
     """The portraits, encoded once for both base models, in stage `uvit`'s folder and with its weights of cells."""
     bundle = workdir / "bundle"
+    need(bundle, *ENCODERS)
     write_bundle_index(bundle, config.uvit.image_size)
     encoders = load_bundle(bundle, device, components=ENCODERS)
     portraits, held_out = load_portraits(workdir, "train"), load_portraits(workdir, "held_out")

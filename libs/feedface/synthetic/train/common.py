@@ -46,6 +46,9 @@ def config_from_flags(name: str, preset: str, overrides: Sequence[str]) -> ml_co
     arguments = [name, f"--config={config_folder() / f'{name}.py'}" + (f":{preset}" if preset else ""), *overrides]
     values = flags.FlagValues()
     holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
+    if not (config_folder() / f"{name}.py").is_file():
+        known = ", ".join(sorted(path.stem for path in config_folder().glob("*.py")))
+        raise UserError(f"{file}: no such config; there are {known}")
     try:
         rest = values(arguments)[1:]
         config = holder.value

@@ -10,7 +10,7 @@ import ml_collections
 from feedface.checkpoints.bundle import load_bundle, save_component
 from feedface.common.device import fast_bfloat16, pick_device
 from feedface.common.errors import UserError
-from feedface.synthetic.train.bundle import write_bundle_index
+from feedface.synthetic.train.bundle import need, write_bundle_index
 from feedface.synthetic.train.common import ROOT, add_seconds
 from feedface.training.fit import FitResult, write_metrics
 
@@ -18,17 +18,18 @@ from feedface.training.fit import FitResult, write_metrics
 def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
     """Train as `config.control` changes configs/mini_face.py, and leave `<workdir>/bundle/face_controlnet/`."""
     bundle = workdir / "bundle"
+    need(bundle, "vae", "text_encoder", "image_encoder", "face_encoder", "uvit")
     write_bundle_index(bundle, config.control.image_size)
-    train_control("control", config.control, workdir, "mini_face.py", bundle, "face_controlnet", "features")
+    train_control("control", config.control, workdir, "mini_face.py", bundle, "face_controlnet")
     write_bundle_index(bundle, config.control.image_size)
 
 
 def train_control(
-    stage: str, config: ml_collections.ConfigDict, workdir: Path, recipe: str, bundle: Path, name: str, cache: str
+    stage: str, config: ml_collections.ConfigDict, workdir: Path, recipe: str, bundle: Path, name: str
 ) -> None:
     """Train a method on the base model in `bundle`, and leave it there in the folder `name`.
 
-    `recipe`: the config file that `config` changes; `cache`: the folder of `workdir` that encoded pictures are kept in.
+    `recipe`: the config file that `config` changes.
     """
     folder = workdir / stage
     fast = fast_bfloat16(pick_device())
@@ -39,7 +40,7 @@ def train_control(
         "data.records": f"('{workdir / 'world' / 'train' / 'records.jsonl'}',)",
         "control.sites": tuple(config.sites),
         "control.mlp_ratio": config.mlp_ratio,
-        "cache.dir": workdir / cache,
+        "cache.dir": workdir / "features",  # the U-ViT's serve the U-Net too
         "train.steps": config.steps,
         "train.batch_size": config.batch_size,
         "train.lr": config.lr,

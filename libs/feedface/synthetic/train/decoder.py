@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from feedface.checkpoints.bundle import load_bundle, save_component
 from feedface.common.device import pick_device
+from feedface.synthetic.train.bundle import need
 from feedface.synthetic.train.common import load_portraits
 from feedface.synthetic.train.vae import draw_batch, measure, reconstruction_loss
 from feedface.training.fit import fit, write_metrics
@@ -20,6 +21,7 @@ from feedface.training.fit import fit, write_metrics
 def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
     """Train on `config.decoder` and put the better decoder into `<workdir>/bundle/vae/`."""
     config, folder, bundle = config.decoder, workdir / "decoder", workdir / "bundle"
+    need(bundle, "vae")
     device = pick_device(config.device)
     portraits, held_out = load_portraits(workdir, "train"), load_portraits(workdir, "held_out")
     codec = load_bundle(bundle, device, components=["vae"]).vae

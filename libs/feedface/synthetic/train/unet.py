@@ -11,7 +11,7 @@ from feedface.checkpoints.bundle import save_component
 from feedface.common.device import pick_device
 from feedface.diffusion.schedule import add_noise
 from feedface.synthetic.train.base_model import EncodedPortraits, draw_rows, material, weighted
-from feedface.synthetic.train.bundle import write_unet_index
+from feedface.synthetic.train.bundle_unet import write_unet_index
 from feedface.training.fit import fit, write_metrics
 
 
