@@ -196,8 +196,8 @@ def _latents(
         prompt, empty = take(encoded, slice(len(prompts))), take(encoded, slice(len(prompts), None))
     if identity is not None and bundle.method_class.changes_prompt:
         prompt = _on(device, bundle.method.prompt(bundle.text_encoder, prompts, identity, settings.face_scale))
-    if identity is not None:
-        # Before the backbone, as what works once a person may then make room for it.
+    if identity is not None and bundle.method_class.reads_prompt:
+        # Before the backbone, as what works once a generation may then make room for it.
         identity = bundle.method.prompted(identity, prompt)
     backbone, method = bundle.networks(settings.few_step)
     width, height = (side * backbone.latent_multiple // bundle.size_multiple for side in settings.size)

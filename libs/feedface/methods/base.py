@@ -35,6 +35,7 @@ class Method(nn.Module):
         config: arguments that make the same module again, JSON.
         reference: what it takes of a reference picture.
         changes_prompt: whether `prompt` depends on the identity: then texts cannot be encoded without it.
+        reads_prompt: whether `prompted` has something to do.
         settings: describes `config.control` of a training config (a pydantic type); None: anything goes.
         uses_clip: `features` needs a CLIP vision model. Then `fresh` is given its `clip_config`, and a method that was
             made without it (`with_encoder` False) takes it as `features(references, encoder=…)`.
@@ -45,6 +46,7 @@ class Method(nn.Module):
     config: dict[str, Any]
     reference: ReferenceSpec
     changes_prompt = False
+    reads_prompt = False
     settings: ClassVar[Any] = None
     uses_clip = False
     guided_model: ClassVar[type] = GuidedModel

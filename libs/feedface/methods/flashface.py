@@ -139,7 +139,7 @@ class FlashFace(Method):
         backbone: what training changes of the backbone: "all", its "attention" at the sites, or nothing ("frozen").
     """
 
-    kind, settings = "flashface", TypeAdapter(Settings)
+    kind, settings, reads_prompt = "flashface", TypeAdapter(Settings), True
 
     def __init__(
         self,

@@ -158,7 +158,7 @@ class FlashFaceOfficial(FlashFace):
         face_guidance, launch, early_scale, rescale: see `ThreeWayGuidance`.
     """
 
-    kind, settings, guided_model = "flashface_official", None, ThreeWayGuidance
+    kind, settings, guided_model, reads_prompt = "flashface_official", None, ThreeWayGuidance, False
 
     def __init__(
         self,

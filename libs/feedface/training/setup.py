@@ -153,7 +153,7 @@ def _check_described(config: ml_collections.ConfigDict, backbone: Backbone, meth
     """`UserError` where `config.control` says another method than the model's own, on which it has no effect."""
     parts = {"clip_config": method.config["clip_config"], "with_encoder": False} if method.uses_clip else {}
     with torch.device("meta"):
-        wanted = _fresh_method(config, backbone, parts).config
+        wanted = _fresh_method(config, type(backbone).from_config(backbone.config), parts).config
     for key, value in method.config.items():
         if wanted[key] != value:
             raise UserError(
@@ -224,7 +224,7 @@ def build_data(config: ml_collections.ConfigDict, models: Models, accelerator: A
     """Pictures, or cached features of them, filling the cache first; `UserError` with too many broken files."""
     folder = cache_folder(config, workdir)
     store = build_store(config, models, in_memory=folder is None and config.data.in_memory)
-    settings = draw_settings(config, models)
+    settings = draw_settings(config, models, store)
     if folder is None:
         encoders = models.sources.load(accelerator.device)
         return Data(PictureDataset(store, settings), encoders, encoders.zero_reference(), encoders.text([""]))
@@ -250,7 +250,7 @@ def build_data(config: ml_collections.ConfigDict, models: Models, accelerator: A
 def build_store(config: ml_collections.ConfigDict, models: Models, in_memory: bool = False) -> PictureStore:
     """The records' files at the sizes the models want; `in_memory` keeps what was made of them."""
     return PictureStore(
-        read_records(list(config.data.records)),
+        read_records(list(config.data.records), faceless=True),
         image_size=models.image_size,
         latent_size=models.state_shapes["img"][-1],
         reference=models.trained.method.reference,
@@ -258,7 +258,7 @@ def build_store(config: ml_collections.ConfigDict, models: Models, in_memory: bo
     )
 
 
-def draw_settings(config: ml_collections.ConfigDict, models: Models) -> DrawSettings:
+def draw_settings(config: ml_collections.ConfigDict, models: Models, store: PictureStore) -> DrawSettings:
     """The probabilities of the config."""
     return DrawSettings(
         seed=config.seed,
@@ -270,4 +270,5 @@ def draw_settings(config: ml_collections.ConfigDict, models: Models) -> DrawSett
         standard_loss=config.loss.standard_share,
         face_dropout=config.loss.face_dropout,
         text_dropout=config.loss.text_dropout,
+        faceless=frozenset(row for row, record in enumerate(store.records) if record.mask_path is None),
     )
