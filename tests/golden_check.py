@@ -59,10 +59,10 @@ def compare(computed: Computed, arrays: Mapping[str, Tensor]) -> tuple[list[str]
 
 
 def main(argv: list[str]) -> int:
-    if len(argv) != 2 or not Path(argv[1]).is_file():
+    method, file = argv if len(argv) == 2 else ("", "")
+    if not Path(__file__).with_name(f"golden_{method}.py").is_file() or not Path(file).is_file():
         print(__doc__, file=sys.stderr)
         return 2
-    method, file = argv
     config, arrays = read(Path(file))
     lines, good = compare(import_module(f"tests.golden_{method}").computed(config, arrays), arrays)
     print("\n".join(lines))

@@ -28,11 +28,6 @@ from feedface.encoders import ReferenceSpec, TextEncoder, preprocess_reference, 
 from feedface.methods.flashface import FlashFace
 from feedface.training.controlled import ControlledBackbone
 
-# The sizes of Stable Diffusion 1.5 that a model's own config does not say.
-BLOCKS = {
-    "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
-    "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
-}
 CONTROL = {"sites": (), "reference_px": 256, "writer": "copy", "backbone": "all", "rank": 0}
 TOLERANCE, TRAJECTORY = 1e-4, 2e-4
 Generator = Iterable[tuple[str, Tensor, float]]
@@ -66,7 +61,12 @@ class OpenModel:
     def __init__(self, name: str, config: dict[str, Any], inputs: Mapping[str, Tensor]):
         self.name, self.config = name, config
         self.inputs = {key.removeprefix(f"{name}."): value for key, value in inputs.items()}
-        described = {**BLOCKS, **config["unet"]}
+        attending = len(config["unet"]["block_out_channels"]) - 1  # levels, as in Stable Diffusion 1.5
+        types = {
+            "down_block_types": ["CrossAttnDownBlock2D"] * attending + ["DownBlock2D"],
+            "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * attending,
+        }
+        described = {**types, **config["unet"]}
         self.unet, self.refnet = UNet.from_config(described).eval(), UNet.from_config(described).eval()
         for net, prefix in ((self.unet, "unet."), (self.refnet, "refnet.")):
             shapes = {prefix + key: value.shape for key, value in net.unet.state_dict().items()}
@@ -135,9 +135,14 @@ class OpenModel:
     def training(self) -> dict[str, Tensor]:
         """All arrays of training: `loss` with the padded slots shown, as the authors do, the rest as it should be."""
         described, inputs = self.config["train"], self.inputs
-        valid = torch.tensor(described["valid"], dtype=torch.bool)  # [B,F], the first of each row
+        valid = torch.tensor(described["valid"], dtype=torch.bool)  # [B,F]
         t = torch.tensor(described["t"]) + 1
         slots = torch.where(valid.flatten()[:, None, None, None], inputs["train.refs"], inputs["train.pad"])
+        slots = slots.unflatten(0, valid.shape)
+        # The valid ones first, as samples have them here; their order is of no effect.
+        order = valid.long().argsort(dim=1, descending=True, stable=True)
+        valid = valid.gather(1, order)
+        latents = torch.stack([row[places] for row, places in zip(slots, order, strict=True)])
         latent, noise = inputs["train.latent"], inputs["train.noise"]
         captions = torch.cat([inputs["train.text"], inputs["train.text_empty"]])
         found = {"noisy": add_noise(latent, noise, t)}
@@ -162,7 +167,6 @@ class OpenModel:
             )
             # The dropped caption's row holds another text, which must not matter.
             text = torch.cat([inputs["train.text"], inputs["train.text"][:1]])
-            latents = slots.unflatten(0, valid.shape)
             features = {"latent": latents}
             batch = Encoded(
                 latent, torch.zeros_like(latent), {}, text, features, torch.ones(len(t), 1, *latent.shape[-2:])

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from configs import flashface
 from diffusers import UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import load_file
@@ -18,6 +19,7 @@ from feedface.common.errors import EXIT_USER_ERROR, UserError
 from feedface.inference import low_memory
 from feedface.inference.model_files import model_with
 from feedface.pipeline import FeedFacePipeline
+from feedface.training.setup import build_models
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -106,6 +108,24 @@ def test_written_again_it_is_the_same(run, here, tmp_path):
     with pytest.raises(UserError, match="only a U-Net with FlashFace and a reference net of its own"):
         export(tmp_path / "plain", tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+def test_training_goes_on_from_it(here):
+    config = flashface.get_config()
+    config.model = str(here / "theirs")
+    trained = build_models(config, torch.device("cpu"), "no").trained
+    stored = load_file(here / "theirs" / "refnet" / WEIGHTS)
+    own = trained.method.refnet.unet.state_dict()
+    assert own.keys() == stored.keys() and all(torch.equal(own[key], stored[key]) for key in own)
+    names = trained.trained().keys()
+    assert {name.split(".")[0] for name in names} == {"backbone", "refnet"}
+    assert not any(name.startswith("refnet.unet.up_blocks.3") for name in names)
+    config.control.backbone = "frozen"
+    with pytest.raises(UserError, match=r"config\.control: asks for backbone frozen, but .* has a trained flashface"):
+        build_models(config, torch.device("cpu"), "no")
+    config.control.update(backbone="all", reference_px=250)
+    with pytest.raises(UserError, match=r"config\.control"):
+        build_models(config, torch.device("cpu"), "no")
 
 
 def test_what_cannot_be(here, tmp_path):

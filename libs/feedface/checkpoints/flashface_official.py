@@ -20,12 +20,7 @@ from feedface.common.errors import UserError
 from feedface.methods.flashface import chosen_sites, slot
 from feedface.methods.flashface_official import FlashFaceOfficial
 
-LEVELS = 4
 ALIASES = ("encoder.", "middle.", "decoder.", "ref_middle.")
-BLOCKS = {
-    "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
-    "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
-}
 SAMPLE_SIZE = 96  # 768 px
 # Inside the parts: theirs -> diffusers'.
 RESNET = {
@@ -104,10 +99,13 @@ def convert(file: str | os.PathLike, base: str | os.PathLike, target: str | os.P
 
 def _unet_config(state: Mapping[str, Tensor], heads: int, sample_size: int) -> dict[str, Any]:
     items = 1 + max(int(key.split(".")[1]) for key in state if key.startswith("ori_encoder."))
-    layers = (items - LEVELS) // LEVELS  # 1 + 4 layers + 3 convolutions that halve
-    firsts = [1 + level * (layers + 1) for level in range(LEVELS)]
+    # Plain convolutions: the first one, and those that halve, between the levels.
+    levels = sum(f"ori_encoder.{index}.weight" in state for index in range(items))
+    layers = (items - levels) // levels
+    firsts = [1 + level * (layers + 1) for level in range(levels)]
     return {
-        **BLOCKS,
+        "down_block_types": ["CrossAttnDownBlock2D"] * (levels - 1) + ["DownBlock2D"],
+        "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * (levels - 1),
         "sample_size": sample_size,
         "out_channels": 4,
         "layers_per_block": layers,
@@ -156,8 +154,7 @@ def _middle(path: list[str], layers: int) -> tuple[str, str]:
 def _up(path: list[str], layers: int) -> tuple[str, str]:
     item, *inner = path
     level, layer = divmod(int(item), layers + 1)
-    last = layer == layers and level < LEVELS - 1
-    if last and inner == (["1", "1"] if level == 0 else ["2", "1"]):
+    if layer == layers and inner == (["1", "1"] if level == 0 else ["2", "1"]):
         return f"up_blocks.{level}.upsamplers.0.conv", ""
     return _part(f"up_blocks.{level}", layer, inner)
 
