@@ -101,9 +101,8 @@ class LowMemoryBundle(Bundle):
                 self._drop(kind)
             self._merged = adapter
         method = self._modules.get("method")
-        if method is None or self._sequential or "method" in self._held or any(True for _ in method.step_blocks()):
+        if method is None or self._sequential or "method" in self._held or not method.done_when_prompted:
             return self.backbone, self.method
-        # Its work is done, once a generation (`Method.prompted`), and makes room.
         self._drop("method")
         return self.backbone, method
 

@@ -127,6 +127,11 @@ class Method(nn.Module):
         """Its large frozen networks that work once a person: for offloading."""
         return ()
 
+    @property
+    def done_when_prompted(self) -> bool:
+        """Whether `bind` and what follows need none of its weights: then they can make room for the backbone."""
+        return False
+
     @classmethod
     def changes_backbone(cls, control: Mapping[str, Any]) -> bool:
         """Whether training with this `config.control` changes the backbone too: then it is loaded in float32."""

@@ -300,6 +300,10 @@ class FlashFace(Method):
     def encoders(self) -> Iterable[nn.Module]:
         return () if self.refnet is None else (block for _, block in self.refnet.blocks())
 
+    @property
+    def done_when_prompted(self) -> bool:
+        return self.refnet is not None and not self.adapters
+
     @classmethod
     def changes_backbone(cls, control: Mapping[str, Any]) -> bool:
         return control.get("backbone") != "frozen"

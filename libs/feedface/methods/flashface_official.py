@@ -200,6 +200,10 @@ class FlashFaceOfficial(FlashFace):
         """Also at scale 0: the second layers act without references, too."""
         return StepwiseControl(self, identity, scale, rows)
 
+    @property
+    def done_when_prompted(self) -> bool:
+        return False
+
     def step_blocks(self) -> Iterable[nn.Module]:
         return [*self.second.values(), *super().encoders()]
 
