@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from configs import flashface, mini_flashface
 from ml_collections import ConfigDict
 from tests import golden, golden_flashface
 from tests.golden_check import compare, read
@@ -12,6 +13,7 @@ from torch import Tensor
 from feedface.common.errors import UserError
 from feedface.diffusion.guidance import GuidedModel
 from feedface.methods.flashface import FlashFace, ReferenceControl, Writer
+from feedface.training.check import check_config
 
 SITE = "mid_block.attentions.0.attn1"
 
@@ -169,3 +171,16 @@ def test_golden_arrays():
     config, arrays = read(golden.FOLDER / "flashface_A.npz")
     lines, good = compare(golden_flashface.computed(config, arrays), arrays)
     assert good, "\n".join(lines)
+
+
+@pytest.mark.parametrize("variant", [*mini_flashface.VARIANTS])
+def test_configs_hold_what_training_takes(variant: str):
+    config = mini_flashface.get_config(variant)
+    check_config(config)
+    backbone = toy_uvit() if variant == "uvit" else toy_unet()
+    method = FlashFace.fresh(config, backbone)
+    kinds = {name.split(".")[0] for name, _ in method.trained_parameters(backbone)}
+    wanted = {"copy": {"refnet", "adapters"}, "both": {"backbone", "refnet"}}
+    assert kinds == wanted.get(variant, {"adapters"})
+    assert method.changes_backbone(config.control) == ("backbone" in kinds)
+    check_config(flashface.get_config())
