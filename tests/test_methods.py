@@ -43,19 +43,28 @@ BACKBONES = {"uvit": toy_uvit, "unet": toy_unet}
 
 @dataclass(frozen=True)
 class Row:
-    """A method on a backbone. `control`: of its config; `parts`: what `fresh` takes besides."""
+    """A method on a backbone. `control`: of its config; `parts`: what `fresh` takes besides.
+
+    `changes_fresh`: why one that is not trained does change pictures of somebody. It may not where nobody is shown.
+    """
 
     method: str
     backbone: str
     control: dict
     parts: dict = field(default_factory=dict)
+    changes_fresh: str = ""
+    name: str = ""
 
     def __str__(self) -> str:
-        return f"{self.method}-{self.backbone}-{'-'.join(str(value) for value in self.control.get('sites', ()))}"
+        name = self.name or "-".join(str(value) for value in self.control.get("sites", ()))
+        return f"{self.method}-{self.backbone}-{name}"
 
 
 FEEDFACE = {"sites": (), "num_heads": 4, "mlp_ratio": 2.0, "control_input": "output"}
 CLIP = {"clip_config": CLIP_CONFIG}
+FLASHFACE = {"sites": (), "reference_px": 32, "writer": "copy", "backbone": "all", "rank": 0}
+SMALL = {**FLASHFACE, "writer": "backbone", "backbone": "frozen", "rank": 8}
+COPY = "its reference net starts as the backbone's copy and is read at once: a gate would not fit the authors' weights"
 ROWS = [
     Row("feedface", "uvit", {**FEEDFACE, "sites": ("in_blocks.0", "out_blocks.0")}, CLIP),
     Row("feedface", "uvit", {**FEEDFACE, "sites": ("mid_block",), "control_input": "input"}, CLIP),
@@ -67,6 +76,11 @@ ROWS = [
         {**FEEDFACE, "sites": ("mid_block.attentions.0", "up_blocks.1.attentions.1")} | {"self_attention": False},
         CLIP,
     ),
+    Row("flashface", "unet", FLASHFACE, changes_fresh=COPY, name="both"),
+    Row("flashface", "unet", {**FLASHFACE, "sites": ("all",), "backbone": "attention"}, changes_fresh=COPY, name="all"),
+    Row("flashface", "unet", {**FLASHFACE, "backbone": "frozen", "rank": 8}, changes_fresh=COPY, name="refnet"),
+    Row("flashface", "unet", SMALL, changes_fresh=COPY, name="small"),
+    Row("flashface", "uvit", SMALL, changes_fresh=COPY, name="small"),
 ]
 
 
@@ -94,9 +108,12 @@ class Setting:
         """Identities of different people."""
         spec = self.method.reference
         shape = (spec.size,) if spec.kind == "embedding" else (3, spec.size, spec.size)
+        if spec.kind == "latent":
+            shape = (self.backbone.latent_channels, *[spec.size // 8] * 2)
         pictures = torch.rand(count * references, *shape, generator=torch.Generator().manual_seed(5)) * 2 - 1
         features = self.method.features(pictures)
-        return self.method.identity({name: value.unflatten(0, (count, -1)) for name, value in features.items()})
+        features = {name: value.unflatten(0, (count, -1)) for name, value in features.items()}
+        return self.method.prompted(self.method.identity(features), {"text": self.text[:1]})
 
     def conditions(self, rows: slice = slice(None)):
         return self.backbone.conditions({"text": self.text[rows]})
@@ -135,6 +152,12 @@ def contract(test: Callable) -> Callable:
 @contract
 def test_a_fresh_one_is_the_backbone_to_the_bit(setting: Setting):
     plain = setting.predict()
+    if setting.row.changes_fresh:
+        people = setting.people()
+        assert not equal(setting.predict(setting.bound(people)), plain)
+        nobody = {**people, "weights": torch.zeros_like(people["weights"])}
+        assert equal(setting.predict(setting.bound(nobody)), plain)
+        return
     assert equal(setting.predict(setting.bound(setting.people())), plain)
     with torch.no_grad():
         assert equal(setting.predict(setting.bound(setting.people())), plain)
@@ -165,6 +188,7 @@ def test_checkpointed_it_has_the_same_gradients(setting: Setting):
     for on in (False, True):
         setting.backbone.gradient_checkpointing = on
         setting.method.zero_grad()
+        setting.backbone.zero_grad()  # a method may train it too
         with torch.enable_grad():
             setting.predict(setting.bound(setting.people()))["img"].square().sum().backward()
         found = setting.method.trained_parameters(setting.backbone)

@@ -4,7 +4,7 @@ Pictures are RGB. Shapes: B batch, T text tokens, C H W pixels or latent.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 from typing_extensions import TypedDict
@@ -74,7 +75,12 @@ def preprocess_face(image: np.ndarray, size: int = 224) -> Tensor:
 
 
 def preprocess_reference(spec: ReferenceSpec, crop: np.ndarray) -> Tensor:
-    """A square face crop, uint8 RGB [H,W,3], as a method wants it. `UserError` for one that wants no crops."""
+    """A square face crop, uint8 RGB [H,W,3], as a method wants its pixels: see `references_of` for what follows.
+
+    `UserError` for one that wants no crops.
+    """
+    if spec.kind == "latent":
+        return to_tensor(np.array(Image.fromarray(crop).resize((spec.size, spec.size), Image.Resampling.LANCZOS)))
     if spec.kind != "crop":
         raise UserError(f"this method takes references of kind {spec.kind!r}, and only crops can be made here")
     pixels = preprocess_face(crop, spec.size)
@@ -131,7 +137,10 @@ class TextEncoder(nn.Module):
     """CLIP text tower (last hidden states), then the linear prefix of the caption decoder where there is one.
 
     `clip_skip`: how many of the last layers are left out, before the last norm; models trained so want 1.
+    `negative_skip`: the same for negative and empty prompts at inference; None: as for others.
     """
+
+    negative_skip: int | None = None
 
     def __init__(
         self, clip: "CLIPTextModel", tokenizer: "CLIPTokenizer", prefix: nn.Linear | None = None, clip_skip: int = 0
@@ -169,13 +178,14 @@ class TextEncoder(nn.Module):
         ).input_ids
 
     @torch.no_grad()
-    def encode(self, texts: Sequence[str]) -> Tensor:
-        """Prompts -> [B,T,text_dim] in the weights' dtype."""
+    def encode(self, texts: Sequence[str], negative: bool = False) -> Tensor:
+        """Prompts -> [B,T,text_dim] in the weights' dtype. `negative`: they are what guidance leads away from."""
         ids = self.tokenize(texts).to(self.clip.device)
-        out = self.clip(input_ids=ids, output_hidden_states=bool(self.clip_skip))  # CLIP was trained without a mask
+        skip = self.negative_skip if negative and self.negative_skip is not None else self.clip_skip
+        out = self.clip(input_ids=ids, output_hidden_states=bool(skip))  # CLIP was trained without a mask
         states = out.last_hidden_state
-        if self.clip_skip:
-            states = self.clip.final_layer_norm(out.hidden_states[-1 - self.clip_skip])
+        if skip:
+            states = self.clip.final_layer_norm(out.hidden_states[-1 - skip])
         return self.prefix(states) if self.prefix is not None else states
 
 
@@ -259,3 +269,11 @@ class LatentCodec(nn.Module):
         latents = latents.to(self.vae.device, self.vae.dtype) / self.vae.config.scaling_factor
         pixels = F.pixel_shuffle(self.vae.decode(latents).sample, self._stack).float()
         return pixels.where(pixels.isfinite(), torch.nan).clamp(-1, 1)  # infinity must not pass for white
+
+
+def references_of(spec: ReferenceSpec, pixels: Tensor, vae: Callable[[], LatentCodec]) -> Tensor:
+    """What `Method.features` takes, out of the pixels [B,3,s,s] that `preprocess_reference` gave.
+
+    `vae` is asked for where the method wants latents: of the posterior's mode, so that a reference is always the same.
+    """
+    return vae().encode(pixels, sample=False) if spec.kind == "latent" else pixels

@@ -203,7 +203,9 @@ def plan(folder: Path, manifest: dict, items: Items, records: Sequence[Record]) 
     """All files of a cache of these records, in the order of their numbers within each kind."""
     stamps: dict[Path, list] = {}  # the same pictures are references again and again
 
-    def stamp(path: Path) -> list:
+    def stamp(path: Path | None) -> list:
+        if path is None:
+            return []
         if path not in stamps:
             stamps[path] = _stamp(path)
         return stamps[path]

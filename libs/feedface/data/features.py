@@ -19,7 +19,7 @@ from feedface.common.reading import check_folder
 from feedface.data.dataset import Pixels
 from feedface.diffusion.batch import Encoded
 from feedface.diffusion.state import State
-from feedface.encoders import TEXT_PROJECTION, ImageEncoder, LatentCodec, TextEncoder
+from feedface.encoders import TEXT_PROJECTION, ImageEncoder, LatentCodec, TextEncoder, references_of
 from feedface.methods.base import Features, Method
 
 if TYPE_CHECKING:  # heavy, and only named here
@@ -61,7 +61,7 @@ class FrozenEncoders:
     @torch.no_grad()
     def references(self, pixels: Tensor) -> Features:
         """Face crops [B,3,s,s] -> features [B,…]."""
-        return self._features(pixels.to(self.device))
+        return self._features(references_of(self.method.reference, pixels.to(self.device), lambda: self.vae))
 
     def zero_reference(self) -> Features:
         """Features of a crop of zeros, without the batch's dimension."""

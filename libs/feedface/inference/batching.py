@@ -188,10 +188,17 @@ def _latents(
     identity = _on(device, identity)
     # Texts before the backbone: a low-memory bundle holds one of them at a time.
     negative = [] if settings.uncond in WITHOUT_PROMPT or settings.few_step else [settings.negative_prompt]
-    encoded = _on(device, _encoded(bundle, [*prompts, *negative], texts))
-    prompt, empty = take(encoded, slice(len(prompts))), take(encoded, slice(len(prompts), None))
+    if negative and bundle.text_encoder.negative_skip is not None:
+        prompt = _on(device, _encoded(bundle, prompts, texts))
+        empty = {"text": bundle.text_encoder.encode(negative, negative=True).to(device)}
+    else:
+        encoded = _on(device, _encoded(bundle, [*prompts, *negative], texts))
+        prompt, empty = take(encoded, slice(len(prompts))), take(encoded, slice(len(prompts), None))
     if identity is not None and bundle.method_class.changes_prompt:
         prompt = _on(device, bundle.method.prompt(bundle.text_encoder, prompts, identity, settings.face_scale))
+    if identity is not None and bundle.method_class.reads_prompt:
+        # Before the backbone, as what works once a generation may then make room for it.
+        identity = bundle.method.prompted(identity, prompt)
     backbone, method = bundle.networks(settings.few_step)
     width, height = (side * backbone.latent_multiple // bundle.size_multiple for side in settings.size)
     latents = sample(

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from feedface.backbones.base import Backbone, Prompt, find_class
 from feedface.backbones.control import Control
+from feedface.common.errors import UserError
 from feedface.common.validation import arguments_of
+from feedface.diffusion.guidance import GuidedModel
 from feedface.diffusion.objective import MaskObjective, Objective
 from feedface.encoders import ReferenceSpec, TextEncoder
 
@@ -33,17 +35,21 @@ class Method(nn.Module):
         config: arguments that make the same module again, JSON.
         reference: what it takes of a reference picture.
         changes_prompt: whether `prompt` depends on the identity: then texts cannot be encoded without it.
+        reads_prompt: whether `prompted` has something to do.
         settings: describes `config.control` of a training config (a pydantic type); None: anything goes.
         uses_clip: `features` needs a CLIP vision model. Then `fresh` is given its `clip_config`, and a method that was
             made without it (`with_encoder` False) takes it as `features(references, encoder=…)`.
+        guided_model: how it is drawn with: takes what `diffusion.guidance.GuidedModel` takes.
     """
 
     kind: ClassVar[str]
     config: dict[str, Any]
     reference: ReferenceSpec
     changes_prompt = False
+    reads_prompt = False
     settings: ClassVar[Any] = None
     uses_clip = False
+    guided_model: ClassVar[type] = GuidedModel
 
     @classmethod
     def config_type(cls) -> TypeAdapter:
@@ -79,6 +85,10 @@ class Method(nn.Module):
         """Who is shown in the unconditional half, see `diffusion.guidance`. None: nobody, and no work for it."""
         return {name: torch.zeros_like(value) for name, value in identity.items()} if mode == "paper" else None
 
+    def blended(self, first: Identity, second: Identity, weight: float) -> Identity:
+        """Two people in one, row by row: the first at `weight` 0, the second at 1. `UserError` where it cannot."""
+        raise UserError(f"the method {self.kind} cannot blend people; flashface can")
+
     def prompt(
         self,
         text_encoder: TextEncoder,
@@ -88,6 +98,13 @@ class Method(nn.Module):
     ) -> Prompt:
         """Encode prompts, with the identity at strength `scale` in them where the method `changes_prompt`."""
         return {"text": text_encoder.encode(prompts)}
+
+    def prompted(self, identity: Identity, prompt: Prompt) -> Identity:
+        """The identities for these prompts, where the method shows people otherwise in each; once a generation.
+
+        Both have B rows, or one for all. Done again it changes nothing.
+        """
+        return identity
 
     def bind(
         self, backbone: Backbone, identity: Identity, scale: float = 1.0, rows: slice | None = None
@@ -109,6 +126,16 @@ class Method(nn.Module):
     def encoders(self) -> Iterable[nn.Module]:
         """Its large frozen networks that work once a person: for offloading."""
         return ()
+
+    @property
+    def done_when_prompted(self) -> bool:
+        """Whether `bind` and what follows need none of its weights: then they can make room for the backbone."""
+        return False
+
+    @classmethod
+    def changes_backbone(cls, control: Mapping[str, Any]) -> bool:
+        """Whether training with this `config.control` changes the backbone too: then it is loaded in float32."""
+        return False
 
     def trained(self, backbone: Backbone) -> dict[str, nn.Module]:
         """What training changes, by name: parts of this module, perhaps of the backbone."""
