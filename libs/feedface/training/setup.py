@@ -75,7 +75,7 @@ class Models:
     """What is trained, and where the encoders are.
 
     `trained.method` has no frozen encoder: it works on that encoder's features. `state_shapes` are those of one row,
-    for pictures of the bundle's image size.
+    for pictures of the bundle's image size. `notices`: a line for whatever the config says without effect.
     """
 
     trained: ControlledBackbone
@@ -83,6 +83,7 @@ class Models:
     base: Path
     image_size: int
     state_shapes: dict[str, tuple[int, ...]]
+    notices: list[str] = field(default_factory=list)
 
 
 def build_models(config: ml_collections.ConfigDict, device: torch.device, precision: str) -> Models:
@@ -98,6 +99,7 @@ def build_models(config: ml_collections.ConfigDict, device: torch.device, precis
     bundle = load_bundle(config.model, device, torch.float32 if whole else dtype, ["backbone"])
     backbone = bundle.backbone
     own = bundle.components["method"] if bundle.kinds.get("method") == kind else None
+    notices: list[str] = []
     if config.face_encoder:
         try:
             encoder = find_face_encoder(config.face_encoder)
@@ -108,7 +110,7 @@ def build_models(config: ml_collections.ConfigDict, device: torch.device, precis
     elif own is not None:
         encoder, method = own if method_class(kind).uses_clip else None, own_method(own)
         method.check(backbone, own)
-        _check_described(config, backbone, method)
+        notices = _without_effect(config, backbone, method)
     elif not method_class(kind).uses_clip:
         encoder, method = None, _fresh_method(config, backbone, {})
     else:
@@ -140,6 +142,7 @@ def build_models(config: ml_collections.ConfigDict, device: torch.device, precis
         base=Path(config.model),
         image_size=bundle.image_size,
         state_shapes=shapes,
+        notices=notices,
     )
 
 
@@ -149,17 +152,21 @@ def _fresh_method(config: ml_collections.ConfigDict, backbone: Backbone, parts: 
         return method_class(method_of(config)).fresh(config, backbone, **parts)
 
 
-def _check_described(config: ml_collections.ConfigDict, backbone: Backbone, method: Method) -> None:
-    """`UserError` where `config.control` says another method than the model's own, on which it has no effect."""
+def _without_effect(config: ml_collections.ConfigDict, backbone: Backbone, method: Method) -> list[str]:
+    """A line where `config.control` describes another method than the model's own, which training goes on from."""
     parts = {"clip_config": method.config["clip_config"], "with_encoder": False} if method.uses_clip else {}
-    with torch.device("meta"):
-        wanted = _fresh_method(config, type(backbone).from_config(backbone.config), parts).config
-    for key, value in method.config.items():
-        if wanted[key] != value:
-            raise UserError(
-                f"config.control: asks for {key} {wanted[key]}, but {config.model} has a trained {method.kind} with "
-                f"{value}; say the same, or name a config.face_encoder to train a fresh one"
-            )
+    try:
+        with torch.device("meta"):
+            wanted = _fresh_method(config, type(backbone).from_config(backbone.config), parts).config
+    except UserError as error:
+        return [f"without effect, as training goes on from {config.model}'s own {method.kind}: {error}"]
+    other = [f"{key} {wanted[key]} (it has {value})" for key, value in method.config.items() if wanted[key] != value]
+    if not other:
+        return []
+    return [
+        f"config.control: without effect, as training goes on from {config.model}'s own {method.kind}: "
+        f"{', '.join(other)}; a config.face_encoder is named to train a fresh one"
+    ]
 
 
 def described_method(folder: Path) -> Method:

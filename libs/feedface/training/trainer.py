@@ -103,6 +103,8 @@ class Trainer:
         self.accelerator = make_accelerator(config, workdir)
         device = self.accelerator.device
         self.models = build_models(config, device, precision_of(config, self.accelerator))
+        for notice in self.models.notices:
+            self._say(notice)
         self.trained = self.models.trained
         check_batch(config, self.models, device)
         count = sum(p.numel() for p in self.trained.trained().values())
