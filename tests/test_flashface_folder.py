@@ -121,11 +121,13 @@ def test_training_goes_on_from_it(here):
     assert {name.split(".")[0] for name in names} == {"backbone", "refnet"}
     assert not any(name.startswith("refnet.unet.up_blocks.3") for name in names)
     config.control.backbone = "frozen"
-    with pytest.raises(UserError, match=r"config\.control: asks for backbone frozen, but .* has a trained flashface"):
+    with pytest.raises(
+        UserError, match=r"config\.control: .*'s own flashface was trained with the backbone trained too"
+    ):
         build_models(config, torch.device("cpu"), "no")
     config.control.update(backbone="all", reference_px=250)
-    with pytest.raises(UserError, match=r"config\.control"):
-        build_models(config, torch.device("cpu"), "no")
+    (notice,) = build_models(config, torch.device("cpu"), "no").notices
+    assert "own flashface: reference_px 250 (it has 256)" in notice
 
 
 def test_what_cannot_be(here, tmp_path):

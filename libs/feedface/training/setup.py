@@ -110,6 +110,11 @@ def build_models(config: ml_collections.ConfigDict, device: torch.device, precis
     elif own is not None:
         encoder, method = own if method_class(kind).uses_clip else None, own_method(own)
         method.check(backbone, own)
+        if method.changes_backbone(method.config) != whole:  # then it would be read in another precision
+            raise UserError(
+                f"config.control: {config.model}'s own {kind} was trained with the backbone "
+                f"{'frozen' if whole else 'trained too'}; say the same"
+            )
         notices = _without_effect(config, backbone, method)
     elif not method_class(kind).uses_clip:
         encoder, method = None, _fresh_method(config, backbone, {})
