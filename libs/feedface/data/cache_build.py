@@ -97,8 +97,8 @@ def agree(folder: Path, sources: EncoderSources, store: PictureStore, mirrored: 
     """The manifest of the cache in `folder`, written now if there is none.
 
     A cache with more mirrored views, or more encoders' answers, also serves a run with fewer, once it is complete;
-    shards keep the size they have. Raises `UserError`,
-    naming what differs, for a cache made otherwise, and leaves that as it is.
+    shards keep the size they have. Raises `UserError`, naming what differs, for a cache made otherwise, and leaves that
+    as it is.
     """
     kinds = as_kinds(mirrored)
     wanted = {
