@@ -214,6 +214,6 @@ def test_a_recogniser_beside_yunet_tells_people_apart(faces, photos):
     anna, again, other = (detector.detect(photo)[0].embedding for photo in photos.values())
     assert anna @ again > 0.4 > 0.3 > anna @ other
     check_detector("yunet+edgeface_xs", faces)
-    both = np.concatenate([photos["1540_2"], photos["1433_3"]], axis=1)
+    both = np.concatenate([photo[:684, :684] for photo in (photos["1540_2"], photos["1433_3"])], axis=1)
     [_, reference], _ = find_faces([photos["1433_0"], both], detector)  # the one who is in both
-    assert reference.box[0] > photos["1540_2"].shape[1] and reference.faces_found == 2
+    assert reference.box[0] > 684 and reference.faces_found == 2

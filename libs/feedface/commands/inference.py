@@ -72,7 +72,7 @@ def make_parser() -> Parser:
         nargs="+",
         metavar="FILE",
         help="job files, or folders of them, instead; a job may set its own "
-        "seed, n_samples, guidance, face_scale, size and negative_prompt",
+        "seed, n_samples, preset, guidance, face_scale, size, negative_prompt and others",
     )
     what.add_argument("--output", type=path_flag("--output"), default=Path("outputs"), help="folder to write to")
     faces = parser.add_argument_group("faces")
