@@ -163,7 +163,7 @@ class Page:
                     size=parse_size(size),
                     negative_prompt=(negative or "").strip() or None,
                 ),
-                seed=whole(seed, "Seed"),
+                seed=-1 if seed is None else whole(seed, "Seed"),
                 number=whole(number, "Number"),
             )
             for done, total, picture in draw(session, self.models, self.detector, order):
@@ -292,8 +292,8 @@ class Page:
                         elem_id="photos",
                     )
                     faces = gr.Gallery(
-                        label="Faces found", visible=False, interactive=False, columns=3, height="auto", buttons=[],
-                        object_fit="contain", elem_id="faces",
+                        label="Faces found", visible=False, interactive=False, columns=3, rows=1, height="auto",
+                        buttons=[], object_fit="contain", elem_id="faces",
                     )  # fmt: skip
                     chosen = gr.CheckboxGroup(label="Faces that are used", visible=False, elem_id="chosen")
                     clear = gr.Button("Take somebody else", visible=False, size="sm")
@@ -308,7 +308,7 @@ class Page:
                     preset = gr.Radio(list(PRESET_NAMES), value="balanced", label="Preset")
                     with gr.Row():
                         number = gr.Number(4, label="Number", precision=0, minimum=1, maximum=MAX_NUMBER, min_width=80)
-                        seed = gr.Number(-1, label="Seed, or −1", precision=0, minimum=-1, min_width=110)
+                        seed = gr.Number(None, label="Seed", placeholder="any", precision=0, minimum=0, min_width=90)
                         size = gr.Dropdown(sizes, value=sizes[0], label="Size", allow_custom_value=True, min_width=110)
                     strength = gr.Slider(0, 2, pipe.settings().face_scale, step=0.05, label="Strength of the face")
                     with gr.Accordion("More", open=False):
@@ -316,7 +316,7 @@ class Page:
                             None, label="Guidance", info="How strictly the prompt is followed; empty: the model's own.",
                             minimum=0, maximum=50,
                         )  # fmt: skip
-                    with gr.Accordion("Compare side by side, with the same seeds", open=False):
+                    with gr.Accordion("Compare side by side", open=False):
                         others = gr.CheckboxGroup(names, label="Methods")
                         strengths = gr.Textbox(label="Strengths", placeholder="0, 0.5, 1, 1.5")
                 with gr.Column(scale=3, min_width=320, elem_classes="results"):
@@ -326,7 +326,7 @@ class Page:
                     progress = gr.HTML(bar(0, 0, EMPTY), elem_id="progress")
                     draw_messages = gr.HTML()
                     pictures = gr.Gallery(
-                        label="Pictures, the newest first", interactive=False, columns=[2, 2, 3], object_fit="contain",
+                        label="Pictures, the newest first", interactive=False, columns=2, rows=1, object_fit="contain",
                         height="auto", buttons=["download", "fullscreen"], elem_id="pictures",
                     )  # fmt: skip
                     with gr.Column(visible=False) as panel:
@@ -360,7 +360,7 @@ class Page:
                             headers=list(HEADERS), label="Jobs", interactive=False, wrap=True, elem_id="jobs",
                             column_widths=["30%", "20%", "50%"],
                         )  # fmt: skip
-                        results = gr.Gallery(label="Pictures", interactive=False, columns=[2, 3, 4], height="auto")
+                        results = gr.Gallery(label="Pictures", interactive=False, columns=3, rows=1, height="auto")
                         archive = gr.DownloadButton("All pictures (.zip)", visible=False)
             with gr.Tab("About"):
                 gr.Markdown(ABOUT)
@@ -376,8 +376,9 @@ class Page:
                 prompt, negative, model, preset, number, seed, size, strength, guidance, others, strengths,
             ]  # fmt: skip
             shown = [progress, draw_messages, pictures, go, stop]
+            press = [go.click, prompt.submit]
             gr.on(
-                [go.click, prompt.submit],
+                press,
                 self.draw,
                 wanted,
                 shown,
