@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import TypeAdapter
 from torch import Tensor, nn
+from torch.func import functional_call
 from typing_extensions import TypedDict
 
 from feedface.common.errors import UserError
@@ -27,6 +28,7 @@ if TYPE_CHECKING:  # heavy, and only named here
 # What CLIP was trained with (Radford et al. 2021); the face encoder takes 0.5 and 0.5 instead.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+EMBEDDED_PX = 256  # of a crop that a recogniser sees: it aligns the face to 112 px
 TEXT_PROJECTION = "text_projection.safetensors"  # beside a bundle's text encoder, where its two encoders are a CLIP
 
 
@@ -36,13 +38,20 @@ class ReferenceSpec:
 
     `kind`: "crop", a square face crop [3,size,size]; "aligned", the same turned and scaled to ArcFace's five points;
     "embedding", a face recogniser's vector [size], of length 1; "latent", the VAE's latent [C,h,w] (the mean, scaled)
-    of a crop of `size` px. Pixels are RGB, (x − mean) / std of values 0 … 1.
+    of a crop of `size` px. Pixels are RGB, (x − mean) / std of values 0 … 1. `recogniser`: of embeddings, which are
+    only good for who learned that one's: the insightface pack with it.
     """
 
     kind: Literal["crop", "aligned", "embedding", "latent"]
     size: int
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    recogniser: str = ""
+
+    @property
+    def crop_px(self) -> int:
+        """The side of the pixels that `preprocess_reference` gives."""
+        return EMBEDDED_PX if self.kind == "embedding" else self.size
 
 
 def resize_and_crop(images: Tensor, size: int) -> Tensor:
@@ -74,14 +83,35 @@ def preprocess_face(image: np.ndarray, size: int = 224) -> Tensor:
 
 
 def preprocess_reference(spec: ReferenceSpec, crop: np.ndarray) -> Tensor:
-    """A square face crop, uint8 RGB [H,W,3], as a method wants it. `UserError` for one that wants no crops."""
-    if spec.kind != "crop":
+    """A square face crop, uint8 RGB [H,W,3], as a method wants its pixels: see `references_of` for what follows.
+
+    `UserError` for one that wants no crops.
+    """
+    if spec.kind not in ("crop", "embedding"):
         raise UserError(f"this method takes references of kind {spec.kind!r}, and only crops can be made here")
-    pixels = preprocess_face(crop, spec.size)
+    pixels = preprocess_face(crop, spec.crop_px)
     if spec.mean == spec.std == (0.5, 0.5, 0.5):
         return pixels
     mean, std = (torch.tensor(values).reshape(3, 1, 1) for values in (spec.mean, spec.std))
     return ((pixels + 1) / 2 - mean) / std
+
+
+def references_of(spec: ReferenceSpec, pixels: Tensor, faces_root: Path | None) -> Tensor:
+    """What `Method.features` takes, out of the pixels [B,3,s,s] that `preprocess_reference` gave.
+
+    `faces_root`: the model's own insightface root, where it has one, for the recogniser of embeddings.
+    """
+    if spec.kind != "embedding":
+        return pixels
+    from feedface.faces.identity import pack_recogniser  # brings in insightface
+
+    recogniser = pack_recogniser(spec.recogniser, faces_root)
+    found = np.stack([recogniser.embed_crop(crop) for crop in to_uint8(pixels)])
+    if found.shape[1] != spec.size:
+        raise UserError(
+            f"the recogniser of {spec.recogniser!r} gives {found.shape[1]} numbers a face, the method takes {spec.size}"
+        )
+    return torch.from_numpy(found).to(pixels)
 
 
 class _TokenizerConfig(TypedDict, total=False):
@@ -168,6 +198,14 @@ class TextEncoder(nn.Module):
             list(texts), padding="max_length", truncation=True, max_length=self.num_tokens, return_tensors="pt"
         ).input_ids
 
+    def tokens_of(self, text: str) -> list[int]:
+        """Its tokens alone, without those that begin, end and fill up a prompt."""
+        return self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids if text.strip() else []
+
+    def embedded(self, ids: Sequence[int]) -> Tensor:
+        """The token table's rows [L,D]."""
+        return self.clip.get_input_embeddings().weight[list(ids)].detach()
+
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Tensor:
         """Prompts -> [B,T,text_dim] in the weights' dtype."""
@@ -176,6 +214,35 @@ class TextEncoder(nn.Module):
         states = out.last_hidden_state
         if self.clip_skip:
             states = self.clip.final_layer_norm(out.hidden_states[-1 - self.clip_skip])
+        return self.prefix(states) if self.prefix is not None else states
+
+    def encode_tokens(self, ids: Tensor, words: Tensor, layer_weights: Sequence[float] = ()) -> Tensor:
+        """Token ids [B,T], some of them vectors -> [B,T,text_dim] in the weights' dtype; gradients reach `words`.
+
+        Args:
+            words: [B,N,D], D as wide as the token table; an id of its size plus i is vector i of the row's own.
+            layer_weights: of the last so many layers, the last one last: the prompt is their weighted mean before the
+                final norm. Without them `clip_skip` counts.
+        """
+        table = self.clip.get_input_embeddings()
+        known, count = table.num_embeddings, words.shape[1]
+        own = torch.arange(len(ids), device=ids.device)[:, None] * count
+        used, places = torch.where(ids < known, ids, ids + own).unique(return_inverse=True)  # [U], [B,T]
+        # A table of the tokens that occur, not of all: it is differentiated.
+        rows = torch.cat(
+            [table.weight[used[used < known]], words.to(table.weight).flatten(0, 1)[used[used >= known] - known]]
+        )
+        name = next(name for name, module in self.clip.named_modules() if module is table)
+        inputs = {"input_ids": places, "output_hidden_states": True}
+        out = functional_call(self.clip, {f"{name}.weight": rows}, (), inputs)
+        if layer_weights:
+            weights = torch.tensor(layer_weights).to(rows)
+            states = torch.einsum(
+                "l,lbtd->btd", weights / weights.sum(), torch.stack(out.hidden_states[-len(weights) :])
+            )
+        else:
+            states = out.hidden_states[-1 - self.clip_skip]
+        states = self.clip.final_layer_norm(states)
         return self.prefix(states) if self.prefix is not None else states
 
 

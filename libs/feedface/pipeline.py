@@ -26,7 +26,7 @@ from feedface.common.device import pick_device, pick_dtype
 from feedface.common.errors import UserError
 from feedface.common.progress import progress as watch
 from feedface.diffusion.state import join
-from feedface.encoders import preprocess_reference
+from feedface.encoders import preprocess_reference, references_of
 from feedface.faces.references import Picture, Reference, as_pictures, find_faces
 from feedface.inference.acceleration import channels_last, compile_blocks, quantise_int8
 from feedface.inference.batching import batches, check_finite, default_batch_size, draw_batch, picture_settings
@@ -228,7 +228,8 @@ class FeedFacePipeline:
         with self.bundle.lock:
             method = self.bundle.method
             pixels = torch.stack([preprocess_reference(method.reference, reference.crop) for reference in references])
-            features = method.features(pixels.to(self.device, self.dtype))  # [F, …] each
+            pixels = references_of(method.reference, pixels.to(self.device, self.dtype), self.bundle.faces_root)
+            features = method.features(pixels)  # [F, …] each
             identity = method.identity({name: value[None] for name, value in features.items()}, pool)
             for value in identity.values():
                 check_finite(self.bundle, "method", value)

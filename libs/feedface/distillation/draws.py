@@ -10,7 +10,7 @@ from feedface.checkpoints.bundle import Bundle
 from feedface.common.errors import UserError
 from feedface.common.images import read_image
 from feedface.data.records import Box, Record
-from feedface.encoders import preprocess_reference
+from feedface.encoders import preprocess_reference, references_of
 from feedface.faces.crop import crop_square
 from feedface.methods.base import Identity
 
@@ -61,5 +61,6 @@ def identities(bundle: Bundle, people: Sequence[Sequence[np.ndarray]], device: t
         return None
     method = bundle.method
     pixels = torch.stack([preprocess_reference(method.reference, crop) for crops in people for crop in crops])
-    features = method.features(pixels.to(device, bundle.backbone.dtype))
+    pixels = references_of(method.reference, pixels.to(device, bundle.backbone.dtype), bundle.faces_root)
+    features = method.features(pixels)
     return method.identity({name: value.unflatten(0, (len(people), -1)) for name, value in features.items()})

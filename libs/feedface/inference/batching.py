@@ -188,10 +188,14 @@ def _latents(
     identity = _on(device, identity)
     # Texts before the backbone: a low-memory bundle holds one of them at a time.
     negative = [] if settings.uncond in WITHOUT_PROMPT or settings.few_step else [settings.negative_prompt]
-    encoded = _on(device, _encoded(bundle, [*prompts, *negative], texts))
+    plain = identity is None or not bundle.method_class.changes_prompt
+    encoded = _on(device, _encoded(bundle, [*(prompts if plain else ()), *negative], texts))
     prompt, empty = take(encoded, slice(len(prompts))), take(encoded, slice(len(prompts), None))
-    if identity is not None and bundle.method_class.changes_prompt:
-        prompt = _on(device, bundle.method.prompt(bundle.text_encoder, prompts, identity, settings.face_scale))
+    if not plain:  # with the person in them: kept for nobody else
+        # In this order: with little memory the text encoder is read last, and the identity says all of the person.
+        method, empty = bundle.method, encoded
+        prompt = _on(device, method.prompt(bundle.text_encoder, prompts, identity, settings.face_scale))
+        check_finite(bundle, "text_encoder", prompt["text"])
     backbone, method = bundle.networks(settings.few_step)
     width, height = (side * backbone.latent_multiple // bundle.size_multiple for side in settings.size)
     latents = sample(
@@ -223,4 +227,4 @@ def _encoded(bundle: Bundle, prompts: Sequence[str], texts: dict[str, Prompt]) -
         encoded = {"text": bundle.text_encoder.encode(new).cpu()}
         check_finite(bundle, "text_encoder", encoded["text"])
         texts.update((prompt, take(encoded, slice(row, row + 1))) for row, prompt in enumerate(new))
-    return join(*(texts[prompt] for prompt in prompts))
+    return join(*(texts[prompt] for prompt in prompts)) if prompts else {}

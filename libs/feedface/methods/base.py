@@ -33,6 +33,7 @@ class Method(nn.Module):
         config: arguments that make the same module again, JSON.
         reference: what it takes of a reference picture.
         changes_prompt: whether `prompt` depends on the identity: then texts cannot be encoded without it.
+        text_width: of one that writes tokens: how many numbers each has; None for others.
         settings: describes `config.control` of a training config (a pydantic type); None: anything goes.
         uses_clip: `features` needs a CLIP vision model. Then `fresh` is given its `clip_config`, and a method that was
             made without it (`with_encoder` False) takes it as `features(references, encoder=…)`.
@@ -42,6 +43,7 @@ class Method(nn.Module):
     config: dict[str, Any]
     reference: ReferenceSpec
     changes_prompt = False
+    text_width: int | None = None
     settings: ClassVar[Any] = None
     uses_clip = False
 

@@ -1,0 +1,255 @@
+"""AdaFace: the authors' arrays, their files without their code, prompts with a person in them, distillation."""
+
+import io
+import json
+import pickle
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import torch
+from ml_collections import ConfigDict
+from tests import golden_adaface
+from tests.golden_check import compare, read
+from tests.toy import toy_text_encoder, toy_unet
+from torch import nn
+
+from feedface.checkpoints.adaface import GENERATORS, KEPT, MIX, RESET, assembled, load_adaface, read_generators
+from feedface.checkpoints.arc2face import read_teacher
+from feedface.checkpoints.clip_tokenizer import clip_tokenizer
+from feedface.common.errors import UserError
+from feedface.methods.adaface import AdaFace
+from feedface.methods.arc2face import Arc2Face
+from feedface.text_tower import extended
+
+SHARED = Path("/work/shared/reference/golden")
+FACE = {"vectors": 4, "face_dim": 3, "recogniser": "toy", "template": "a"}
+
+
+@pytest.mark.skipif(not (SHARED / "adaface_A.npz").is_file(), reason="the golden data is not here")
+def test_golden_arrays():
+    config, arrays = read(SHARED / "adaface_A.npz")
+    shapes = json.loads((SHARED / "adaface_A.shapes.json").read_text())
+    lines, good = compare(golden_adaface.computed(config, arrays, shapes), arrays, golden_adaface.REASONS)
+    assert good, "\n".join(lines)
+    assert sum("not computed" not in line for line in lines) > 100
+
+
+@pytest.fixture(scope="module")
+def text():
+    torch.manual_seed(0)
+    return toy_text_encoder()
+
+
+def toy(text, kind=AdaFace, **control):
+    torch.manual_seed(0)
+    return kind.fresh(ConfigDict({"control": {**FACE, **control}}), toy_unet(), text=text).eval()
+
+
+@pytest.fixture
+def method(text):
+    return toy(text)
+
+
+@pytest.fixture
+def person(method):
+    return method.identity(method.features(torch.tensor([[[1.0, 2.0, 3.0]]])))
+
+
+# ------------------------------------------------------------------------------------------------------------ a person
+
+
+@torch.no_grad()
+def test_photos_are_averaged_in_any_order(text):
+    faces = torch.randn(1, 3, 3, generator=torch.Generator().manual_seed(1))
+    found = {}
+    for average in ("embeddings", "states", "words"):
+        method = toy(text, average=average)
+        words = [method.identity(method.features(x))["words"] for x in (faces, faces.flip(1), faces[:, :1])]
+        again = method.identity(method.features(faces[:, :1].repeat(1, 4, 1)))["words"]
+        torch.testing.assert_close(words[0], words[1], atol=1e-5, rtol=0)
+        torch.testing.assert_close(words[2], again, atol=1e-5, rtol=0)
+        torch.testing.assert_close(words[2], method.identity(method.features(5 * faces), "first")["words"])
+        found[average] = words[0]
+    assert not torch.allclose(found["embeddings"], found["states"], atol=1e-4)
+    assert not torch.allclose(found["words"], found["states"], atol=1e-4)
+
+
+@torch.no_grad()
+def test_more_keys_begin_as_the_same_function_and_causal(method):
+    states = torch.randn(2, 4, 16)
+    plain = method.words(states)
+    for times in ((2,), (4,), (2, 2)):
+        wider = toy(toy_text_encoder(), copies=1)
+        wider.load_state_dict(method.state_dict())
+        for m in times:
+            wider.word_tower = extended(wider.word_tower, m, noise=0)
+        torch.testing.assert_close(wider.words(states), plain, atol=1e-5, rtol=0)
+    assert not torch.allclose(extended(method.word_tower, 2)(states)[-1], method.word_tower(states)[-1])
+    later = states.clone()
+    later[:, 2:] = torch.randn(2, 2, 16)
+    assert torch.equal(method.words(later)[:, :2], plain[:, :2])
+    assert not torch.allclose(method.words(later)[:, 2:], plain[:, 2:])
+
+
+@torch.no_grad()
+def test_strength_leads_from_the_pads_to_the_words(method, person, text):
+    half = method.prompt(text, ["a z"], person, 0.5)["text"]
+    between = {**person, "words": (person["words"] + person["pads"]) / 2}
+    torch.testing.assert_close(half, method.prompt(text, ["a z"], between)["text"])
+    assert torch.equal(person["pads"][0], method.pads[method.persons])
+
+
+# ------------------------------------------------------------------------------------------------------------- prompts
+
+
+def shown(method, text, prompt: str) -> str:
+    """A prompt as placed, with @ for each vector."""
+    first = text.clip.get_input_embeddings().num_embeddings
+    ids = [i for i in method.placed(text, prompt).tolist() if i not in text.tokenizer.all_special_ids]
+    words = [("@" if i >= first else text.tokenizer.convert_ids_to_tokens(i)) for i in ids]
+    return "".join(words).replace("</w>", " ").strip()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("a z", "a @@@@"),
+        ("z's hat", "@@@@'s hat"),
+        ("a cat", "a cat @@@@"),
+        ("zoo a-z", "zoo a -z @@@@"),
+        ("z z", "@@@@@@@@"),
+        ("abcdefgh z klm", "abcdefgh@@@@kl"),
+        ("abcdefghijklmnop z", "abcdefghij@@@@"),
+    ],
+)
+def test_a_person_stands_at_their_word_and_is_never_cut(method, text, prompt, expected):
+    assert shown(method, text, prompt).replace(" ", "") == expected.replace(" ", "")
+    assert len(method.placed(text, prompt)) == text.num_tokens
+
+
+def test_where_the_authors_put_a_person(text):
+    """As their releases rewrite prompts; they also cut the word out of "z-index", which is none of ours."""
+    for placement, form in (("prepend", "@@@@{}"), ("append", "{}@@@@")):
+        method = toy(text, placement=placement)
+        cases = {"a z, b": " b", "an z,on": "on", "the z in": "in", "A z, b": "a b", "z": "", "b": "b", "z-in": "z-in"}
+        for prompt, rest in cases.items():
+            assert shown(method, text, prompt).replace(" ", "") == form.format(rest).replace(" ", "")
+
+
+def test_what_is_said_of_prompts(method, text):
+    assert method.notice(text, "a z") is None
+    assert method.notice(text, "a cat") == "the prompt has no word 'z' where the person stands, who is put after it"
+    assert "has 20 tokens with the person's 4; the text encoder reads 16" in method.notice(text, "abcdefghijklmn z")
+    with pytest.raises(UserError, match=r"^'z z z z': has 'z' 4 times, 4 tokens each; .* has room for 14"):
+        method.placed(text, "z z z z")
+    other = toy(text, subject_word="<anna>")
+    assert shown(other, text, "a <anna>") == "a @@@@"
+    assert other.notice(text, "a z").startswith("the prompt has no word '<anna>'")
+
+
+def test_gradients_reach_the_words_alone_and_a_prompt_without_vectors_is_the_same(method, person, text):
+    ids = text.tokenize(["a b", "c"])
+    words = person["words"].detach().expand(2, -1, -1).clone().requires_grad_(True)
+    torch.testing.assert_close(text.encode_tokens(ids, words), text.encode(["a b", "c"]), atol=1e-6, rtol=0)
+    method.prompt(text, ["a z", "b"], {"words": words, "pads": words})["text"].sum().backward()
+    assert words.grad.abs().sum(dim=-1).gt(0).all()
+    assert all(parameter.grad is None for parameter in text.parameters())
+
+
+# ---------------------------------------------------------------------------------------------------- the authors' file
+
+
+def module(name: str, bases=(nn.Module,)):
+    """A class that only the file's writer has."""
+    return type(name.rpartition(".")[2], bases, {"__module__": name.rpartition(".")[0]})
+
+
+@pytest.fixture
+def pickled(tmp_path, monkeypatch):
+    """Write an `embeddings_gs` file with classes that are gone when it is read."""
+
+    def write(generator: dict[str, torch.Tensor], extra=None) -> Path:
+        names = ["ldm", "ldm.modules", "ldm.modules.subj_basis_generator"]
+        for name in names:
+            monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+        kind = module("ldm.modules.subj_basis_generator.SubjBasisGenerator")
+        sys.modules[names[-1]].SubjBasisGenerator = kind
+        person = kind()
+        for key, value in generator.items():
+            owner = person
+            *path, last = key.split(".")
+            for part in path:
+                if part not in owner._modules:
+                    owner._modules[part] = nn.Module()
+                owner = owner._modules[part]
+            owner.register_parameter(last, nn.Parameter(value))
+        person.tokenizer = extra
+        content = {GENERATORS: nn.ModuleDict({"z": person}), "token2num_vectors": {"z": 4}}
+        file = tmp_path / "embeddings_gs-100.pt"
+        torch.save(content, file)
+        for name in names:
+            monkeypatch.delitem(sys.modules, name)
+        return file
+
+    return write
+
+
+def generator_of(text, copies: int = 1) -> dict[str, torch.Tensor]:
+    state = {f"prompt2token_proj.text_model.{key}": value.clone() for key, value in text.clip.state_dict().items()}
+    for key in [key for key in state if "k_proj" in key or "v_proj" in key]:
+        state[key] = state[key].repeat(copies, *[1] * (state[key].dim() - 1))
+    return {**state, MIX: torch.tensor([[3.0], [1.0], [1.0]]), "obj_proj_in.0.weight": torch.ones(2, 2)}
+
+
+class Attack:
+    """What a hostile file asks for."""
+
+    def __reduce__(self):
+        return exec, ("import pathlib; pathlib.Path('/tmp/feedface_attacked').touch()",)
+
+
+def test_a_pickle_of_modules_gives_its_tensors_and_runs_nothing(pickled, text, method):
+    generator = generator_of(text, copies=2)
+    states = read_generators(pickled(generator, clip_tokenizer))
+    assert states["z"].keys() == generator.keys()
+    assert all(torch.equal(states["z"][key], value) for key, value in generator.items())
+    ids = [0] * text.num_tokens
+    reader = toy(text, Arc2Face)
+    for kind, weights in ((RESET, [1.0, 2.0, 4.0]), (KEPT, [3.0, 1.0, 1.0])):
+        made = assembled(reader, states["z"], ids, kind, heads=2)
+        assert made.word_tower.copies == [2, 2, 2]
+        assert made.mix.weights.flatten().tolist() == weights
+    with pytest.raises(UserError, match="suffix"):
+        assembled(reader, {**states["z"], "static_img_suffix_embs": torch.ones(1)}, ids, heads=2)
+    broken = {key: value for key, value in states["z"].items() if "layers.1.mlp.fc1.weight" not in key}
+    with pytest.raises(UserError, match=r"^here: has no encoder\.layers\.1\.mlp\.fc1\.weight"):
+        assembled(reader, broken, ids, heads=2, source="here")
+
+
+def test_a_hostile_pickle_runs_nothing(pickled, text, tmp_path):
+    mark = Path("/tmp/feedface_attacked")
+    mark.unlink(missing_ok=True)
+    file = pickled(generator_of(text), Attack())
+    assert b"exec" in file.read_bytes()
+    assert set(read_generators(file)) == {"z"}  # what it names stands for nothing
+    (tmp_path / "plain.pt").write_bytes(pickle.dumps(Attack()))
+    with pytest.raises(UserError):
+        read_generators(tmp_path / "plain.pt")
+    assert not mark.exists()
+
+
+def test_files_of_something_else(tmp_path, text):
+    torch.save({"a": torch.ones(1)}, tmp_path / "other.pt")
+    with pytest.raises(UserError, match=r"other\.pt: holds no string_to_subj_basis_generator_dict"):
+        read_generators(tmp_path / "other.pt")
+    with pytest.raises(UserError, match=r"no such file"):
+        load_adaface(tmp_path / "none.pt", tmp_path)
+    with pytest.raises(UserError, match=r"has no model\.safetensors or pytorch_model\.bin of Arc2Face"):
+        read_teacher(tmp_path)
+    buffer = io.BytesIO()
+    torch.save(text.clip.state_dict(), buffer)
+    (tmp_path / "cut.pt").write_bytes(buffer.getvalue()[:-300])
+    with pytest.raises(UserError, match=r"cut\.pt"):
+        read_generators(tmp_path / "cut.pt")
