@@ -12,6 +12,7 @@ import torch
 from ml_collections import ConfigDict
 from tests import golden_adaface
 from tests.golden_check import compare, read
+from tests.test_methods import Row, Run
 from tests.toy import toy_text_encoder, toy_unet
 from torch import nn
 
@@ -21,6 +22,7 @@ from feedface.checkpoints.clip_tokenizer import clip_tokenizer
 from feedface.common.errors import UserError
 from feedface.methods.adaface import AdaFace
 from feedface.methods.arc2face import Arc2Face
+from feedface.pipeline import FeedFacePipeline
 from feedface.text_tower import extended
 
 SHARED = Path("/work/shared/reference/golden")
@@ -253,3 +255,61 @@ def test_files_of_something_else(tmp_path, text):
     (tmp_path / "cut.pt").write_bytes(buffer.getvalue()[:-300])
     with pytest.raises(UserError, match=r"cut\.pt"):
         read_generators(tmp_path / "cut.pt")
+
+
+# ------------------------------------------------------------------------------------------------------- distillation
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    """A toy model, and its teacher, trained for some steps."""
+    folder = tmp_path_factory.mktemp("teacher")
+    run = Run(Row("arc2face", "unet", FACE), folder)
+    run.train("arc2face", **{"train.steps": 3, "cache.dir": str(folder / "another")})
+    return run, folder / "arc2face/checkpoints/last"
+
+
+def distilling(run: Run, teacher: Path, **changes) -> Run:
+    control = {**FACE, "teacher": str(teacher), "objective": {"prompts": ("a {}",), **changes}}
+    run.row = Row("adaface", "unet", control)
+    return run
+
+
+def test_distilled_the_student_comes_nearer_and_goes_on_exactly(teacher):
+    run, path = teacher
+    name = "alone"
+    distilling(run, path, random_faces=1.0, perturbed=0.0, word_noise=0.0, most_steps=1)
+    losses = []
+    state = run.train(name, **{"train.steps": 60, "train.lr": 3e-3, "log.every": 5, "train.batch_size": 8})
+    for line in (run.folder / name / "log.jsonl").read_text().splitlines():
+        losses.append(json.loads(line)["loss"])
+    assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
+    run.train("parts", **{"train.steps": 30, "train.lr": 3e-3, "log.every": 5, "train.batch_size": 8})
+    again = run.train("parts", **{"train.steps": 60, "train.lr": 3e-3, "log.every": 5, "train.batch_size": 8})
+    assert all(torch.equal(state["weights"][key], value) for key, value in again["weights"].items())
+    method = FeedFacePipeline.from_pretrained(run.folder / name / "checkpoints/last", device="cpu").bundle.method
+    assert isinstance(method, AdaFace)
+    reader = read_teacher(path).reader.state_dict()
+    for key, value in method.reader.state_dict().items():
+        torch.testing.assert_close(value, reader[key], atol=1e-3, rtol=1e-3)  # frozen; stored in half precision
+
+
+def test_all_of_distillation_at_once(teacher):
+    run, path = teacher
+    for changes in (
+        {"random_faces": 0.0, "perturbed": 1.0, "most_steps": 7},
+        {"original_bugs": True, "perturbed": 0.0},
+    ):
+        distilling(run, path, **changes)
+        run.train(f"all-{len(changes)}", **{"train.steps": 6, "train.batch_size": 4})
+
+
+def test_distillation_without_or_with_a_wrong_teacher_is_refused(teacher):
+    run, path = teacher
+    with pytest.raises(UserError, match=r"^config\.control\.teacher: is empty"):
+        distilling(run, "").train("none")
+    with pytest.raises(UserError, match=r"^config\.control\.teacher: .*has no model\.safetensors"):
+        distilling(run, run.folder).train("none")
+    distilling(run, path).row.control["vectors"] = 3
+    with pytest.raises(UserError, match=r"^config\.control: the teacher has vectors 4, model and config 3"):
+        run.train("none")

@@ -572,7 +572,7 @@ def test_a_new_method_is_three_files(backbone: str, tmp_path, monkeypatch):
 
 
 def test_an_unknown_kind_is_refused():
-    with pytest.raises(UserError, match="'x' is no method of this version; known are feedface"):
+    with pytest.raises(UserError, match=r"'x' is no method of this version; known are .*feedface"):
         method_class("x")
     for kind in ("base", "os", "../os"):
         with pytest.raises(UserError, match="known are unet, uvit"):

@@ -83,9 +83,9 @@ def preprocess_face(image: np.ndarray, size: int = 224) -> Tensor:
 
 
 def preprocess_reference(spec: ReferenceSpec, crop: np.ndarray) -> Tensor:
-    """A square face crop, uint8 RGB [H,W,3], as a method wants its pixels: see `references_of` for what follows.
+    """A square face crop, uint8 RGB [H,W,3], as a method wants its pixels; `UserError` for one that wants no crops.
 
-    `UserError` for one that wants no crops.
+    What follows, `faces.identity.references_of` says.
     """
     if spec.kind not in ("crop", "embedding"):
         raise UserError(f"this method takes references of kind {spec.kind!r}, and only crops can be made here")
@@ -94,24 +94,6 @@ def preprocess_reference(spec: ReferenceSpec, crop: np.ndarray) -> Tensor:
         return pixels
     mean, std = (torch.tensor(values).reshape(3, 1, 1) for values in (spec.mean, spec.std))
     return ((pixels + 1) / 2 - mean) / std
-
-
-def references_of(spec: ReferenceSpec, pixels: Tensor, faces_root: Path | None) -> Tensor:
-    """What `Method.features` takes, out of the pixels [B,3,s,s] that `preprocess_reference` gave.
-
-    `faces_root`: the model's own insightface root, where it has one, for the recogniser of embeddings.
-    """
-    if spec.kind != "embedding":
-        return pixels
-    from feedface.faces.identity import pack_recogniser  # brings in insightface
-
-    recogniser = pack_recogniser(spec.recogniser, faces_root)
-    found = np.stack([recogniser.embed_crop(crop) for crop in to_uint8(pixels)])
-    if found.shape[1] != spec.size:
-        raise UserError(
-            f"the recogniser of {spec.recogniser!r} gives {found.shape[1]} numbers a face, the method takes {spec.size}"
-        )
-    return torch.from_numpy(found).to(pixels)
 
 
 class _TokenizerConfig(TypedDict, total=False):

@@ -26,7 +26,8 @@ from feedface.common.device import pick_device, pick_dtype
 from feedface.common.errors import UserError
 from feedface.common.progress import progress as watch
 from feedface.diffusion.state import join
-from feedface.encoders import preprocess_reference, references_of
+from feedface.encoders import preprocess_reference
+from feedface.faces.identity import references_of
 from feedface.faces.references import Picture, Reference, as_pictures, find_faces
 from feedface.inference.acceleration import channels_last, compile_blocks, quantise_int8
 from feedface.inference.batching import batches, check_finite, default_batch_size, draw_batch, picture_settings

@@ -10,8 +10,9 @@ from feedface.checkpoints.bundle import Bundle
 from feedface.common.errors import UserError
 from feedface.common.images import read_image
 from feedface.data.records import Box, Record
-from feedface.encoders import preprocess_reference, references_of
+from feedface.encoders import preprocess_reference
 from feedface.faces.crop import crop_square
+from feedface.faces.identity import references_of
 from feedface.methods.base import Identity
 
 

@@ -4,8 +4,11 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from feedface.common.errors import UserError
+from feedface.encoders import ReferenceSpec, to_uint8
 from feedface.faces.detect import make_detector
 from feedface.faces.types import Face, FaceDetector
 
@@ -62,3 +65,19 @@ def cosine_similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
     return (a * b).sum(-1) / np.maximum(norms, 1e-12)
+
+
+def references_of(spec: ReferenceSpec, pixels: Tensor, faces_root: Path | None) -> Tensor:
+    """What `Method.features` takes, out of the pixels [B,3,s,s] that `encoders.preprocess_reference` gave.
+
+    `faces_root`: the model's own insightface root, where it has one, for the recogniser of embeddings.
+    """
+    if spec.kind != "embedding":
+        return pixels
+    recogniser = pack_recogniser(spec.recogniser, faces_root)
+    found = np.stack([recogniser.embed_crop(crop) for crop in to_uint8(pixels)])
+    if found.shape[1] != spec.size:
+        raise UserError(
+            f"the recogniser of {spec.recogniser!r} gives {found.shape[1]} numbers a face, the method takes {spec.size}"
+        )
+    return torch.from_numpy(found).to(pixels)

@@ -22,6 +22,8 @@ from feedface.backbones.base import Backbone, Prompt
 from feedface.common.errors import UserError
 from feedface.common.sizes import Width
 from feedface.common.validation import CLOSED, Text
+from feedface.diffusion.objective import Objective
+from feedface.diffusion.text_objective import Distillation, Reconstruction
 from feedface.encoders import ReferenceSpec, TextEncoder
 from feedface.methods import arc2face
 from feedface.methods.arc2face import Arc2Face, TowerConfig
@@ -30,8 +32,6 @@ from feedface.text_tower import FaceReader, LayerMix, TextTower, check_room, ext
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
-
-    from feedface.diffusion.objective import Objective
 
 AVERAGES = ("embeddings", "states", "words")
 PLACEMENTS = ("in_place", "append", "prepend")
@@ -85,12 +85,6 @@ class Settings(arc2face.Settings):
     placement: Literal[PLACEMENTS] = "in_place"
     subject_word: Text = "z"
     objective: ObjectiveSettings = ObjectiveSettings()
-
-
-def _teacher(path: str) -> Arc2Face:
-    from feedface.checkpoints.arc2face import read_teacher
-
-    return read_teacher(path)
 
 
 class AdaFace(Method):
@@ -162,13 +156,13 @@ class AdaFace(Method):
         """The reader is the teacher's, the writer begins as the model's text encoder.
 
         Without a teacher, for training on pictures alone, the reader begins so too. `parts`: `text`, the model's text
-        encoder, where it is not that of `config.model`.
+        encoder; perhaps `teacher`, an `Arc2Face`.
         """
         settings = Settings(**config.control.to_dict())
-        text = parts.get("text") or arc2face.text_encoder_of(config)
+        text = parts["text"]
         shared = {key: getattr(settings, key) for key in arc2face.Settings.model_fields}
         like = Arc2Face.like(text, arc2face.Settings(**shared))
-        teacher = _teacher(settings.teacher) if settings.teacher else like
+        teacher = parts.get("teacher") or like
         for key in ("width", "start", "face_dim", "vectors", "recogniser"):
             if teacher.config[key] != like.config[key]:
                 raise UserError(
@@ -334,12 +328,13 @@ class AdaFace(Method):
         """Nothing: the person is in the text."""
         return
 
-    def objective(self, config: "ConfigDict", zero_reference: Features, empty_text: Tensor) -> "Objective":
-        from feedface.training.adaface import Distillation, Reconstruction
-
-        kind = Settings(**config.control.to_dict()).objective.kind
-        objective = {"distillation": Distillation, "reconstruction": Reconstruction}[kind]
-        return objective(config, zero_reference, empty_text)
+    def objective(self, config: "ConfigDict", zero_reference: Features, empty_text: Tensor) -> Objective:
+        settings = Settings(**config.control.to_dict())
+        if settings.objective.kind == "distillation" and not settings.teacher:
+            raise UserError("config.control.teacher: is empty; distillation needs one, docs/methods.md says which")
+        kind = {"distillation": Distillation, "reconstruction": Reconstruction}[settings.objective.kind]
+        prompts = [prompt.format(settings.subject_word) for prompt in settings.objective.prompts]
+        return kind(config, zero_reference, empty_text, prompts, settings.objective)
 
     def trained(self, backbone: Backbone) -> dict[str, nn.Module]:
         tower = self.word_tower

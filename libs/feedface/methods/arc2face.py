@@ -19,14 +19,14 @@ from feedface.common.errors import UserError
 from feedface.common.reading import foreign
 from feedface.common.sizes import Layers, Width
 from feedface.common.validation import CLOSED, Text
+from feedface.diffusion.objective import Objective
+from feedface.diffusion.text_objective import FaceText
 from feedface.encoders import ReferenceSpec, TextEncoder
 from feedface.methods.base import Features, Identity, Method
 from feedface.text_tower import FaceReader, tower_config
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
-
-    from feedface.diffusion.objective import Objective
 
 
 class TowerConfig(TypedDict):
@@ -63,13 +63,6 @@ class Settings(BaseModel):
     face_dim: Annotated[int, Field(ge=1)] = 512
     recogniser: Text = "antelopev2"
     template: Text = "photo of a"
-
-
-def text_encoder_of(config: "ConfigDict") -> TextEncoder:
-    """That of the model that a training config names."""
-    from feedface.checkpoints.bundle import load_bundle
-
-    return load_bundle(config.model, "cpu", torch.float32, ["text_encoder"]).text_encoder
 
 
 class Arc2Face(Method):
@@ -110,11 +103,11 @@ class Arc2Face(Method):
 
     @classmethod
     def fresh(cls, config: "ConfigDict", backbone: Backbone, **parts: Any) -> "Arc2Face":
-        """Begins as the model's text encoder. `parts`: `text`, that, where it is not that of `config.model`."""
+        """Begins as the model's text encoder. `parts`: `text`, that."""
         if backbone.text_tokens is not None:
             raise UserError(f"config.method: arc2face is for a U-Net; a {backbone.kind} wants a prompt's tokens")
         settings = Settings(**config.control.to_dict())
-        return cls.like(parts.get("text") or text_encoder_of(config), settings)
+        return cls.like(parts["text"], settings)
 
     @classmethod
     def like(cls, text: TextEncoder, settings: Settings) -> "Arc2Face":
@@ -176,9 +169,7 @@ class Arc2Face(Method):
         """Nothing: the person is in the text."""
         return
 
-    def objective(self, config: "ConfigDict", zero_reference: Features, empty_text: Tensor) -> "Objective":
-        from feedface.training.adaface import FaceText
-
+    def objective(self, config: "ConfigDict", zero_reference: Features, empty_text: Tensor) -> Objective:
         return FaceText(config, zero_reference, empty_text)
 
     def trained(self, backbone: Backbone) -> dict[str, nn.Module]:

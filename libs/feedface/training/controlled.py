@@ -19,10 +19,18 @@ class ControlledBackbone(nn.Module):
 
     Args:
         constants: whole numbers that every prompt has besides its text, such as the U-ViT's {"data_type": 0}.
+        frozen: networks that an objective asks besides, by name; no parts of the module.
     """
 
-    def __init__(self, backbone: Backbone, method: Method, constants: Mapping[str, int] | None = None):
+    def __init__(
+        self,
+        backbone: Backbone,
+        method: Method,
+        constants: Mapping[str, int] | None = None,
+        frozen: Mapping[str, nn.Module] | None = None,
+    ):
         super().__init__()
+        self.frozen = dict(frozen or {})
         self.backbone, self.method, self.constants = backbone, method, dict(constants or {})
 
     def trained(self) -> dict[str, nn.Parameter]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from feedface.backbones.base import Backbone
+from feedface.checkpoints.arc2face import read_teacher, read_teacher_network
 from feedface.checkpoints.bundle import load_bundle
 from feedface.checkpoints.face_encoder import PREFIX, clip_config, find_face_encoder
 from feedface.checkpoints.parts import part_class, part_config
@@ -94,6 +95,7 @@ def build_models(config: ml_collections.ConfigDict, device: torch.device, precis
     """
     bundle = load_bundle(config.model, device, DTYPES[PRECISIONS[precision]], ["backbone"])
     backbone, kind = bundle.backbone, method_of(config)
+    texts, frozen = _text_networks(config, device) if method_class(kind).changes_prompt else ({}, {})
     own = bundle.components["method"] if bundle.kinds.get("method") == kind else None
     if config.face_encoder:
         try:
@@ -105,9 +107,9 @@ def build_models(config: ml_collections.ConfigDict, device: torch.device, precis
     elif own is not None:
         encoder, method = own, own_method(own)
         method.check(backbone, own)
-        _check_described(config, backbone, method)
+        _check_described(config, backbone, method, texts)
     elif not method_class(kind).uses_clip:
-        encoder, method = None, _fresh_method(config, backbone, {})
+        encoder, method = None, _fresh_method(config, backbone, texts)
     else:
         raise UserError(
             f"{config.model}: has no method {kind} to go on from; name a folder with a CLIP vision model as "
@@ -121,7 +123,7 @@ def build_models(config: ml_collections.ConfigDict, device: torch.device, precis
     side *= backbone.latent_multiple
     backbone.requires_grad_(False).gradient_checkpointing = config.train.gradient_checkpointing
     method.to(device).eval().requires_grad_(False)
-    trained = ControlledBackbone(backbone, method, {"data_type": config.data_type})
+    trained = ControlledBackbone(backbone, method, {"data_type": config.data_type}, frozen)
     for parameter in trained.trained().values():
         parameter.requires_grad_(True)
     shapes = backbone.state_shapes((side, side))
@@ -140,9 +142,27 @@ def _fresh_method(config: ml_collections.ConfigDict, backbone: Backbone, parts: 
         return method_class(method_of(config)).fresh(config, backbone, **parts)
 
 
-def _check_described(config: ml_collections.ConfigDict, backbone: Backbone, method: Method) -> None:
+def _text_networks(config: ml_collections.ConfigDict, device: torch.device) -> tuple[dict[str, Any], dict[str, Any]]:
+    """For a method that changes the text: parts that a fresh one begins with, and what its objective asks.
+
+    Both have the model's text encoder, and where `config.control.teacher` names one, the teacher's reader or backbone.
+    """
+    text = load_bundle(config.model, device, torch.float32, ["text_encoder"]).text_encoder
+    parts, frozen = {"text": text}, {"text": text}
+    if teacher := config.control.get("teacher"):
+        try:
+            parts["teacher"] = read_teacher(teacher)
+            frozen["teacher"], frozen["prefix"] = read_teacher_network(teacher, device)
+        except UserError as error:
+            raise UserError(f"config.control.teacher: {error}") from None
+    return parts, frozen
+
+
+def _check_described(
+    config: ml_collections.ConfigDict, backbone: Backbone, method: Method, texts: dict[str, Any]
+) -> None:
     """`UserError` where `config.control` says another method than the model's own, on which it has no effect."""
-    parts = {"clip_config": method.config["clip_config"], "with_encoder": False} if method.uses_clip else {}
+    parts = {"clip_config": method.config["clip_config"], "with_encoder": False} if method.uses_clip else texts
     with torch.device("meta"):
         wanted = _fresh_method(config, backbone, parts).config
     for key, value in method.config.items():

@@ -2,12 +2,12 @@
 
 The person is in the text, so a prompt here is a function of who is shown: `ControlledBackbone` calls it.
 Shapes: B batch, C h w latent, N vectors of a person, D their width.
-Source: Feng et al. 2024, "AdaFace"; where its program differs, `diffusion.teacher_steps` says so.
+Source: Feng et al. 2024, "AdaFace"; where its program differs, `teacher_steps` says so.
 """
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from feedface.backbones.base import Backbone, Prompt
-from feedface.checkpoints.arc2face import read_teacher_network
-from feedface.checkpoints.bundle import load_bundle
-from feedface.common.errors import UserError
 from feedface.diffusion.batch import Draws, Encoded
 from feedface.diffusion.objective import LossParts, MaskObjective, Model
+from feedface.diffusion.protocols import Rows
 from feedface.diffusion.schedule import NUM_TIMESTEPS, add_noise
 from feedface.diffusion.state import State
 from feedface.diffusion.teacher_steps import (
@@ -32,10 +29,6 @@ from feedface.diffusion.teacher_steps import (
     student_inputs,
     teacher_steps,
 )
-from feedface.encoders import TextEncoder
-from feedface.methods.adaface import Settings
-from feedface.methods.base import Features, Identity
-from feedface.training.controlled import ControlledBackbone
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -44,33 +37,35 @@ LATER = (1.0, 1.3)  # what times are multiplied by where they are drawn to be la
 
 
 class TextObjective:
-    """For methods that change the text: has the model's text encoder, and knows what a batch's prompts are."""
+    """For methods that change the text: `MaskObjective`, with prompts that have the person in them.
 
-    def __init__(self, config: "ConfigDict", zero_reference: Features, empty_text: Tensor):
-        self.device = empty_text.device
-        self.text: TextEncoder = load_bundle(config.model, self.device, torch.float32, ["text_encoder"]).text_encoder
-        self.masked = MaskObjective(config, zero_reference, empty_text)
+    The model has, as `frozen`, its "text" encoder; for distillation, the "teacher", a backbone, and perhaps "prefix",
+    the linear that texts pass before that one.
+    """
+
+    def __init__(self, config: "ConfigDict", zero_reference: Rows, empty_text: Tensor):
+        self.device, self.masked = empty_text.device, MaskObjective(config, zero_reference, empty_text)
 
     def shown(
-        self, model: Model, prompts: list[str], change: Callable[[Identity], Identity] = lambda who: who, **options: Any
+        self, model: Model, prompts: list[str], change: Callable[[Rows], Rows] = lambda who: who, **options: Any
     ) -> Model:
         """`model`, told of the person by `prompts` in place of the batch's texts wherever it is shown references.
 
         `change`: what becomes of the identity; `options`: of the method's `prompt`.
         """
-        method = whole(model).method
+        inner = whole(model)
 
-        def worded(identity: Identity) -> Prompt:
-            return method.prompt(self.text, prompts, change(identity), **options)
+        def worded(identity: Rows) -> Rows:
+            return inner.method.prompt(inner.frozen["text"], prompts, change(identity), **options)
 
-        def predict(state: State, t: Tensor, prompt: Prompt, features: Features | None = None) -> State:
+        def predict(state: State, t: Tensor, prompt: Rows, features: Rows | None = None) -> State:
             return model(state, t, prompt if features is None else worded, features)
 
         return predict
 
 
-def whole(model: Model) -> ControlledBackbone:
-    """The module itself, where it is wrapped for several processes."""
+def whole(model: Model) -> Any:
+    """The `ControlledBackbone` itself, where it is wrapped for several processes."""
     return getattr(model, "module", model)
 
 
@@ -82,12 +77,18 @@ class FaceText(TextObjective):
 
 
 class Reconstruction(TextObjective):
-    """AdaFace on pictures: noise is predicted from a prompt with the person in it, and from nothing else."""
+    """AdaFace on pictures: noise is predicted from a prompt with the person in it, and from nothing else.
 
-    def __init__(self, config: "ConfigDict", zero_reference: Features, empty_text: Tensor):
+    Args besides `MaskObjective`'s:
+        prompts: with the person's word, each as often as any other.
+        settings: `config.control.objective`.
+    """
+
+    def __init__(
+        self, config: "ConfigDict", zero_reference: Rows, empty_text: Tensor, prompts: Sequence[str], settings: Any
+    ):
         super().__init__(config, zero_reference, empty_text)
-        settings = Settings(**config.control.to_dict())
-        self.prompts = [prompt.format(settings.subject_word) for prompt in settings.objective.prompts]
+        self.prompts, self.settings = list(prompts), settings
 
     def __call__(self, model: Model, draws: Draws, batch: Encoded) -> LossParts:
         rng = rng_of(draws)
@@ -101,14 +102,6 @@ class Distillation(Reconstruction):
     A part of the batches shows random people, of whom there is no picture: their latents begin as noise. A part shows
     one person with somewhat changed states: what differs in the predictions is a loss of its own.
     """
-
-    def __init__(self, config: "ConfigDict", zero_reference: Features, empty_text: Tensor):
-        super().__init__(config, zero_reference, empty_text)
-        settings = Settings(**config.control.to_dict())
-        if not settings.teacher:
-            raise UserError("config.control.teacher: is empty; distillation needs one, docs/methods.md says which")
-        self.settings = settings.objective
-        self.teacher, self.prefix = read_teacher_network(settings.teacher, self.device)
 
     def __call__(self, model: Model, draws: Draws, batch: Encoded) -> LossParts:
         settings, rng, method = self.settings, rng_of(draws), whole(model).method
@@ -139,7 +132,7 @@ class Distillation(Reconstruction):
             noises = [noise[:1].expand_as(noise) for noise in noises]
         later = [torch.from_numpy(rng.random(rows, np.float32)).to(self.device) for _ in range(count - 1)]
         later = [share[:1].expand_as(share) if same_person else share for share in later]
-        steps = teacher_steps(partial(self._taught, states), img, t, noises, later)
+        steps = teacher_steps(partial(taught, whole(model).frozen, states), img, t, noises, later)
 
         prompts = [self.prompts[rng.integers(len(self.prompts))]] * rows
         noise = draw(states.shape) * rng.uniform(*settings.word_noise_spread) * (rng.random() < settings.word_noise)
@@ -170,14 +163,16 @@ class Distillation(Reconstruction):
         clean = {name: draw(value[:rows].shape) for name, value in draws.noise.items()}
         return clean, F.normalize(draw((rows, size)), dim=-1), None
 
-    def _taught(self, states: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        backbone: Backbone = self.teacher
-        text = states if self.prefix is None else self.prefix(states)
-        conditions = backbone.conditions({"text": text}, tuple(x.shape[-2:]))
-        return backbone({"img": x}, t + 1, conditions)["img"].float()
+
+def taught(frozen: Mapping[str, Any], states: Tensor, x: Tensor, t: Tensor) -> Tensor:
+    """The noise that the teacher sees in `x` at times `t`, 0 … 999, of people by their states [B,N,D]."""
+    backbone, prefix = frozen["teacher"], frozen.get("prefix")
+    text = states if prefix is None else prefix(states)
+    conditions = backbone.conditions({"text": text}, tuple(x.shape[-2:]))
+    return backbone({"img": x}, t + 1, conditions)["img"].float()
 
 
-def _noisy(noise: Tensor, identity: Identity) -> Identity:
+def _noisy(noise: Tensor, identity: Rows) -> Rows:
     """With `noise` [B,N,D] in units of the words' spread."""
     words = identity["words"]
     return {**identity, "words": words + noise * words.detach().std(dim=-1).mean()}
