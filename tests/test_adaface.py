@@ -331,3 +331,31 @@ def test_distillation_without_or_with_a_wrong_teacher_is_refused(teacher):
     distilling(run, path).row.control["vectors"] = 3
     with pytest.raises(UserError, match=r"^config\.control: the teacher has vectors 4, model and config 3"):
         run.train("none")
+
+
+# ---------------------------------------------------------------------------------------------------------- a pipeline
+
+
+def test_the_subject_word_and_notices_of_a_pipeline(teacher):
+    run, path = teacher
+    run.row = Row("adaface", "unet", {**FACE, "objective": {"kind": "reconstruction"}})
+    run.train("words", **{"train.steps": 1})
+    model, photo = run.folder / "words/checkpoints/last", run.folder / "records/images/0_0.png"
+    pictures = []
+    for word, prompt in ((None, "a z b"), ("you", "a you b"), ("you", "a z b")):
+        pipe = FeedFacePipeline.from_pretrained(model, device="cpu", subject_word=word)
+        pipe.set_faces([photo])
+        if word != "you" or "you" in prompt:
+            assert pipe.prompt_notice(prompt, shown=True) is None
+            pictures.append(pipe.generate(prompt, seed=1, progress=False)[0].tobytes())
+        else:
+            with pytest.warns(UserWarning, match="has no word 'you' where the person stands"):
+                pictures.append(pipe.generate(prompt, seed=1, progress=False)[0].tobytes())
+        assert pipe.changes.as_json() == ({} if word is None else {"subject_word": "you"})
+    assert pictures[0] == pictures[1] != pictures[2]
+    with pytest.raises(UserError, match=r"--subject_word 'a b': give one word"):
+        FeedFacePipeline.from_pretrained(model, subject_word="a b")
+    with pytest.raises(UserError, match=r"--subject_word: .* this model has the method arc2face"):
+        FeedFacePipeline.from_pretrained(path, device="cpu", subject_word="you")
+    two = FeedFacePipeline.from_pretrained(path, device="cpu")
+    assert "the prompt is not read" in two.prompt_notice("a", shown=True)

@@ -106,7 +106,7 @@ class AdaFace(Method):
         subject_word: the person's word in prompts.
     """
 
-    kind, settings, changes_prompt = "adaface", TypeAdapter(Settings), True
+    kind, settings, changes_prompt, subject_word = "adaface", TypeAdapter(Settings), True, "z"
 
     def __init__(
         self,

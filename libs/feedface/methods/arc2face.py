@@ -165,6 +165,10 @@ class Arc2Face(Method):
         states = states.expand(len(prompts), -1, -1)
         return {"text": states if text_encoder.prefix is None else text_encoder.prefix(states)}
 
+    def notice(self, text_encoder: TextEncoder, prompt: str) -> str:
+        """That it is not read."""
+        return "arc2face shows a face and nothing else: the prompt is not read"
+
     def bind(self, backbone: Backbone, identity: Identity, scale: float = 1.0, rows: slice | None = None) -> None:
         """Nothing: the person is in the text."""
         return
