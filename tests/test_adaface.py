@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from configs import adaface, mini_adaface, mini_arc2face
 from ml_collections import ConfigDict
 from tests import golden_adaface
 from tests.golden_check import compare, read
@@ -18,12 +19,15 @@ from torch import nn
 
 from feedface.checkpoints.adaface import GENERATORS, KEPT, MIX, RESET, assembled, load_adaface, read_generators
 from feedface.checkpoints.arc2face import read_teacher
+from feedface.checkpoints.bundle import load_bundle
 from feedface.checkpoints.clip_tokenizer import clip_tokenizer
+from feedface.checkpoints.extend import extend
 from feedface.common.errors import UserError
-from feedface.methods.adaface import AdaFace
+from feedface.methods.adaface import AdaFace, ObjectiveSettings, Settings
 from feedface.methods.arc2face import Arc2Face
 from feedface.pipeline import FeedFacePipeline
 from feedface.text_tower import extended
+from feedface.training.check import check_config
 from feedface.training.setup import build_data, build_models, make_accelerator
 
 SHARED = Path("/work/shared/reference/golden")
@@ -359,3 +363,33 @@ def test_the_subject_word_and_notices_of_a_pipeline(teacher):
         FeedFacePipeline.from_pretrained(path, device="cpu", subject_word="you")
     two = FeedFacePipeline.from_pretrained(path, device="cpu")
     assert "the prompt is not read" in two.prompt_notice("a", shown=True)
+
+
+def test_extended_it_is_nearly_the_same_and_training_goes_on(teacher):
+    run, path = teacher
+    run.row = Row("adaface", "unet", {**FACE, "objective": {"kind": "reconstruction"}})
+    run.train("short", **{"train.steps": 1})
+    source, target = run.folder / "short/checkpoints/last", run.folder / "wide"
+    extend(source, target, 2)
+    face = torch.randn(1, 1, 3, generator=torch.Generator().manual_seed(0))
+    before, after = (load_bundle(folder, components=["method"]).method for folder in (source, target))
+    assert after.config == {**before.config, "copies": [2, 2, 2]}
+    words = [method.identity(method.features(face))["words"] for method in (before, after)]
+    assert 0 < (words[0] - words[1]).abs().max() < 0.3 * words[0].std()
+    run.row = Row("adaface", "unet", {**FACE, "copies": 2, "objective": {"kind": "reconstruction"}})
+    run.train("wider", **{"train.steps": 1, "model": str(target)})
+    run.row = Row("adaface", "unet", {**FACE, "copies": 4, "objective": {"kind": "reconstruction"}})
+    with pytest.raises(UserError, match=r"config.control: asks for copies \[4, 4, 4\], but .* with \[2, 2, 2\]"):
+        run.train("widest", **{"train.steps": 1, "model": str(target)})
+    with pytest.raises(UserError, match="is there already"):
+        extend(source, target, 2)
+    with pytest.raises(UserError, match="its method is arc2face; only adaface can be extended"):
+        extend(path, run.folder / "x", 2)
+
+
+@pytest.mark.parametrize("config", [adaface, mini_adaface, mini_arc2face])
+def test_configs_are_valid_and_their_keys_are_explained(config):
+    check_config(config.get_config())
+    settings = adaface.get_config().control
+    assert {*settings.keys()} == Settings.model_fields.keys()
+    assert {*settings.objective.keys()} == ObjectiveSettings.model_fields.keys()

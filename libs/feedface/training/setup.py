@@ -105,7 +105,7 @@ def build_models(config: ml_collections.ConfigDict, device: torch.device, precis
             raise UserError(f"config.face_encoder: {error}") from None
         method = _fresh_method(config, backbone, parts)
     elif own is not None:
-        encoder, method = own, own_method(own)
+        encoder, method = own if method_class(kind).uses_clip else None, own_method(own)
         method.check(backbone, own)
         _check_described(config, backbone, method, texts)
     elif not method_class(kind).uses_clip:
