@@ -9,6 +9,11 @@ of training:
 
     python -m feedface.checkpoints adaface --from embeddings_gs-30000.pt --arc2face models/arc2face --to models/adaface
     python -m feedface.checkpoints extend --from workdir/adaface1/checkpoints/last --to workdir/adaface1x4 --times 4
+
+Any model with another one's text encoder or VAE:
+
+    python -m feedface.checkpoints replace-text-encoder --model sd15 --with dreamshaper_8.safetensors --to sd15-dream
+    python -m feedface.checkpoints replace-vae --model sd15-dream --with sd15-mse --to sd15-dream-mse
 """
 
 from feedface.common.command_line import Parser
@@ -21,7 +26,7 @@ FILES = ("uvit_v1.pth", "autoencoder_kl.pth", "caption_decoder.pth", "feed-48000
 
 def main() -> None:
     parser = Parser("python -m feedface.checkpoints", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="convert|adaface|extend", dest="command")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     command = commands.add_parser("convert", help="the authors' files -> one folder of safetensors and JSON")
     command.add_argument("--from", dest="source", required=True, help=f"folder with {', '.join(FILES)}")
     command.add_argument("--to", dest="target", required=True, help="folder to write")
@@ -43,7 +48,21 @@ def main() -> None:
     command.add_argument("--from", dest="source", required=True, help="model folder, such as a training checkpoint")
     command.add_argument("--to", dest="target", required=True, help="folder to write")
     command.add_argument("--times", type=int, required=True, help="how many times as many")
+    for part in ("text-encoder", "vae"):
+        command = commands.add_parser(f"replace-{part}", help=f"a model with another one's {part.replace('-', ' ')}")
+        command.add_argument("--model", required=True, help="model folder, or a Stable Diffusion (folder, file)")
+        command.add_argument("--with", dest="other", required=True, help="the same, whose part is taken")
+        command.add_argument("--to", dest="target", required=True, help="folder to write")
+        command.add_argument("--dtype", choices=DTYPES, help="number format to store (default: that of the files)")
     args = parser.parse_args()
+    if args.command.startswith("replace-"):
+        from feedface.checkpoints.replace import replace_part
+        from feedface.common.device import DTYPES as NUMBERS
+
+        part = args.command.removeprefix("replace-").replace("-", "_")
+        replace_part(part, args.model, args.other, args.target, NUMBERS.get(args.dtype))
+        print(f"wrote {args.target}")
+        return
     if args.command == "adaface":
         from feedface.checkpoints.adaface import load_adaface
         from feedface.checkpoints.bundle import save_component
