@@ -211,10 +211,13 @@ def generator_of(text, copies: int = 1) -> dict[str, torch.Tensor]:
 
 
 class Attack:
-    """What a hostile file asks for."""
+    """What a hostile file asks for: to make a file."""
+
+    def __init__(self, mark: Path):
+        self.mark = mark
 
     def __reduce__(self):
-        return exec, ("import pathlib; pathlib.Path('/tmp/feedface_attacked').touch()",)
+        return exec, (f"import pathlib; pathlib.Path({str(self.mark)!r}).touch()",)
 
 
 def test_a_pickle_of_modules_gives_its_tensors_and_runs_nothing(pickled, text, method):
@@ -236,12 +239,11 @@ def test_a_pickle_of_modules_gives_its_tensors_and_runs_nothing(pickled, text, m
 
 
 def test_a_hostile_pickle_runs_nothing(pickled, text, tmp_path):
-    mark = Path("/tmp/feedface_attacked")
-    mark.unlink(missing_ok=True)
-    file = pickled(generator_of(text), Attack())
+    mark = tmp_path / "attacked"
+    file = pickled(generator_of(text), Attack(mark))
     assert b"exec" in file.read_bytes()
     assert set(read_generators(file)) == {"z"}  # what it names stands for nothing
-    (tmp_path / "plain.pt").write_bytes(pickle.dumps(Attack()))
+    (tmp_path / "plain.pt").write_bytes(pickle.dumps(Attack(mark)))
     with pytest.raises(UserError):
         read_generators(tmp_path / "plain.pt")
     assert not mark.exists()

@@ -85,7 +85,7 @@ def preprocess_face(image: np.ndarray, size: int = 224) -> Tensor:
 def preprocess_reference(spec: ReferenceSpec, crop: np.ndarray) -> Tensor:
     """A square face crop, uint8 RGB [H,W,3], as a method wants its pixels; `UserError` for one that wants no crops.
 
-    What follows, `faces.identity.references_of` says.
+    What follows, `faces.embeddings.references_of` says.
     """
     if spec.kind not in ("crop", "embedding"):
         raise UserError(f"this method takes references of kind {spec.kind!r}, and only crops can be made here")

@@ -27,7 +27,7 @@ from feedface.common.errors import UserError
 from feedface.common.progress import progress as watch
 from feedface.diffusion.state import join
 from feedface.encoders import preprocess_reference
-from feedface.faces.identity import references_of
+from feedface.faces.embeddings import references_of
 from feedface.faces.references import Picture, Reference, as_pictures, find_faces
 from feedface.inference.acceleration import channels_last, compile_blocks, quantise_int8
 from feedface.inference.batching import batches, check_finite, default_batch_size, draw_batch, picture_settings

@@ -21,7 +21,7 @@ from feedface.diffusion.batch import Encoded
 from feedface.diffusion.state import State
 from feedface.encoders import TEXT_PROJECTION, ImageEncoder, LatentCodec, TextEncoder
 from feedface.faces.detect import find_pack, resolve_detector
-from feedface.faces.identity import references_of
+from feedface.faces.embeddings import references_of
 from feedface.methods.base import Features, Method
 
 if TYPE_CHECKING:  # heavy, and only named here

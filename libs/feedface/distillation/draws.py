@@ -12,7 +12,7 @@ from feedface.common.images import read_image
 from feedface.data.records import Box, Record
 from feedface.encoders import preprocess_reference
 from feedface.faces.crop import crop_square
-from feedface.faces.identity import references_of
+from feedface.faces.embeddings import references_of
 from feedface.methods.base import Identity
 
 

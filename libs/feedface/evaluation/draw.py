@@ -14,7 +14,7 @@ from feedface.common.errors import UserError
 from feedface.common.progress import progress
 from feedface.diffusion.state import join, take
 from feedface.encoders import preprocess_reference, to_uint8
-from feedface.faces.identity import references_of
+from feedface.faces.embeddings import references_of
 from feedface.inference.batching import draw_batch
 from feedface.methods.base import Identity
 from feedface.settings import Settings

@@ -1,15 +1,8 @@
 """Who a face is: embeddings of a model pack's recogniser, compared by cosine similarity (FeedFace, appendix C)."""
 
-from functools import lru_cache
-from pathlib import Path
-
 import numpy as np
-import torch
-from torch import Tensor
 
 from feedface.common.errors import UserError
-from feedface.encoders import ReferenceSpec, to_uint8
-from feedface.faces.detect import make_detector
 from feedface.faces.types import Face, FaceDetector
 
 # Mean cosine of a face with the person's other faces, from which it is taken for theirs. mini, on 120 unseen people of
@@ -54,30 +47,8 @@ class PackRecogniser:
         return found
 
 
-@lru_cache(maxsize=4)
-def pack_recogniser(pack: str, faces_root: Path | None) -> PackRecogniser:
-    """The recogniser of an insightface pack: of the model's own root `faces_root`, or the user's."""
-    return PackRecogniser(make_detector(pack, faces_root))
-
-
 def cosine_similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Cosine of the angle between embeddings [..., D] and [..., D], in [-1, 1]; 0 where one of them is zero."""
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
     return (a * b).sum(-1) / np.maximum(norms, 1e-12)
-
-
-def references_of(spec: ReferenceSpec, pixels: Tensor, faces_root: Path | None) -> Tensor:
-    """What `Method.features` takes, out of the pixels [B,3,s,s] that `encoders.preprocess_reference` gave.
-
-    `faces_root`: the model's own insightface root, where it has one, for the recogniser of embeddings.
-    """
-    if spec.kind != "embedding":
-        return pixels
-    recogniser = pack_recogniser(spec.recogniser, faces_root)
-    found = np.stack([recogniser.embed_crop(crop) for crop in to_uint8(pixels)])
-    if found.shape[1] != spec.size:
-        raise UserError(
-            f"the recogniser of {spec.recogniser!r} gives {found.shape[1]} numbers a face, the method takes {spec.size}"
-        )
-    return torch.from_numpy(found).to(pixels)

@@ -27,7 +27,7 @@ from feedface.common.files import atomic_file, follow
 from feedface.common.reading import foreign
 from feedface.encoders import preprocess_reference
 from feedface.faces.detect import make_detector
-from feedface.faces.identity import references_of
+from feedface.faces.embeddings import references_of
 from feedface.faces.references import Picture, as_pictures, find_faces
 from feedface.faces.types import FaceDetector
 from feedface.methods.adaface import AdaFace
