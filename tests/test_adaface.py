@@ -18,7 +18,7 @@ from tests.toy import toy_text_encoder, toy_unet
 from torch import nn
 
 from feedface.checkpoints.adaface import GENERATORS, KEPT, MIX, RESET, assembled, load_adaface, read_generators
-from feedface.checkpoints.arc2face import read_teacher
+from feedface.checkpoints.arc2face import TABLE, read_teacher
 from feedface.checkpoints.bundle import load_bundle
 from feedface.checkpoints.clip_tokenizer import clip_tokenizer
 from feedface.checkpoints.extend import extend
@@ -395,3 +395,24 @@ def test_configs_are_valid_and_their_keys_are_explained(config):
     settings = adaface.get_config().control
     assert {*settings.keys()} == Settings.model_fields.keys()
     assert {*settings.objective.keys()} == ObjectiveSettings.model_fields.keys()
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the lists of keys are not here")
+@pytest.mark.parametrize(("copies", "trained"), [(1, 85_056_003), (8, 184_275_459)])
+def test_the_full_size_has_the_released_files_keys_and_shapes(copies, trained):
+    lists = json.loads((SHARED.parent / "adaface_official_keys.json").read_text())
+    released = next(keys for name, keys in lists.items() if name.endswith(f"state_dict, M={copies}"))
+    reads = next(keys for name, keys in lists.items() if name.startswith("Arc2Face/encoder"))
+    tower = {"layers": 12, "heads": 12, "mlp": 3072, "positions": 77}
+    with torch.device("meta"):
+        method = AdaFace(768, tower, tower, 512, 4, 16, [copies] * 12)
+    for ours, theirs, prefix in (
+        (method.word_tower, released, "prompt2token_proj.text_model."),
+        (method.reader.tower, reads, "text_model."),
+    ):
+        shapes = {prefix + key: [*value.shape] for key, value in ours.state_dict().items()}
+        left = {key for key in theirs if key not in shapes} - {MIX}
+        assert all(theirs[key] == shape for key, shape in shapes.items())
+        assert {key.removeprefix(prefix) for key in left if "obj_proj_in" not in key} == {TABLE}
+    assert [*method.mix.weights.shape] == released[MIX]
+    assert sum(parameter.numel() for _, parameter in method.trained_parameters(None)) == trained
