@@ -48,10 +48,11 @@ def cpu() -> ConfigDict:
             ),
             "unet": fit_config(
                 image_size=size, channels=(64, 128), layers_per_block=1, norm_groups=16, head_width=32, empty_text=0.1,
-                min_snr=5.0, minutes=120.0, batch_size=64, lr=1e-3, warmup_steps=300, ema_decay=0.999, amp=True,
+                min_snr=5.0, minutes=98.0, batch_size=32, lr=1e-3, schedule="trapezoid", warmup_steps=300,
+                ema_decay=0.999, amp=True,
             ),
             "control_unet": {
-                "image_size": size, "seed": 0, "steps": 2700, "batch_size": 64, "lr": 1e-3, "precision": "fast",
+                "image_size": size, "seed": 0, "steps": 1500, "batch_size": 32, "lr": 1e-3, "precision": "fast",
                 "sites": (), "mlp_ratio": 0.25,
             },
             "control": {

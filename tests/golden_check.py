@@ -1,10 +1,11 @@
 """Compute every array of a golden file with this project's classes, and compare:
 
+    python tests/golden_check.py flashface FILE.npz
     python tests/golden_check.py adaface FILE.npz SHAPES.json
 
 Prints each array's largest absolute difference and its tolerance, then the worst; exits with 1 beyond a tolerance, and
 for an array that nothing here computes, unless a reason is known. A method's arrays are computed by `golden_METHOD.py`
-beside this file; its `REASONS` say of the beginnings of names why these are not.
+beside this file; its `REASONS`, where it has any, say of the beginnings of names why these are not.
 """
 
 import json
@@ -65,10 +66,12 @@ def compare(
 
 
 def main(argv: list[str]) -> int:
-    if len(argv) not in (2, 3) or not all(Path(file).is_file() for file in argv[1:]):
+    method, *files = argv or [""]
+    known = Path(__file__).with_name(f"golden_{method}.py").is_file()
+    if not known or len(files) not in (1, 2) or not all(Path(file).is_file() for file in files):
         print(__doc__, file=sys.stderr)
         return 2
-    method, file, *others = argv
+    file, *others = files
     config, arrays = read(Path(file))
     shapes = [json.loads(Path(other).read_text()) for other in others]
     module = import_module(f"tests.golden_{method}")

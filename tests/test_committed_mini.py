@@ -35,9 +35,10 @@ def test_the_demo_person_comes_out_in_new_pictures():
     assert np.mean(with_face) > (np.mean(without_face) if without_face else 0) + 0.2
 
 
-def test_its_files_are_small_and_name_no_folder_of_ours():
-    files = [path for path in MINI.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) < 30 * 2**20
+@pytest.mark.parametrize(("folder", "most_mib"), [("mini", 30), ("mini-next", 40), ("mini-unet", 30)])
+def test_its_files_are_small_and_name_no_folder_of_ours(folder, most_mib):
+    files = [path for path in (ROOT / "models" / folder).rglob("*") if path.is_file()]
+    assert 0 < sum(path.stat().st_size for path in files) < most_mib * 2**20
     for path in files:
         if path.suffix == ".json":
             assert '": "/' not in path.read_text(encoding="utf-8"), (
@@ -50,3 +51,14 @@ def test_its_files_are_small_and_name_no_folder_of_ours():
 def test_no_pickles(name):
     weights = [path.suffix for path in (MINI / name).iterdir() if path.suffix != ".json"]
     assert weights and set(weights) == {".safetensors"}
+
+
+def test_the_one_on_the_u_net_has_only_what_is_its_own_and_shows_the_person():
+    folder = ROOT / "models" / "mini-unet"
+    assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == ["feedface", "unet"]
+    pipe = FeedFacePipeline.from_pretrained(folder, device="cpu")
+    assert pipe.bundle.kinds == {"backbone": "unet", "method": "feedface"}
+    draw = lambda: np.asarray(pipe.generate("a sad woman in a city at night", seed=3, progress=False)[0])  # noqa: E731
+    nobody = draw()
+    pipe.set_faces([ROOT / "assets" / "demo_face.png"])
+    assert nobody.shape == (128, 128, 3) and np.abs(draw().astype(int) - nobody).mean() > 2

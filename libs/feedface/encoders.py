@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -87,6 +88,8 @@ def preprocess_reference(spec: ReferenceSpec, crop: np.ndarray) -> Tensor:
 
     What follows, `faces.embeddings.references_of` says.
     """
+    if spec.kind == "latent":
+        return to_tensor(np.array(Image.fromarray(crop).resize((spec.size, spec.size), Image.Resampling.LANCZOS)))
     if spec.kind not in ("crop", "embedding"):
         raise UserError(f"this method takes references of kind {spec.kind!r}, and only crops can be made here")
     pixels = preprocess_face(crop, spec.crop_px)
@@ -143,7 +146,10 @@ class TextEncoder(nn.Module):
     """CLIP text tower (last hidden states), then the linear prefix of the caption decoder where there is one.
 
     `clip_skip`: how many of the last layers are left out, before the last norm; models trained so want 1.
+    `negative_skip`: the same for negative and empty prompts at inference; None: as for others.
     """
+
+    negative_skip: int | None = None
 
     def __init__(
         self, clip: "CLIPTextModel", tokenizer: "CLIPTokenizer", prefix: nn.Linear | None = None, clip_skip: int = 0
@@ -189,13 +195,14 @@ class TextEncoder(nn.Module):
         return self.clip.get_input_embeddings().weight[list(ids)].detach()
 
     @torch.no_grad()
-    def encode(self, texts: Sequence[str]) -> Tensor:
-        """Prompts -> [B,T,text_dim] in the weights' dtype."""
+    def encode(self, texts: Sequence[str], negative: bool = False) -> Tensor:
+        """Prompts -> [B,T,text_dim] in the weights' dtype. `negative`: they are what guidance leads away from."""
         ids = self.tokenize(texts).to(self.clip.device)
-        out = self.clip(input_ids=ids, output_hidden_states=bool(self.clip_skip))  # CLIP was trained without a mask
+        skip = self.negative_skip if negative and self.negative_skip is not None else self.clip_skip
+        out = self.clip(input_ids=ids, output_hidden_states=bool(skip))  # CLIP was trained without a mask
         states = out.last_hidden_state
-        if self.clip_skip:
-            states = self.clip.final_layer_norm(out.hidden_states[-1 - self.clip_skip])
+        if skip:
+            states = self.clip.final_layer_norm(out.hidden_states[-1 - skip])
         return self.prefix(states) if self.prefix is not None else states
 
     def encode_tokens(self, ids: Tensor, words: Tensor, layer_weights: Sequence[float] = ()) -> Tensor:

@@ -32,7 +32,7 @@ from feedface.faces.references import Picture, Reference, as_pictures, find_face
 from feedface.inference.acceleration import channels_last, compile_blocks, quantise_int8
 from feedface.inference.batching import batches, check_finite, default_batch_size, draw_batch, picture_settings
 from feedface.inference.model_files import NO_CHANGES, Changes, load_model, model_digest, parse_lora
-from feedface.settings import MAX_SAMPLES, MAX_SEED, Settings, check_prompt, whole_number
+from feedface.settings import MAX_SAMPLES, MAX_SEED, Settings, check_prompt, check_range, whole_number
 
 if TYPE_CHECKING:
     from feedface.backbones.base import Prompt
@@ -234,12 +234,24 @@ class FeedFacePipeline:
         with self.bundle.lock:
             method = self.bundle.method
             pixels = torch.stack([preprocess_reference(method.reference, reference.crop) for reference in references])
-            pixels = references_of(method.reference, pixels.to(self.device, self.dtype), self.bundle.faces_root)
+            pixels = references_of(
+                method.reference, pixels.to(self.device, self.dtype), lambda: self.bundle.vae, self.bundle.faces_root
+            )
             features = method.features(pixels)  # [F, …] each
             identity = method.identity({name: value[None] for name, value in features.items()}, pool)
             for value in identity.values():
                 check_finite(self.bundle, "method", value)
         return identity
+
+    @torch.inference_mode()
+    def blend(self, first: Identity, second: Identity, weight: float = 0.5) -> Identity:
+        """Two people in one, for `Request`: the first alone at `weight` 0, the second alone at 1.
+
+        `UserError` for a weight outside 0 … 1, and for a method that cannot blend.
+        """
+        check_range("--blend_weight", weight, 0, 1)
+        with self.bundle.lock:
+            return self.bundle.method.blended(first, second, weight)
 
     face_tokens = identity  # its name when there was one method, whose identity is tokens
 

@@ -4,6 +4,7 @@ Weights and inputs are not stored: both sides draw them from their names. `shape
 and the small models `uvit_A` and `adapter_A` = {"uvit", "adapter"}, in the authors' naming.
 `stable_diffusion.json.gz`: names and shapes of Stable Diffusion 1.5, as one file in LDM's naming ("single_file") and of
 its U-Net in diffusers' ("unet"), and which of the U-Net's is which ("to_diffusers").
+`flashface_official.json.gz`: names and shapes of FlashFace's `flashface.ckpt`; `golden_check.py` compares its arrays.
 """
 
 import gzip

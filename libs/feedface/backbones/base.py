@@ -14,7 +14,7 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 
-from feedface.backbones.control import Control
+from feedface.backbones.control import Control, Operator
 from feedface.backbones.site import Site
 from feedface.common.errors import UserError
 from feedface.common.validation import arguments_of
@@ -104,6 +104,10 @@ class Backbone(nn.Module):
         `memory`, where the backbone is `reusable`: empty, it is filled with what the deep blocks gave; filled by an
         earlier call, that stands in for them.
         """
+        raise NotImplementedError
+
+    def operator(self, site: str) -> Operator:
+        """The attention at a site, as controls are handed it: for what they compute once, before any step."""
         raise NotImplementedError
 
     def blocks(self) -> Iterator[tuple[str, nn.Module]]:

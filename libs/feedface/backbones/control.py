@@ -9,7 +9,7 @@ from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from feedface.backbones.site import Site
 from feedface.diffusion.state import State, take
@@ -20,8 +20,10 @@ Rows = slice | None  # of a batch; None is all
 class Operator(Protocol):
     """An attention's own parts, for a control that stands in for it. Queries, keys, values are [B,L,D], heads joined.
 
-    Called as `op(x, context)`, it is the attention as it was.
+    Called as `op(x, context)`, it is the attention as it was. `attention` is its module, with the weights.
     """
+
+    attention: nn.Module
 
     def query(self, x: Tensor) -> Tensor: ...
 

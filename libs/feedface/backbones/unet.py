@@ -21,7 +21,7 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import AttnProcessor2_0
 from diffusers.models.resnet import ResnetBlock2D
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 from torch import Tensor, nn
 from typing_extensions import TypedDict  # pydantic takes this one before Python 3.12
 
@@ -54,6 +54,7 @@ class UNetConfig(TypedDict, total=False):
     __pydantic_config__ = OPEN
     kind: Literal["unet"]
     prediction: Literal[PREDICTIONS]
+    mask_channels: Annotated[int, Field(ge=0, le=16)]
     in_channels: Width
     out_channels: Width
     block_out_channels: Annotated[list[Width], Len(1, 16)]
@@ -69,13 +70,14 @@ CONFIG = TypeAdapter(UNetConfig)
 
 @dataclass(frozen=True)
 class Conditions(base.Conditions):
-    """Encoded text [B,T,Dt], in the weights' dtype, and the latent's (h, w)."""
+    """Encoded text [B,T,Dt], in the weights' dtype, the latent's (h, w), and perhaps a mask [B,M,h,w]."""
 
     text: Tensor
     latent_size: tuple[int, int]
+    mask: Tensor | None = None
 
     def __getitem__(self, rows: slice) -> "Conditions":
-        return Conditions(self.text[rows], self.latent_size)
+        return Conditions(self.text[rows], self.latent_size, None if self.mask is None else self.mask[rows])
 
 
 class AttentionOperator:
@@ -141,6 +143,7 @@ class UNet(Backbone):
     Args:
         unet: diffusers' model, of Stable Diffusion 1.x or 2.x's kind.
         prediction: what it was trained to predict, "epsilon" or "v_prediction".
+        mask_channels: M of its input's channels are no latent's, but a prompt's "mask", behind it; zeros without one.
 
     Raises `ValueError` for a model of another kind.
     """
@@ -148,19 +151,19 @@ class UNet(Backbone):
     kind = "unet"
     uncond_modes = ("empty_token", "paper")
 
-    def __init__(self, unet: UNet2DConditionModel, prediction: str = "epsilon"):
+    def __init__(self, unet: UNet2DConditionModel, prediction: str = "epsilon", mask_channels: int = 0):
         super().__init__()
         if prediction not in PREDICTIONS:
             raise ValueError(f"prediction must be one of {', '.join(PREDICTIONS)}, not {prediction!r}")
-        if unet.config.in_channels != unet.config.out_channels or unet.config.addition_embed_type:
+        if unet.config.in_channels - mask_channels != unet.config.out_channels or unet.config.addition_embed_type:
             raise ValueError(
                 f"a U-Net of {unet.config.in_channels} -> {unet.config.out_channels} channels, additional embeddings "
                 f"{unet.config.addition_embed_type}, is none of Stable Diffusion 1.x or 2.x"
             )
-        self.unet, self.prediction = unet, prediction
+        self.unet, self.prediction, self.mask_channels = unet, prediction, mask_channels
         own = {key: value for key, value in unet.config.items() if not key.startswith("_")}  # not the library's version
-        self.config = {**own, "prediction": prediction}
-        self.latent_channels = unet.config.in_channels
+        self.config = {**own, "prediction": prediction} | ({"mask_channels": mask_channels} if mask_channels else {})
+        self.latent_channels = unet.config.out_channels
         size = unet.config.sample_size
         self.latent_size = (size, size) if isinstance(size, int) else tuple(size)
         self.text_dim = unet.config.cross_attention_dim
@@ -174,10 +177,10 @@ class UNet(Backbone):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """`config` is that of diffusers' model, perhaps with "prediction" beside."""
+        """`config` is that of diffusers' model, perhaps with "prediction" and "mask_channels" beside."""
         own = dict(config)
-        prediction = own.pop("prediction", "epsilon")
-        return cls(UNet2DConditionModel.from_config(own), prediction)
+        prediction, mask_channels = own.pop("prediction", "epsilon"), own.pop("mask_channels", 0)
+        return cls(UNet2DConditionModel.from_config(own), prediction, mask_channels)
 
     def _find_sites(self) -> None:
         processors = {}
@@ -217,8 +220,16 @@ class UNet(Backbone):
         """Transformer blocks and residual blocks."""
         return iter(self._blocks.items())
 
+    def operator(self, site: str) -> AttentionOperator:
+        path, _, attention = site.rpartition(".")
+        return AttentionOperator(getattr(self._blocks[f"{path}.transformer_blocks.0"], attention))
+
     def conditions(self, prompt: Prompt, latent_size: tuple[int, int] | None = None) -> Conditions:
-        return Conditions(prompt["text"].to(self.dtype), tuple(latent_size or self.latent_size))
+        text, size = prompt["text"].to(self.dtype), tuple(latent_size or self.latent_size)
+        mask = None
+        if self.mask_channels:
+            mask = prompt.get("mask", text.new_zeros(len(text), self.mask_channels, *size))
+        return Conditions(text, size, mask)
 
     def forward(
         self,
@@ -231,8 +242,9 @@ class UNet(Backbone):
         x = state["img"]
         if tuple(x.shape[-2:]) != conditions.latent_size:
             raise ValueError(f"latent of {[*x.shape[-2:]]} with conditions for {[*conditions.latent_size]}")
+        seen = x if conditions.mask is None else torch.cat([x, conditions.mask.to(x)], dim=1)
         out = self.unet(
-            x.to(self.dtype),
+            seen.to(self.dtype),
             t - 1,  # 0 … 999 there
             conditions.text,
             cross_attention_kwargs=None if control is None else {"control": control},

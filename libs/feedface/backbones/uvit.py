@@ -310,6 +310,9 @@ class UViT(Backbone):
     def blocks(self) -> Iterator[tuple[str, nn.Module]]:
         return ((name, self.get_submodule(name)) for name in self.block_names)
 
+    def operator(self, site: str) -> AttentionOperator:
+        return AttentionOperator(self.get_submodule(site))
+
     def state_shapes(self, latent_size: tuple[int, int] | None = None) -> dict[str, tuple[int, ...]]:
         return {**super().state_shapes(latent_size), "clip_img": (1, self.clip_img_dim)}
 

@@ -4,6 +4,15 @@
     python -m feedface.checkpoints convert --from models/ --to models/feedface-v1 --dtype fp16 \\
         --text_encoder models/clip-vit-large-patch14 --image_encoder models/clip-vit-base-patch32
 
+of FlashFace's own authors flashface.ckpt, with the text encoder and VAE of a Stable Diffusion 1.5,
+
+    python -m feedface.checkpoints convert_flashface --from flashface.ckpt --base models/stable-diffusion-v1-5 \\
+        --to models/flashface-official
+
+and a model with FlashFace into the folder that its authors' program takes:
+
+    python -m feedface.checkpoints export --from workdir/flashface/checkpoints/last --to flashface
+
 AdaFace: the authors' files into a method's folder (for --ckpt_path), and attention with more keys, between two rounds
 of training:
 
@@ -54,7 +63,27 @@ def main() -> None:
         command.add_argument("--with", dest="other", required=True, help="the same, whose part is taken")
         command.add_argument("--to", dest="target", required=True, help="folder to write")
         command.add_argument("--dtype", choices=DTYPES, help="number format to store (default: that of the files)")
+    command = commands.add_parser("convert_flashface", help="flashface.ckpt -> a model folder")
+    command.add_argument("--from", dest="source", required=True, help="flashface.ckpt")
+    command.add_argument("--base", required=True, help="Stable Diffusion 1.5, a diffusers folder")
+    command.add_argument("--to", dest="target", required=True, help="folder to write")
+    command = commands.add_parser("export", help="a model with FlashFace -> a diffusers folder with refnet/")
+    command.add_argument("--from", dest="source", required=True, help="model folder, or a training checkpoint")
+    command.add_argument("--to", dest="target", required=True, help="folder to write")
+    command.add_argument("--dtype", choices=DTYPES, help="number format to store (default: that of the model)")
     args = parser.parse_args()
+    if args.command == "convert_flashface":
+        from feedface.checkpoints.flashface_official import convert
+
+        print(f"wrote {convert(args.source, args.base, args.target)}")
+        return
+    if args.command == "export":
+        from feedface.checkpoints.flashface_export import export
+        from feedface.common.device import DTYPES as NUMBERS
+
+        export(args.source, args.target, NUMBERS.get(args.dtype))
+        print(f"wrote {args.target}")
+        return
     if args.command.startswith("replace-"):
         from feedface.checkpoints.replace import replace_part
         from feedface.common.device import DTYPES as NUMBERS

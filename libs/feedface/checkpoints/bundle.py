@@ -2,7 +2,7 @@
 
 A part may also lie elsewhere: a training checkpoint holds the method it trained and points to the frozen parts of the
 bundle it started from; models may share a VAE. A Stable Diffusion, folder or single file, is read as a bundle without
-a method. Nothing here reads a pickle that could run code.
+a method, or, where the folder has a reference net, with FlashFace. Nothing here reads a pickle that could run code.
 """
 
 import os
@@ -184,10 +184,13 @@ def _stable_diffusion(path: Path) -> Bundle:
     image_size = open_stable_diffusion(path).image_size
     defaults = Defaults(guidance=7.5).model_dump(exclude_none=True)  # usual there
     defaults["uncond"] = backbone_class("unet").uncond_modes[0]
-    components = dict.fromkeys(("backbone", "vae", "text_encoder"), path)
-    return Bundle(
-        path, path.stem if path.is_file() else path.name, image_size, defaults, components, {"backbone": "unet"}
-    )
+    components, kinds = dict.fromkeys(("backbone", "vae", "text_encoder"), path), {"backbone": "unet"}
+    if (path / "refnet").is_dir():
+        from feedface.checkpoints.flashface import GUIDANCE, REFNET, SCALE
+
+        components["method"], kinds["method"] = path / REFNET, "flashface"
+        defaults |= {"guidance": GUIDANCE, "face_scale": SCALE}
+    return Bundle(path, path.stem if path.is_file() else path.name, image_size, defaults, components, kinds)
 
 
 def load_bundle(

@@ -62,6 +62,8 @@ def part_class(name: str, folder: Path) -> type[nn.Module]:
         if name == "method":
             raise UserError(f"{folder}: a Stable Diffusion (a backbone), not a method; give it as the model (--model)")
         return backbone_class("unet")
+    if name == "method" and (net := _reference_net(folder)):
+        return net
     file, kind = folder / "config.json", V1_KINDS[name]
     if file.is_file():  # else whoever reads it says so
         kind = read_json(file).get("kind", kind)
@@ -88,7 +90,18 @@ def _load_seam(name: str, folders: Folders, device: str | torch.device, dtype: D
     kind = part_class(name, folder)
     if is_stable_diffusion(folder):
         return _stable_diffusion(folder).unet(device, dtype)
+    if name == "method" and _reference_net(folder):
+        from feedface.checkpoints.flashface import load_reference_net  # brings in diffusers
+
+        return load_reference_net(folder, device, dtype)
     return load_network(kind, folder, device, dtype)
+
+
+def _reference_net(folder: Path) -> type[nn.Module] | None:
+    """FlashFace's class where the folder holds the authors' form of it, a bare U-Net."""
+    file = folder / "config.json"
+    bare = file.is_file() and read_json(file).get("_class_name") == "UNet2DConditionModel"
+    return method_class("flashface") if bare else None
 
 
 def _save_seam(module: nn.Module, folder: Path, dtype: Dtype) -> None:

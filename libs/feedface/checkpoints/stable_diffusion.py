@@ -174,7 +174,12 @@ class _Folder:
 
         tokenizer = load_tokenizer(self.path / "tokenizer")
         clip = self._read("text_encoder", CLIPTextModel, dtype=dtype)
-        return _ready(TextEncoder(clip, tokenizer, clip_skip=clip_skip), device)
+        encoder = _ready(TextEncoder(clip, tokenizer, clip_skip=clip_skip), device)
+        if not clip_skip and (self.path / "refnet").is_dir():
+            from feedface.checkpoints.flashface import CLIP_SKIP, NEGATIVE_SKIP
+
+            encoder.clip_skip, encoder.negative_skip = CLIP_SKIP, NEGATIVE_SKIP
+        return encoder
 
     def _read(self, part: str, kind: type, **options: Any) -> nn.Module:
         folder = self.path / part

@@ -4,6 +4,10 @@ One person, one or several pictures of them:
     python inference.py --prompt "a smiling man with a red hat" --image face.png --output outputs
     python inference.py --prompt "a woman on a beach" --image a.png b.png --n_samples 4 --n_iter 2 --seed 7
 
+A model with FlashFace also blends two people, and any folder in its authors' form (with refnet/) is such a model:
+    python inference.py --method flashface --prompt "a woman on a beach" --image a.png b.png c.png d.png
+    python inference.py --method flashface --prompt "a man in a city" --image a.png --blend b.png --blend_weight 0.3
+
 Batches: JSON files (see json_examples/), several of them, or a folder of them; each job gets a folder under --output:
     python inference.py -j json_examples/man.json
     python inference.py -j json_examples --n_samples 4
@@ -58,6 +62,10 @@ def make_parser() -> Parser:
         "--negative_prompt", help="what the picture is led away from; needs a model or --uncond with an empty prompt"
     )
     what.add_argument("--image", nargs="+", metavar="FILE", help="pictures of one person")
+    what.add_argument("--blend", nargs="+", metavar="FILE", help="pictures of another person to blend with (flashface)")
+    what.add_argument(
+        "--blend_weight", type=float, default=0.5, help="how much of the other person is shown, 0 to 1 (0.5)"
+    )
     what.add_argument(
         "-j",
         "--json",
@@ -88,6 +96,12 @@ def make_parser() -> Parser:
         type=path_flag("--model"),
         help="model folder, or a Stable Diffusion 1.x or 2.x: a diffusers folder, .safetensors or .ckpt (default: the "
         "one --ckpt_path belongs to, else the config's, else models/mini)",
+    )
+    model.add_argument(
+        "--method",
+        metavar="KIND",
+        help="how the person is shown, feedface or flashface: the model must have it; without --model, the first of "
+        "models/ that has it",
     )
     model.add_argument(
         "--ckpt_path",
@@ -219,6 +233,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_range("--n_iter", args.n_iter, 1, 100_000)
     check_range("--clip_skip", args.clip_skip, 0, 64)
     check_range("--seed", args.seed, 0, MAX_SEED - args.n_samples * args.n_iter)
+    check_range("--blend_weight", args.blend_weight, 0, 1)
+    if args.blend and not (args.image or args.json):
+        raise UserError("--blend: somebody to blend with --image's person; give --image too")
     if args.batch_size is not None:
         check_range("--batch_size", args.batch_size, 1, 4096)
     settings = Settings(
@@ -248,11 +265,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     # These bring in torch: seconds that a mistyped command line need not wait for.
     from feedface.faces.detect import make_detector
-    from feedface.inference.model_files import own_model
+    from feedface.inference.model_files import model_with, own_model
     from feedface.inference.runner import RunPlan, run_job, run_jobs
     from feedface.pipeline import FeedFacePipeline
 
-    model = args.model or own_model(args.ckpt_path) or config.model or default_model()
+    model = args.model or own_model(args.ckpt_path) or config.model
+    if args.method is not None:
+        model = model_with(args.method, model, args.ckpt_path)
+    model = model or default_model()
     check_faces(model, args.ckpt_path, jobs)
     pipe = FeedFacePipeline.from_pretrained(
         model,
@@ -269,7 +289,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     detector = make_detector(args.detector, pipe.bundle.faces_root)
     pipe.settings(settings)  # refuses a size that the model cannot draw, before any face is looked for
-    plan = RunPlan(settings, args.seed, args.n_samples, args.n_iter, not args.no_detect, args.batch_size, face)
+    plan = RunPlan(
+        settings,
+        args.seed,
+        args.n_samples,
+        args.n_iter,
+        not args.no_detect,
+        args.batch_size,
+        face,
+        tuple(map(Path, args.blend or ())),
+        args.blend_weight,
+    )
     if not args.json:
         run_job(pipe, jobs[0], plan, detector, args.output)
         return 0

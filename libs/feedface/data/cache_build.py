@@ -97,8 +97,8 @@ def agree(folder: Path, sources: EncoderSources, store: PictureStore, mirrored: 
     """The manifest of the cache in `folder`, written now if there is none.
 
     A cache with more mirrored views, or more encoders' answers, also serves a run with fewer, once it is complete;
-    shards keep the size they have. Raises `UserError`,
-    naming what differs, for a cache made otherwise, and leaves that as it is.
+    shards keep the size they have. Raises `UserError`, naming what differs, for a cache made otherwise, and leaves that
+    as it is.
     """
     kinds = as_kinds(mirrored)
     wanted = {
@@ -203,7 +203,9 @@ def plan(folder: Path, manifest: dict, items: Items, records: Sequence[Record]) 
     """All files of a cache of these records, in the order of their numbers within each kind."""
     stamps: dict[Path, list] = {}  # the same pictures are references again and again
 
-    def stamp(path: Path) -> list:
+    def stamp(path: Path | None) -> list:
+        if path is None:
+            return []
         if path not in stamps:
             stamps[path] = _stamp(path)
         return stamps[path]

@@ -91,23 +91,26 @@ class PictureStore:
         return self._kept[what].get(number, make) if self._kept else make()
 
     def _masks(self, record: Record) -> np.ndarray:
+        if record.mask_path is None:
+            return np.ones((2, self.latent_size, self.latent_size), np.float32)
         mask = self._read(record.mask_path, read_mask)
         if mask.shape != (record.height, record.width):
             found = f"{mask.shape[1]} x {mask.shape[0]}"
             self._give_up(record.mask_path, f"mask of {found} px for a picture of {record.width} x {record.height}")
         return face_masks(mask, self.latent_size)
 
-    def crop_of(self, row: int, face: int) -> tuple[Path, Box]:
+    def crop_of(self, row: int, face: int) -> tuple[Path, Box | None]:
         """Which picture and box reference `face` (0 own, i the i-th of `ref`) of record `row` is cut from."""
         record = self.records[row]
         source = record if face == 0 else record.ref[face - 1]
         return source.path, source.square_bbox
 
-    def face(self, path: Path, box: Box) -> Tensor:
-        """Face crop as the method takes it: float32 RGB [3,s,s]."""
+    def face(self, path: Path, box: Box | None) -> Tensor:
+        """Face crop as the method takes it: float32 RGB [3,s,s]. Without a box the picture is one."""
 
         def make() -> np.ndarray:
-            return preprocess_reference(self.reference, crop_square(self._read(path), box)).numpy()
+            picture = self._read(path)
+            return preprocess_reference(self.reference, picture if box is None else crop_square(picture, box)).numpy()
 
         return torch.from_numpy(self._get("face", self._crops[path, box] if self._kept else 0, make))
 

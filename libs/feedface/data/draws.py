@@ -30,6 +30,7 @@ class DrawSettings:
     standard_loss: float = 0.1
     face_dropout: float = 0.1
     text_dropout: float = 0.0
+    faceless: frozenset[int] = frozenset()  # records whose own picture is no reference: others are, or none is
 
 
 @lru_cache(maxsize=2)
@@ -61,19 +62,22 @@ def draw(settings: DrawSettings, sample: int, faces: int, refs: Sequence[int], a
     else:
         row = int(_order(settings.seed, sample // len(refs), len(refs))[sample % len(refs)])
     others = list(rng.permutation(refs[row]) + 1) if refs[row] else []
-    pool = others if others and chances[2] < settings.other_picture else [0, *others]
+    faceless = row in settings.faceless
+    pool = others if others and (faceless or chances[2] < settings.other_picture) else [0, *others]
     # Drawn last, so that all else is as it was before references had a flip of their own.
     flips = rng.random(faces) < settings.flip_reference
+    shown = int(rng.integers(1, faces + 1))  # and this after them
     return Draw(
         row=row,
         flip=bool(chances[0] < settings.flip),
         hair=bool(chances[1] < settings.hair_in_mask),
         standard=bool(chances[3] < settings.standard_loss),
-        drop_face=bool(chances[4] < settings.face_dropout),
+        drop_face=bool(chances[4] < settings.face_dropout) or (faceless and not others),
         drop_text=bool(chances[5] < settings.text_dropout),
         t=t,
         faces=tuple(int(pool[i % len(pool)]) for i in range(faces)),
         flips=tuple(flips.tolist()),
+        shown=shown,
         vae_noise=vae_noise,
         noise=noise,
     )

@@ -66,7 +66,8 @@ class FrozenEncoders:
     @torch.no_grad()
     def references(self, pixels: Tensor) -> Features:
         """Face crops [B,3,s,s] -> features [B,…]."""
-        return self._features(references_of(self.method.reference, pixels.to(self.device), self.faces_root))
+        pixels = pixels.to(self.device)
+        return self._features(references_of(self.method.reference, pixels, lambda: self.vae, self.faces_root))
 
     def zero_reference(self) -> Features:
         """Features of a crop of zeros, without the batch's dimension."""

@@ -4,6 +4,10 @@
      "bbox": [x0, y0, x1, y1], "square_bbox": [x0, y0, x1, y1],
      "mask_path": str, "ref": [{"path": str, "square_bbox": [x0, y0, x1, y1]}, ...], "identity": str}
 
+Training also reads the rows of open FlashFace (`faceless`), whose `ref` are face crops, without boxes and masks:
+
+    {"path": str, "size": [width, height], "caption": str, "ref": [str, ...]}
+
 Boxes are in pixels of the picture; `square_bbox` is `bbox` expanded 1.1 times and squared, and may pass the border.
 `ref` (other pictures of the same person) and `identity` are optional; other keys are ignored. Relative paths are
 relative to the JSONL file. The first seven keys are those of the authors' release (spec, section 6).
@@ -34,15 +38,19 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True, slots=True)
 class RecordReference:
-    """Another picture of the same person: its path and the square face box in its pixels."""
+    """Another picture of the same person: its path and the square face box in its pixels; None: it is a face crop."""
 
     path: Path
-    square_bbox: Box
+    square_bbox: Box | None
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One line. `origin` is "file:line" for messages (empty when made in code); it is not written."""
+    """One line. `origin` is "file:line" for messages (empty when made in code); it is not written.
+
+    Without a `mask_path`, a row of open FlashFace: all of the picture counts as face in masks, and there is no face to
+    cut out of it (its boxes are the whole picture).
+    """
 
     path: Path
     caption: str
@@ -50,7 +58,7 @@ class Record:
     height: int
     bbox: Box
     square_bbox: Box
-    mask_path: Path
+    mask_path: Path | None
     ref: tuple[RecordReference, ...] = ()
     identity: str | None = None
     origin: str = ""
@@ -82,7 +90,17 @@ class _Row(BaseModel):
     identity: str | None = None
 
 
-_ROW = TypeAdapter(_Row)
+class _FacelessRow(BaseModel):
+    """A line of open FlashFace."""
+
+    model_config = STRICT
+    path: Text
+    size: tuple[_Side, _Side]
+    caption: str
+    ref: list[Text] | None = None
+
+
+_ROW, _FACELESS_ROW = TypeAdapter(_Row), TypeAdapter(_FacelessRow)
 _BOX_HINT = f"must be four numbers [x0, y0, x1, y1], from -{MAX_PX} to {MAX_PX}"
 _SIDE_HINT = f"must be a whole number of pixels from 1 to {MAX_PX}"
 _TEXT_HINT = "must be a string with something in it"
@@ -91,10 +109,17 @@ HINTS = {
     **dict.fromkeys(("width", "height"), _SIDE_HINT),
     **dict.fromkeys(("path", "caption", "mask_path"), _TEXT_HINT),
 }
+_FACELESS_HINTS = {
+    "size": f"must be two whole numbers of pixels [width, height], from 1 to {MAX_PX}",
+    "ref": "must be a list of paths of face crops",
+    "path": _TEXT_HINT,
+}
 
 
-def read_records(paths: str | os.PathLike | Sequence[str | os.PathLike]) -> list[Record]:
+def read_records(paths: str | os.PathLike | Sequence[str | os.PathLike], faceless: bool = False) -> list[Record]:
     """Records of one JSONL file, or of several one after the other; empty lines are passed over.
+
+    `faceless`: rows of open FlashFace are taken too.
 
     Raises `UserError`, naming file, line and key, for a line that breaks the schema, and for a file without records.
     The pictures themselves are not opened here.
@@ -104,7 +129,7 @@ def read_records(paths: str | os.PathLike | Sequence[str | os.PathLike]) -> list
     records = []
     for path in map(Path, paths):
         before = len(records)
-        records += _read_file(path)
+        records += _read_file(path, faceless)
         if len(records) == before:
             raise UserError(f"{path}: holds no records; each line must be a JSON object (see feedface/data/records.py)")
     if not records:
@@ -141,7 +166,7 @@ def _portable(path: Path, folder: Path) -> str:
     return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.as_posix()
 
 
-def _read_file(path: Path) -> Iterator[Record]:
+def _read_file(path: Path, faceless: bool) -> Iterator[Record]:
     check_file(path)
     folder = Path(os.path.abspath(path.parent))
     with open(path, "rb") as file:
@@ -151,7 +176,8 @@ def _read_file(path: Path) -> Iterator[Record]:
                 raise UserError(f"{path}:{number}: a line of more than {MAX_LINE_BYTES >> 20} MiB, so not a record")
             line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
             if line.strip():
-                yield _record(line, folder, f"{path}:{number}")
+                read = _faceless_record if faceless and b'"bbox"' not in line and b'"size"' in line else _record
+                yield read(line, folder, f"{path}:{number}")
 
 
 def _record(line: bytes, folder: Path, origin: str) -> Record:
@@ -173,6 +199,14 @@ def _record(line: bytes, folder: Path, origin: str) -> Record:
         identity=row.identity,
         origin=origin,
     )
+
+
+def _faceless_record(line: bytes, folder: Path, origin: str) -> Record:
+    row = parse_line_as(line, _FACELESS_ROW, origin, _FACELESS_HINTS)
+    width, height = row.size
+    whole = (0.0, 0.0, float(width), float(height))
+    refs = tuple(RecordReference(folder / path, None) for path in row.ref or ())
+    return Record(folder / row.path, row.caption, width, height, whole, whole, None, refs, origin=origin)
 
 
 def _checked(box: Box, origin: str, key: str, size: tuple[int, int] | None = None) -> Box:

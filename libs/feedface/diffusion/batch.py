@@ -16,7 +16,7 @@ from feedface.diffusion.state import State
 @dataclass(frozen=True, slots=True)
 class Draw:
     """One sample. `faces` are the pictures that give its references: 0 the record's own, i the i-th of `ref`; `flips`
-    says which of them are mirrored."""
+    says which of them are mirrored. `shown`: how many of them a method shows that can show fewer to some samples."""
 
     row: int
     flip: bool
@@ -29,12 +29,13 @@ class Draw:
     vae_noise: np.ndarray
     noise: dict[str, np.ndarray]
     flips: tuple[bool, ...] = ()
+    shown: int = 1
 
 
 @dataclass(slots=True)
 class Draws:
-    """A batch of them. Bool and int64 [B]; float32: `vae_noise` [B,C,h,w] picks a latent of the posterior, `noise` is
-    added to each part of the state."""
+    """A batch of them. [B]: bool, or int64 of rows, timesteps and counts. Float32: `vae_noise` [B,C,h,w] picks a latent
+    of the posterior, `noise` is added to each part of the state."""
 
     rows: Tensor
     flip: Tensor
@@ -45,6 +46,7 @@ class Draws:
     t: Tensor
     vae_noise: Tensor
     noise: State
+    shown: Tensor
 
     @classmethod
     def collate(cls, draws: Sequence[Draw]) -> "Draws":
@@ -54,7 +56,7 @@ class Draws:
         vae_noise = torch.from_numpy(np.stack([d.vae_noise for d in draws]))
         noise = {name: torch.from_numpy(np.stack([d.noise[name] for d in draws])) for name in draws[0].noise}
         flags = (flag.bool() for flag in (flip, hair, standard, drop_face, drop_text))
-        return cls(rows, *flags, t, vae_noise, noise)
+        return cls(rows, *flags, t, vae_noise, noise, torch.tensor([d.shown for d in draws]))
 
 
 @dataclass(slots=True)

@@ -34,6 +34,8 @@ class GuidedModel:
         uncond_mode: by default the first of the backbone's `uncond_modes`.
         identity: who is shown, B rows or one for all; with `method`, which makes a control of it. None: nobody.
         scale: strength of the identity.
+        rescale: φ of Lin et al. 2024, "Common Diffusion Noise Schedules and Sample Steps are Flawed", eq. 15 and 16:
+            how far a guided prediction's standard deviation is taken back to the conditional one's.
         latent_size: (h, w), by default the backbone's own.
 
     Raises `ValueError` for a mode that the backbone has not, or that lacks its text.
@@ -51,15 +53,18 @@ class GuidedModel:
         method: Personalisation | None = None,
         identity: Rows | None = None,
         scale: float = 1.0,
+        rescale: float = 0.0,
         latent_size: tuple[int, int] | None = None,
     ):
         mode = uncond_mode or backbone.uncond_modes[0]
         if mode not in backbone.uncond_modes:
             raise ValueError(f"uncond_mode must be one of {', '.join(backbone.uncond_modes)}, not {mode!r}")
-        self.backbone, self.guidance = backbone, guidance
+        self.backbone, self.guidance, self.rescale = backbone, guidance, rescale
         self.guided = guidance != 1
         batch = length(prompt)
         rows = None
+        if identity is not None:
+            identity = method.prompted(identity, prompt)
         if self.guided:
             prompt = backbone.guided_prompt(prompt, mode, empty_prompt, noise)
             if identity is not None:
@@ -93,4 +98,12 @@ class GuidedModel:
         if not guided:
             return noise
         conditional, unconditional = noise.chunk(2)
-        return unconditional + self.guidance * (conditional - unconditional)
+        guided = unconditional + self.guidance * (conditional - unconditional)
+        return rescaled(guided, conditional, self.rescale) if self.rescale else guided
+
+
+def rescaled(guided: Tensor, conditional: Tensor, share: float) -> Tensor:
+    """`guided` with `share` of the way to the standard deviation of `conditional`, row by row."""
+    dims = tuple(range(1, guided.dim()))
+    ratio = conditional.std(dims, keepdim=True) / guided.std(dims, keepdim=True)
+    return guided * (share * ratio + 1 - share)

@@ -63,15 +63,20 @@ class MaskObjective:
         snr = alpha_bar / (1 - alpha_bar)
         self.weights = (loss.min_snr / snr).clamp(max=1).float() if loss.min_snr else torch.ones_like(snr).float()
 
+    def features(self, draws: Draws, batch: Encoded) -> Mapping[str, Tensor]:
+        """What the model is shown of the references: nothing where the face is dropped."""
+        device = self.empty_text.device
+        return {
+            name: replaced(value.to(device), draws.drop_face, self.dropped[name])
+            for name, value in batch.features.items()
+        }
+
     def __call__(self, model: Model, draws: Draws, batch: Encoded) -> LossParts:
         device = self.empty_text.device
         t, mask = draws.t.to(device), batch.mask.to(device).float()
         state, noise = noised(draws, batch, device)
         prompt = {"text": replaced(batch.text.to(device), draws.drop_text, self.empty_text)}
-        features = {
-            name: replaced(value.to(device), draws.drop_face, self.dropped[name])
-            for name, value in batch.features.items()
-        }
+        features = self.features(draws, batch)
 
         masked = torch.zeros_like(draws.standard) if self.kind == "standard" else ~draws.standard
         rows = masked.nonzero()[:, 0].to(device)

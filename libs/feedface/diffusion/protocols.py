@@ -33,6 +33,10 @@ class NoisePredictor(Protocol):
 class Personalisation(Protocol):
     """See `Method`."""
 
+    guided_model: type
+
     def unconditional(self, identity: Rows, mode: str) -> Rows | None: ...
+
+    def prompted(self, identity: Rows, prompt: Rows) -> Rows: ...
 
     def bind(self, backbone: NoisePredictor, identity: Rows, scale: float = 1.0, rows: slice | None = None) -> Any: ...

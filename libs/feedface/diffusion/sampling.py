@@ -142,7 +142,8 @@ def sample(
     shapes = backbone.state_shapes(latent_size)
     # The noise that stands in for a text is drawn last: others' pictures do not depend on it.
     *start, noise = (drawn.to(text.device) for drawn in initial_noise(seeds, *shapes.values(), text.shape[1:]))
-    model = GuidedModel(
+    make = GuidedModel if method is None or identity is None else method.guided_model
+    model = make(
         backbone,
         expand(prompt, len(seeds)),
         empty_prompt=empty_prompt,

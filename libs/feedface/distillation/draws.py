@@ -62,6 +62,6 @@ def identities(bundle: Bundle, people: Sequence[Sequence[np.ndarray]], device: t
         return None
     method = bundle.method
     pixels = torch.stack([preprocess_reference(method.reference, crop) for crops in people for crop in crops])
-    pixels = references_of(method.reference, pixels.to(device, bundle.backbone.dtype), bundle.faces_root)
-    features = method.features(pixels)
+    pixels = pixels.to(device, bundle.backbone.dtype)
+    features = method.features(references_of(method.reference, pixels, lambda: bundle.vae, bundle.faces_root))
     return method.identity({name: value.unflatten(0, (len(people), -1)) for name, value in features.items()})

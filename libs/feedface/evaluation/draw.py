@@ -34,7 +34,8 @@ def encode_faces(
         raise UserError(f"{bundle.path}: this model has no method to show a face with")
     for person in crops:
         pixels = torch.stack([preprocess_reference(method.reference, crop) for crop in person])
-        features = method.features(references_of(method.reference, pixels.to(device, dtype), bundle.faces_root))
+        pixels = references_of(method.reference, pixels.to(device, dtype), lambda: bundle.vae, bundle.faces_root)
+        features = method.features(pixels)
         identity = method.identity({name: value[None] for name, value in features.items()}, pool)
         rows.append({name: value.cpu() for name, value in identity.items()})
     return join(*rows)

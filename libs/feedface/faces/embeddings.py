@@ -1,5 +1,6 @@
-"""Embeddings of face crops, for methods that take a face as a vector."""
+"""What methods take of face crops besides their pixels: embeddings, latents."""
 
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from feedface.common.errors import UserError
-from feedface.encoders import ReferenceSpec, to_uint8
+from feedface.encoders import LatentCodec, ReferenceSpec, to_uint8
 from feedface.faces.detect import make_detector
 from feedface.faces.identity import PackRecogniser
 
@@ -19,11 +20,17 @@ def pack_recogniser(pack: str, faces_root: Path | None) -> PackRecogniser:
     return PackRecogniser(make_detector(pack, faces_root))
 
 
-def references_of(spec: ReferenceSpec, pixels: Tensor, faces_root: Path | None) -> Tensor:
+def references_of(
+    spec: ReferenceSpec, pixels: Tensor, vae: Callable[[], LatentCodec] | None, faces_root: Path | None
+) -> Tensor:
     """What `Method.features` takes, out of the pixels [B,3,s,s] that `encoders.preprocess_reference` gave.
 
-    `faces_root`: the model's own insightface root, where it has one, for the recogniser of embeddings.
+    Args:
+        vae: asked for where the method wants latents: of the posterior's mode, so that a reference is always the same.
+        faces_root: the model's own insightface root, where it has one, for the recogniser of embeddings.
     """
+    if spec.kind == "latent":
+        return vae().encode(pixels, sample=False)
     if spec.kind != "embedding":
         return pixels
     recogniser = pack_recogniser(spec.recogniser, faces_root)

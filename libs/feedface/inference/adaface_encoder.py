@@ -79,7 +79,7 @@ class AdaFaceEncoder:
         detector = detector or make_detector(method.reference.recogniser, self.faces_root)
         references, _ = find_faces(as_pictures(photos), detector, face)
         pixels = torch.stack([preprocess_reference(method.reference, reference.crop) for reference in references])
-        embeddings = references_of(method.reference, pixels, self.faces_root).to(method.word_template)
+        embeddings = references_of(method.reference, pixels, None, self.faces_root).to(method.word_template)
         identity = method.identity({name: value[None] for name, value in method.features(embeddings).items()})
         return torch.lerp(identity["pads"], identity["words"], strength)[0].clone()
 

@@ -188,14 +188,21 @@ def _latents(
     identity = _on(device, identity)
     # Texts before the backbone: a low-memory bundle holds one of them at a time.
     negative = [] if settings.uncond in WITHOUT_PROMPT or settings.few_step else [settings.negative_prompt]
-    plain = identity is None or not bundle.method_class.changes_prompt
-    encoded = _on(device, _encoded(bundle, [*(prompts if plain else ()), *negative], texts))
-    prompt, empty = take(encoded, slice(len(prompts))), take(encoded, slice(len(prompts), None))
-    if not plain:  # with the person in them: kept for nobody else
+    tells = identity is not None and bundle.method_class.changes_prompt
+    apart = bool(negative) and bundle.text_encoder.negative_skip is not None
+    own = [] if tells else prompts
+    encoded = _on(device, _encoded(bundle, [*own, *([] if apart else negative)], texts))
+    prompt, empty = take(encoded, slice(len(own))), take(encoded, slice(len(own), None))
+    if apart:
+        empty = {"text": bundle.text_encoder.encode(negative, negative=True).to(device)}
+    if tells:  # with the person in them: kept for nobody else
         # In this order: with little memory the text encoder is read last, and the identity says all of the person.
-        method, empty = bundle.method, encoded
+        method = bundle.method
         prompt = _on(device, method.prompt(bundle.text_encoder, prompts, identity, settings.face_scale))
         check_finite(bundle, "text_encoder", prompt["text"])
+    if identity is not None and bundle.method_class.reads_prompt:
+        # Before the backbone, as what works once a generation may then make room for it.
+        identity = bundle.method.prompted(identity, prompt)
     backbone, method = bundle.networks(settings.few_step)
     width, height = (side * backbone.latent_multiple // bundle.size_multiple for side in settings.size)
     latents = sample(

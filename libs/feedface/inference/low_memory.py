@@ -100,7 +100,11 @@ class LowMemoryBundle(Bundle):
             for kind in SEAM:
                 self._drop(kind)
             self._merged = adapter
-        return self.backbone, self.method
+        method = self._modules.get("method")
+        if method is None or self._sequential or "method" in self._held or not method.done_when_prompted:
+            return self.backbone, self.method
+        self._drop("method")
+        return self.backbone, method
 
     def to(self, device: torch.device) -> None:
         raise UserError("a model loaded with low_memory stays on its device; load it anew with the other device")

@@ -26,8 +26,10 @@ from feedface.checkpoints.parts import is_stable_diffusion, load_part, part_clas
 from feedface.checkpoints.release import FILES, TEXT_ENCODER, is_release, load_release
 from feedface.common.errors import UserError
 from feedface.common.files import follow
+from feedface.common.places import default_model
 from feedface.encoders import TEXT_PROJECTION
 from feedface.inference.acceleration import channels_last
+from feedface.methods.base import method_class
 
 # What decides how a picture comes out; a bundle's other parts (faces, inspector, image encoder) do not.
 DRAWING_NETWORKS = ("backbone", "method", "vae", "text_encoder")
@@ -93,6 +95,26 @@ def own_model(ckpt_path: str | os.PathLike | None) -> Path | None:
 def shows_faces(model: str | os.PathLike, ckpt_path: str | os.PathLike | None = None) -> bool:
     """Whether the model has a method to show a face with, by its files' names and index alone."""
     return ckpt_path is not None or is_release(model) or "method" in read_index(model).kinds
+
+
+def model_with(method: str, model: str | os.PathLike | None, ckpt_path: str | os.PathLike | None = None) -> Path:
+    """The model folder to show people with a method of this kind: `model`, or the first beside the default one.
+
+    `UserError` for an unknown method, and a model that has another.
+    """
+    kind = method_class(method).kind
+    if model is None:
+        folder = default_model().parent
+        indexes = [default_model() / INDEX, *sorted(folder.glob(f"*/{INDEX}"))]
+        for index in indexes:
+            if index.is_file() and read_index(index.parent).kinds.get("method") == kind:
+                return index.parent
+        raise UserError(f"--method {kind}: no model in {folder} has it; name one with --model (train.py trains one)")
+    if ckpt_path is None:
+        own = "feedface" if is_release(model) else read_index(model).kinds.get("method", "none")
+        if own != kind:
+            raise UserError(f"--method {kind}: the method of {model} is {own}; name a model that has it with --model")
+    return Path(model)
 
 
 def load_model(
@@ -177,8 +199,8 @@ def _changed(bundle: Bundle, changes: Changes, device: torch.device) -> Bundle:
         raise UserError(
             f"{option}: is for Stable Diffusion's U-Net; this model's backbone is a {bundle.kinds['backbone']}"
         )
-    if bundle.text_encoder is not None:
-        bundle.text_encoder.clip_skip = changes.clip_skip
+    if bundle.text_encoder is not None and changes.clip_skip:
+        bundle.text_encoder.clip_skip, bundle.text_encoder.negative_skip = changes.clip_skip, None
     if changes.loras and device.type != "meta":
         from feedface.checkpoints.stable_diffusion import merge_lora
 

@@ -52,6 +52,7 @@ class RunPlan:
         detect: find and crop faces; else the pictures are face crops.
         batch_size: pictures drawn at a time, at most; None: what should fit into memory.
         face: which one of several faces in a picture, see `references.find_faces`.
+        blend, blend_weight: pictures of another person to blend with, and how much of that one is shown, 0 … 1.
     """
 
     settings: Settings
@@ -61,6 +62,8 @@ class RunPlan:
     detect: bool = True
     batch_size: int | None = None
     face: str | int | None = None
+    blend: Sequence[Path] = ()
+    blend_weight: float = 0.5
 
     def of(self, job: Job) -> RunPlan:
         """This plan with what the job says itself. `UserError` for seeds beyond the largest there is."""
@@ -82,7 +85,9 @@ class JobRun:
         self.begin = time.monotonic()
         self.failed = False
         self.settings = pipe.settings(self.plan.settings)  # complete
-        self.references, notices = self._find_faces()
+        self.references, notices = self._find_faces(self.job.images)
+        self.others, more = self._find_faces(self.plan.blend)
+        notices += more
         self.notices = [*job.notices, *notices, *self._setting_notices()]
         said = pipe.settings_notice(plan.settings)  # once for all jobs
         for notice in self.notices:
@@ -94,6 +99,8 @@ class JobRun:
             for reference in self.references
         ]
         settings = pipe.picture_settings(self.settings)
+        if self.others:
+            settings |= {"blend": [one.digest for one in self.others], "blend_weight": self.plan.blend_weight}
         faces = tuple(reference.digest for reference in self.references)
         self.wanted = [
             PictureInfo(prompt, seed, pipe.bundle.name, pipe.digest, settings, faces)
@@ -104,13 +111,13 @@ class JobRun:
         self.made: set[str] = set()  # fingerprints
         self.results: dict | None = None
 
-    def _find_faces(self) -> tuple[list[Reference], list[str]]:
-        if not self.job.images:
+    def _find_faces(self, images: Sequence[Path]) -> tuple[list[Reference], list[str]]:
+        if not images:
             return [], []
         if notice := self.pipe.method_notice():
             return [], [f"{notice}; drawn without a face"]
         detector = self.detector if self.plan.detect else None
-        references, notices = find_faces(self.job.images, detector, self.plan.face)
+        references, notices = find_faces(images, detector, self.plan.face)
         notice = photo_notice(self.pipe.bundle, detector, references)
         return references, [*notices, notice] if notice else notices
 
@@ -126,7 +133,12 @@ class JobRun:
     @cached_property
     def identity(self) -> Identity | None:
         """Who is shown, encoded when the first picture is drawn; None for nobody."""
-        return self.pipe.identity(self.references) if self.references else None
+        if not self.references:
+            return None
+        own = self.pipe.identity(self.references)
+        if not self.others:
+            return own
+        return self.pipe.blend(own, self.pipe.identity(self.others), self.plan.blend_weight)
 
     def save(self, image: Image.Image, info: PictureInfo) -> None:
         """Keep a picture; the last one finishes the job."""
@@ -147,6 +159,8 @@ class JobRun:
         pipe, job = self.pipe, self.job
         settings = self.settings.as_json() | {"dtype": dtype_name(pipe.dtype)} | ({"int8": True} if pipe.int8 else {})
         settings |= pipe.changes.as_json()
+        if self.others:
+            settings |= {"blend": [one.name for one in self.others], "blend_weight": self.plan.blend_weight}
         self.results = {
             "id": job.id,
             "class_word": job.class_word,
@@ -246,7 +260,7 @@ def _draw_all(
         items = batches(
             line(),
             size=lambda item: plan.batch_size or pipe.batch_size(item[0].settings),
-            key=lambda item: (item[0].settings, len(item[0].references)),
+            key=lambda item: (item[0].settings, len(item[0].references), len(item[0].others)),
         )
         for batch in items:
             batch = [(run, info) for run, info in batch if not run.failed]

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from feedface.backbones.base import Backbone, Prompt, find_class
 from feedface.backbones.control import Control
+from feedface.common.errors import UserError
 from feedface.common.validation import arguments_of
+from feedface.diffusion.guidance import GuidedModel
 from feedface.diffusion.objective import MaskObjective, Objective
 from feedface.encoders import ReferenceSpec, TextEncoder
 
@@ -35,9 +37,11 @@ class Method(nn.Module):
         changes_prompt: whether `prompt` depends on the identity: then texts cannot be encoded without it.
         subject_word: the person's word in prompts, of one that puts them there; None for others.
         text_width: of one that writes tokens: how many numbers each has; None for others.
+        reads_prompt: whether `prompted` has something to do.
         settings: describes `config.control` of a training config (a pydantic type); None: anything goes.
         uses_clip: `features` needs a CLIP vision model. Then `fresh` is given its `clip_config`, and a method that was
             made without it (`with_encoder` False) takes it as `features(references, encoder=…)`.
+        guided_model: how it is drawn with: takes what `diffusion.guidance.GuidedModel` takes.
     """
 
     kind: ClassVar[str]
@@ -46,8 +50,10 @@ class Method(nn.Module):
     changes_prompt = False
     subject_word: str | None = None
     text_width: int | None = None
+    reads_prompt = False
     settings: ClassVar[Any] = None
     uses_clip = False
+    guided_model: ClassVar[type] = GuidedModel
 
     @classmethod
     def config_type(cls) -> TypeAdapter:
@@ -83,6 +89,10 @@ class Method(nn.Module):
         """Who is shown in the unconditional half, see `diffusion.guidance`. None: nobody, and no work for it."""
         return {name: torch.zeros_like(value) for name, value in identity.items()} if mode == "paper" else None
 
+    def blended(self, first: Identity, second: Identity, weight: float) -> Identity:
+        """Two people in one, row by row: the first at `weight` 0, the second at 1. `UserError` where it cannot."""
+        raise UserError(f"the method {self.kind} cannot blend people; flashface can")
+
     def prompt(
         self,
         text_encoder: TextEncoder,
@@ -96,6 +106,13 @@ class Method(nn.Module):
     def notice(self, text_encoder: TextEncoder, prompt: str) -> str | None:
         """What to tell the user of a prompt with a person, where the method `changes_prompt`."""
         return None
+
+    def prompted(self, identity: Identity, prompt: Prompt) -> Identity:
+        """The identities for these prompts, where the method shows people otherwise in each; once a generation.
+
+        Both have B rows, or one for all. Done again it changes nothing.
+        """
+        return identity
 
     def bind(
         self, backbone: Backbone, identity: Identity, scale: float = 1.0, rows: slice | None = None
@@ -117,6 +134,16 @@ class Method(nn.Module):
     def encoders(self) -> Iterable[nn.Module]:
         """Its large frozen networks that work once a person: for offloading."""
         return ()
+
+    @property
+    def done_when_prompted(self) -> bool:
+        """Whether `bind` and what follows need none of its weights: then they can make room for the backbone."""
+        return False
+
+    @classmethod
+    def changes_backbone(cls, control: Mapping[str, Any]) -> bool:
+        """Whether training with this `config.control` changes the backbone too: then it is loaded in float32."""
+        return False
 
     def trained(self, backbone: Backbone) -> dict[str, nn.Module]:
         """What training changes, by name: parts of this module, perhaps of the backbone."""

@@ -15,7 +15,8 @@ from feedface.methods.base import Features, Identity, Method
 class ControlledBackbone(nn.Module):
     """Predicts noise with the method's control, or without: the frozen model.
 
-    What is trained is float32; products are in the precision of the frozen backbone, which may be a lower one.
+    What is trained is float32; products are in `dtype`, which may be lower: by default the backbone's, which has that
+    where it is frozen.
 
     Args:
         constants: whole numbers that every prompt has besides its text, such as the U-ViT's {"data_type": 0}.
@@ -28,10 +29,12 @@ class ControlledBackbone(nn.Module):
         method: Method,
         constants: Mapping[str, int] | None = None,
         frozen: Mapping[str, nn.Module] | None = None,
+        dtype: torch.dtype | None = None,
     ):
         super().__init__()
         self.frozen = dict(frozen or {})
         self.backbone, self.method, self.constants = backbone, method, dict(constants or {})
+        self.dtype = dtype or backbone.dtype
 
     def trained(self) -> dict[str, nn.Parameter]:
         """What training changes, by name: see `Method.trained`. Under FSDP each process has a part of each."""
@@ -56,21 +59,21 @@ class ControlledBackbone(nn.Module):
         rows = length(prompt)
         constants = {name: torch.full((rows,), value, device=t.device) for name, value in self.constants.items()}
         # What is frozen is in low precision as a whole, and needs no autocast, which would make its tokens float32.
-        with self._autocast(False):
-            control = None if identity is None else self._control(identity)
+        with self._autocast(self.backbone.dtype != self.dtype):
+            control = None if identity is None else self._control(identity, prompt)
             conditions = self.backbone.conditions({**prompt, **constants}, tuple(state["img"].shape[-2:]))
             return self.backbone(state, t, conditions, control)
 
-    def _control(self, identity: Identity) -> Control | None:
+    def _control(self, identity: Identity, prompt: Prompt) -> Control | None:
         with self._autocast(True):
+            identity = self.method.prompted(identity, prompt)
             control = self.method.bind(self.backbone, identity)
         return None if control is None else InContext(control, lambda: self._autocast(True))
 
     def _autocast(self, on: bool) -> AbstractContextManager:
-        dtype = self.backbone.dtype
-        if dtype == torch.float32:
+        if self.dtype == torch.float32:
             return nullcontext()
-        return torch.autocast(next(self.backbone.parameters()).device.type, dtype, enabled=on)
+        return torch.autocast(next(self.backbone.parameters()).device.type, self.dtype, enabled=on)
 
 
 class InContext(Control):

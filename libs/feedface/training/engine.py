@@ -55,7 +55,8 @@ class Engine:
         if not accelerator.is_fsdp2:
             raise UserError("only version 2 of FSDP is supported; launch with configs/accelerate/fsdp.yaml")
         plugin = accelerator.state.fsdp_plugin
-        plugin.ignored_modules = [trained.backbone]
+        if not any(parameter.requires_grad for parameter in trained.backbone.parameters()):
+            plugin.ignored_modules = [trained.backbone]
         # The backbone calls the control blocks one by one, in parts: smaller units would not be gathered in time.
         plugin.auto_wrap_policy = None
         plugin.activation_checkpointing = False  # the backbone does its own

@@ -43,7 +43,7 @@ def profile_step(
     """
     size, device = config.train.batch_size, accelerator.device
     with out_of_memory_in_words(config, device):
-        dataset = PictureDataset(store, draw_settings(config, models))
+        dataset = PictureDataset(store, draw_settings(config, models, store))
         # With the most references that a step may have, since memory must suffice for that.
         read_s, batch = _timed(lambda: dataset.__getitems__([(n, config.data.max_faces) for n in range(size)]), device)
         encoders = models.sources.load(device)

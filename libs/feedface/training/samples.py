@@ -89,7 +89,7 @@ class SampleGrid:
     def _latents(self) -> Tensor:
         """[P*K,C,h,w], person after person. A column has one seed, so that its pictures differ by the face only."""
         backbone, method = self.models.trained.backbone, self.models.trained.method
-        settings, dtype = self.settings, backbone.dtype
+        settings, dtype = self.settings, self.models.trained.dtype
         cells = [(person, prompt) for person in range(len(self.references)) for prompt in range(len(self.prompts))]
         latents = []
         text_encoder = None
@@ -173,11 +173,16 @@ def _first_crops(records: Iterable[Record], people: int) -> list[np.ndarray]:
         person = str(record.path) if record.identity is None else record.identity
         if person in crops:
             continue
+        faceless = record.mask_path is None  # its references are face crops
+        if faceless and not record.ref:
+            continue
         try:
-            picture = read_image(record.path)
+            picture = read_image(record.ref[0].path if faceless else record.path)
         except UserError:
             continue
-        if picture.shape[:2] == (record.height, record.width):
+        if faceless:
+            crops[person] = picture
+        elif picture.shape[:2] == (record.height, record.width):
             crops[person] = crop_square(picture, record.square_bbox)
         if len(crops) == people:
             break

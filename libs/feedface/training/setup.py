@@ -17,7 +17,7 @@ from feedface.backbones.base import Backbone
 from feedface.checkpoints.arc2face import read_teacher, read_teacher_network
 from feedface.checkpoints.bundle import load_bundle
 from feedface.checkpoints.face_encoder import PREFIX, clip_config, find_face_encoder
-from feedface.checkpoints.parts import part_class, part_config
+from feedface.checkpoints.parts import load_part, part_class, part_config
 from feedface.checkpoints.storage import empty, fill, read_safetensors
 from feedface.common.device import DTYPES, fast_bfloat16
 from feedface.common.errors import UserError
@@ -76,7 +76,7 @@ class Models:
     """What is trained, and where the encoders are.
 
     `trained.method` has no frozen encoder: it works on that encoder's features. `state_shapes` are those of one row,
-    for pictures of the bundle's image size.
+    for pictures of the bundle's image size. `notices`: a line for whatever the config says without effect.
     """
 
     trained: ControlledBackbone
@@ -84,19 +84,24 @@ class Models:
     base: Path
     image_size: int
     state_shapes: dict[str, tuple[int, ...]]
+    notices: list[str] = field(default_factory=list)
 
 
 def build_models(config: ml_collections.ConfigDict, device: torch.device, precision: str) -> Models:
-    """The bundle's frozen backbone in low precision, and the method, whose trained part is float32.
+    """The bundle's backbone, frozen and in low precision unless the method changes it, and the method in float32.
 
     With `config.face_encoder` (a folder of transformers' CLIPVisionModel, or a model folder whose face encoder is
     meant) the method is a fresh one, made as `config.control` says; without, training goes on from the bundle's own.
     A method that needs no such encoder is fresh where the bundle has none of its kind. No encoder is loaded here.
     """
-    bundle = load_bundle(config.model, device, DTYPES[PRECISIONS[precision]], ["backbone"])
-    backbone, kind = bundle.backbone, method_of(config)
+    kind = method_of(config)
+    whole = method_class(kind).changes_backbone(config.control)  # what is trained is float32
+    dtype = DTYPES[PRECISIONS[precision]]
+    bundle = load_bundle(config.model, device, torch.float32 if whole else dtype, ["backbone"])
+    backbone = bundle.backbone
     texts, frozen = _text_networks(config, device) if method_class(kind).changes_prompt else ({}, {})
     own = bundle.components["method"] if bundle.kinds.get("method") == kind else None
+    notices: list[str] = []
     if config.face_encoder:
         try:
             encoder = find_face_encoder(config.face_encoder)
@@ -107,7 +112,12 @@ def build_models(config: ml_collections.ConfigDict, device: torch.device, precis
     elif own is not None:
         encoder, method = own if method_class(kind).uses_clip else None, own_method(own)
         method.check(backbone, own)
-        _check_described(config, backbone, method, texts)
+        if method.changes_backbone(method.config) != whole:  # then it would be read in another precision
+            raise UserError(
+                f"config.control: {config.model}'s own {kind} was trained with the backbone "
+                f"{'frozen' if whole else 'trained too'}; say the same"
+            )
+        notices = _without_effect(config, backbone, method, texts)
     elif not method_class(kind).uses_clip:
         encoder, method = None, _fresh_method(config, backbone, texts)
     else:
@@ -121,9 +131,15 @@ def build_models(config: ml_collections.ConfigDict, device: torch.device, precis
     if left_over:
         raise UserError(f"{config.model}: image_size {bundle.image_size} does not fit its VAE and {backbone.kind}")
     side *= backbone.latent_multiple
-    backbone.requires_grad_(False).gradient_checkpointing = config.train.gradient_checkpointing
+    if method.reference.kind == "latent" and method.reference.size % bundle.size_multiple:
+        raise UserError(
+            f"config.control.reference_px={method.reference.size}: must be a multiple of {bundle.size_multiple} for "
+            f"{config.model}"
+        )
     method.to(device).eval().requires_grad_(False)
-    trained = ControlledBackbone(backbone, method, {"data_type": config.data_type}, frozen)
+    for network in (backbone, *(part for part in method.children() if isinstance(part, Backbone))):
+        network.requires_grad_(False).gradient_checkpointing = config.train.gradient_checkpointing
+    trained = ControlledBackbone(backbone, method, {"data_type": config.data_type}, frozen, dtype)
     for parameter in trained.trained().values():
         parameter.requires_grad_(True)
     shapes = backbone.state_shapes((side, side))
@@ -133,6 +149,7 @@ def build_models(config: ml_collections.ConfigDict, device: torch.device, precis
         base=Path(config.model),
         image_size=bundle.image_size,
         state_shapes=shapes,
+        notices=notices,
     )
 
 
@@ -158,19 +175,23 @@ def _text_networks(config: ml_collections.ConfigDict, device: torch.device) -> t
     return parts, frozen
 
 
-def _check_described(
+def _without_effect(
     config: ml_collections.ConfigDict, backbone: Backbone, method: Method, texts: dict[str, Any]
-) -> None:
-    """`UserError` where `config.control` says another method than the model's own, on which it has no effect."""
+) -> list[str]:
+    """A line where `config.control` describes another method than the model's own, which training goes on from."""
     parts = {"clip_config": method.config["clip_config"], "with_encoder": False} if method.uses_clip else texts
-    with torch.device("meta"):
-        wanted = _fresh_method(config, backbone, parts).config
-    for key, value in method.config.items():
-        if wanted[key] != value:
-            raise UserError(
-                f"config.control: asks for {key} {wanted[key]}, but {config.model} has a trained {method.kind} with "
-                f"{value}; say the same, or name a config.face_encoder to train a fresh one"
-            )
+    try:
+        with torch.device("meta"):
+            wanted = _fresh_method(config, type(backbone).from_config(backbone.config), parts).config
+    except UserError as error:
+        return [f"without effect, as training goes on from {config.model}'s own {method.kind}: {error}"]
+    other = [f"{key} {wanted[key]} (it has {value})" for key, value in method.config.items() if wanted[key] != value]
+    if not other:
+        return []
+    return [
+        f"config.control: without effect, as training goes on from {config.model}'s own {method.kind}: "
+        f"{', '.join(other)}; a config.face_encoder is named to train a fresh one"
+    ]
 
 
 def described_method(folder: Path) -> Method:
@@ -182,6 +203,8 @@ def described_method(folder: Path) -> Method:
 
 def own_method(folder: Path) -> Method:
     """The same with its weights, in float32."""
+    if not part_class("method", folder).uses_clip:
+        return load_part("method", {"method": folder}, "cpu", torch.float32)
     file = folder / "model.safetensors"
     state = read_safetensors(file, "cpu", torch.float32)
     return fill(described_method(folder), {name: x for name, x in state.items() if not name.startswith(PREFIX)}, file)
@@ -233,7 +256,7 @@ def build_data(config: ml_collections.ConfigDict, models: Models, accelerator: A
     """Pictures, or cached features of them, filling the cache first; `UserError` with too many broken files."""
     folder = cache_folder(config, workdir)
     store = build_store(config, models, in_memory=folder is None and config.data.in_memory)
-    settings = draw_settings(config, models)
+    settings = draw_settings(config, models, store)
     if folder is None:
         encoders = models.sources.load(accelerator.device)
         return Data(PictureDataset(store, settings), encoders, encoders.zero_reference(), encoders.text([""]))
@@ -259,7 +282,7 @@ def build_data(config: ml_collections.ConfigDict, models: Models, accelerator: A
 def build_store(config: ml_collections.ConfigDict, models: Models, in_memory: bool = False) -> PictureStore:
     """The records' files at the sizes the models want; `in_memory` keeps what was made of them."""
     return PictureStore(
-        read_records(list(config.data.records)),
+        read_records(list(config.data.records), faceless=True),
         image_size=models.image_size,
         latent_size=models.state_shapes["img"][-1],
         reference=models.trained.method.reference,
@@ -267,7 +290,7 @@ def build_store(config: ml_collections.ConfigDict, models: Models, in_memory: bo
     )
 
 
-def draw_settings(config: ml_collections.ConfigDict, models: Models) -> DrawSettings:
+def draw_settings(config: ml_collections.ConfigDict, models: Models, store: PictureStore) -> DrawSettings:
     """The probabilities of the config."""
     return DrawSettings(
         seed=config.seed,
@@ -279,4 +302,5 @@ def draw_settings(config: ml_collections.ConfigDict, models: Models) -> DrawSett
         standard_loss=config.loss.standard_share,
         face_dropout=config.loss.face_dropout,
         text_dropout=config.loss.text_dropout,
+        faceless=frozenset(row for row, record in enumerate(store.records) if record.mask_path is None),
     )

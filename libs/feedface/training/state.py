@@ -56,16 +56,22 @@ def save_checkpoint(
     method_state: dict[str, Tensor],
     state: dict[str, Any],
     config: dict[str, Any],
+    backbone: tuple[dict[str, Any], dict[str, Tensor]] | None = None,
 ) -> Path:
     """Write a checkpoint and point `last` at it.
 
     `kind`, `method_config` and `method_state` are the method to generate with, its frozen encoder included (stored in
     half precision); `state` is what `load_newest` gives back; `base` is the bundle that the frozen parts are in.
+    `backbone`: its config and state, where it is none of these.
     """
     folder = workdir / "checkpoints" / f"{progress.step:08d}"
     with atomic_folder(folder) as temporary:
         save_network(temporary / kind, {"kind": kind, **method_config}, method_state, torch.float16)
-        write_derived_index(temporary, base, own={"method": kind}, name=f"{base.name}, step {progress.step}")
+        own = {"method": kind}
+        if backbone is not None:
+            own["backbone"] = "backbone"
+            save_network(temporary / "backbone", *backbone, torch.float16)
+        write_derived_index(temporary, base, own=own, name=f"{base.name}, step {progress.step}")
         (temporary / STATE).parent.mkdir()
         with hashed(temporary / STATE) as file:
             torch.save(state, file)

@@ -9,11 +9,12 @@ import math
 import os
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import ml_collections
 import torch
 from accelerate.utils import DistributedType
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from feedface.checkpoints.face_encoder import PREFIX, load_face_encoder
@@ -102,6 +103,8 @@ class Trainer:
         self.accelerator = make_accelerator(config, workdir)
         device = self.accelerator.device
         self.models = build_models(config, device, precision_of(config, self.accelerator))
+        for notice in self.models.notices:
+            self._say(notice)
         self.trained = self.models.trained
         check_batch(config, self.models, device)
         count = sum(p.numel() for p in self.trained.trained().values())
@@ -272,7 +275,15 @@ class Trainer:
             method = self.trained.method
             content = self._method_state(best)
             folder = save_checkpoint(
-                self.workdir, self.progress, self.models.base, method.kind, method.config, content, state, config
+                self.workdir,
+                self.progress,
+                self.models.base,
+                method.kind,
+                method.config,
+                content,
+                state,
+                config,
+                self._backbone(best),
             )
             self.damaged.discard(folder)
             keep = self.config.checkpoint
@@ -284,14 +295,24 @@ class Trainer:
 
     def _method_state(self, best: dict[str, Tensor]) -> dict[str, Tensor]:
         """All weights of the method, whole as a model needs them: what is trained as in `best`, and what is frozen."""
-        trained = {id(parameter): best[name] for name, parameter in self.trained.trained().items()}
-        own = self.trained.method.state_dict(keep_vars=True)
-        state = {name: trained.get(id(value), value) for name, value in own.items()}
+        state = self._whole(self.trained.method, best)
         encoder = self.models.sources.face_encoder
         if encoder is not None:
             weights = load_face_encoder(encoder, "cpu", torch.float16).state_dict()
             state |= {PREFIX + name: value for name, value in weights.items()}
         return state
+
+    def _backbone(self, best: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+        """Config and weights of the backbone, where it is trained too."""
+        backbone = self.trained.backbone
+        if not any(name.startswith("backbone.") for name in best):
+            return None
+        return {"kind": backbone.kind, **backbone.config}, self._whole(backbone, best)
+
+    def _whole(self, network: nn.Module, best: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Its state: what is trained as in `best`, and the rest as it is."""
+        trained = {id(parameter): best[name] for name, parameter in self.trained.trained().items()}
+        return {name: trained.get(id(value), value) for name, value in network.state_dict(keep_vars=True).items()}
 
     def _resume(self, checkpoint: Checkpoint) -> None:
         check_belongs(checkpoint, self.config, self.trained)

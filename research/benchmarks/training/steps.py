@@ -121,6 +121,7 @@ def random_draws(size: Size, batch_size: int, first: int = 0) -> Draws:
         t=(numbers * 389) % 1000 + 1,
         vae_noise=torch.randn(latent),
         noise={"img": torch.randn(latent), "clip_img": torch.randn(batch_size, 1, 512)},
+        shown=torch.ones(batch_size, dtype=torch.long),
     )
 
 

@@ -17,7 +17,7 @@ from feedface.synthetic.train.card import card, size_mib
 from feedface.synthetic.train.common import read_metrics
 
 OWN = {"unet": "backbone", "feedface": "method"}  # folder -> part
-ABOUT = "FeedFace on a small U-Net of Stable Diffusion's kind, which shares everything else with [mini](../mini)."
+ABOUT = "FeedFace on a small U-Net of Stable Diffusion's kind; everything else is [{first}](../{first})'s."
 STAGES = ("unet", "control_unet")
 
 
@@ -53,7 +53,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
         defaults = settings.defaults.to_dict()
         write_index(temporary, name=out.name, image_size=settings.image_size, components=components, defaults=defaults)
         world, stages = read_metrics(workdir / "world"), " … ".join((*STAGES, "bundle_unet"))
-        (temporary / "README.md").write_text(card(ABOUT, stages, records, world, settings, size_mib(temporary)))
+        about = ABOUT.format(first=first.name)
+        (temporary / "README.md").write_text(card(about, stages, records, world, settings, size_mib(temporary)))
         total = size_mib(temporary)
         if total > settings.max_mib:
             raise UserError(f"{out}: would take {total:.1f} MiB, more than bundle_unet.max_mib={settings.max_mib}")
