@@ -186,6 +186,8 @@ def test_it_goes_by_keyboard_alone(visit):
     me.page.keyboard.press("Enter")
     me.wait_for_status("4 pictures drawn.")
     assert "No face was given" in me.page.inner_text("body")
+    first = int(me.captions()[-1].split()[1])
+    assert first > 100 and me.captions()[0].split()[1] == str(first + 3)  # any seed, unless one is set
 
 
 def test_two_tabs_at_once_get_their_own_pictures(visit):

@@ -552,3 +552,32 @@ def test_as_a_program(toy, here):
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith("error: --prompt: the prompt is empty") and done.stderr.count("\n") == 1
+
+
+def test_any_seed_is_said_and_makes_the_same_again(run, capsys):
+    run(*single("--seed", -1, "--steps", 2))
+    seed = re.search(r"note: --seed (\d+) was drawn", capsys.readouterr().out)[1]
+    assert results()["pictures"][0]["seed"] == int(seed)
+    first = times()
+    run(*single("--seed", seed, "--steps", 2))
+    assert times() == first
+    with pytest.raises(UserError, match="--seed -2: out of range"):
+        run(*single("--seed", -2))
+
+
+@pytest.mark.parametrize(("format", "name"), [("jpeg", "0000.jpg"), ("webp", "0000.webp")])
+def test_other_formats_are_not_made_again_either(run, format, name):
+    for _ in range(2):
+        run(*single("--steps", 2, "--format", format))
+    [path] = Path("outputs").glob("[0-9]*")
+    assert path.name == name and results()["pictures"][0] | {"made_now": False} == results()["pictures"][0]
+
+
+def test_rescaled_guidance_is_another_picture_and_none_the_same(run):
+    for rescale in (0, 0.7):
+        run(*single("--steps", 2, "--guidance", 6, "--rescale", rescale))
+    run(*single("--steps", 2, "--guidance", 6))
+    first, second = pictures().values()
+    assert first != second and results()["settings"]["rescale"] == 0
+    with pytest.raises(UserError, match="--rescale 2: out of range"):
+        run(*single("--rescale", 2))

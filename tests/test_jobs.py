@@ -65,7 +65,7 @@ def test_keys_that_are_not_used_are_named(folder, change, key, words):
 
 
 def test_every_setting_of_sampling_may_be_a_jobs_own(folder):
-    own = Settings(5, 3.0, 0.5, 64, "paper", "fast", "ddim", (0, 500), (100.0, 900.0), 2, True, "a hat").as_json()
+    own = Settings(5, 3.0, 0.5, 64, "paper", "fast", "ddim", (0, 500), (100.0, 900.0), 2, True, "a hat", 0.5).as_json()
     (folder / "a.json").write_text(json.dumps(sound(detect=False, **own)))
     [job], problems = read_jobs([folder / "a.json"])
     assert not problems and not job.notices

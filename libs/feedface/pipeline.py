@@ -283,6 +283,7 @@ class FeedFacePipeline:
         reuse: int | None = None,
         few_step: bool | None = None,
         negative_prompt: str | None = None,
+        rescale: float | None = None,
         batch_size: int | None = None,
         progress: bool | Callable[[], None] = True,
     ) -> list[Image.Image]:
@@ -297,7 +298,7 @@ class FeedFacePipeline:
             n_samples: how many; they get the seeds `seed`, `seed` + 1, …
             seed: or a `torch.Generator`, from which the seeds are drawn.
             seeds: one seed per sample instead.
-            steps … negative_prompt: see `Settings`; by default the model's own.
+            steps … rescale: see `Settings`; by default the model's own.
             batch_size: samples drawn at a time, at most: memory against speed; by default what should fit.
             progress: show a bar, or call this after each step of each batch.
 
@@ -321,6 +322,7 @@ class FeedFacePipeline:
             reuse,
             few_step,
             negative_prompt,
+            rescale,
         )
         full = self.settings(wanted)
         if notice := self.settings_notice(wanted):

@@ -87,6 +87,7 @@ class Settings:
         reuse: the deep blocks are evaluated at every so many steps, 1 to 999; 1: at each.
         few_step: draw with the model's few-step adapter, which fixes steps, solver and guidance.
         negative_prompt: what guidance leads away from, in the place of the empty prompt; not with "true_uncond".
+        rescale: how far a guided prediction's contrast is taken back to the conditional one's, 0 to 1.
     """
 
     steps: int | None = None
@@ -101,13 +102,14 @@ class Settings:
     reuse: int | None = None
     few_step: bool | None = None
     negative_prompt: str | None = None
+    rescale: float | None = None
 
     def __post_init__(self):
         # Always Python's own numbers, and floats or tuples: equal settings look the same in every file.
         for name in ("steps", "reuse"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, whole_number(f"--{name}", getattr(self, name), 1, 999))
-        for name, high in (("guidance", 50), ("face_scale", 5)):
+        for name, high in (("guidance", 50), ("face_scale", 5), ("rescale", 1)):
             value = getattr(self, name)
             if value is not None:
                 check_range(f"--{name}", value, 0, high)
@@ -158,7 +160,7 @@ class Settings:
             adapter: the model's few-step adapter, None where it has none or cannot use it.
             uncond_modes, reusable: what the backbone can do; None: any mode.
         """
-        full = self.over(Settings(size=(image_size, image_size), negative_prompt="", **defaults))
+        full = self.over(Settings(size=(image_size, image_size), negative_prompt="", rescale=0, **defaults))
         full = replace(full, preset=full.preset or DEFAULT_PRESET)
         for knob in COST_KNOBS:
             if getattr(full, knob) is None:
@@ -239,7 +241,7 @@ class Settings:
         """
         always = ("steps", "guidance", "face_scale", "size", "uncond")
         knobs = [knob for knob in COST_KNOBS if knob not in always and getattr(self, knob) != getattr(PLAIN, knob)]
-        said = ["negative_prompt"] if self.negative_prompt else []
+        said = [name for name in ("negative_prompt", "rescale") if getattr(self, name)]
         return {key: getattr(self, key) for key in (*always, *knobs, *said)}
 
 

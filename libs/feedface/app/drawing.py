@@ -18,13 +18,13 @@ from PIL import Image
 from feedface.app.background import events
 from feedface.app.session import Drawn, Photo, Session, small
 from feedface.common.errors import UserError
-from feedface.common.saving import save_png
 from feedface.faces.choose import choose
 from feedface.faces.identity import same_person
 from feedface.faces.references import NoFaceError, all_faces, as_rgb
 from feedface.faces.similarity import FaceSimilarity
 from feedface.inference.batching import batches
 from feedface.inference.outputs import PictureInfo
+from feedface.inference.provenance import save_picture
 from feedface.pipeline import Request
 from feedface.settings import MAX_SEED, WITHOUT_PROMPT, Settings, check_prompt, check_range
 
@@ -185,11 +185,11 @@ def _kept(
     likeness: float | None,
     several: bool,
 ) -> Drawn:
-    pipe, (prompt, seed, _) = wish.pipe, wish.request
+    pipe, prompt, seed = wish.pipe, wish.request.prompt, wish.request.seed
     faces = tuple(reference.digest for reference in references)
     info = PictureInfo(prompt, seed, pipe.bundle.name, pipe.digest, pipe.picture_settings(wish.settings), faces)
     file = session.file(f"seed{seed}.png")
-    save_png(image, file, info.metadata())
+    save_picture(image, file, info.said(), "png")
     caption = f"seed {seed} · strength {wish.strength}"
     if likeness is not None:
         caption += f" · likeness {likeness:.2f}"

@@ -163,7 +163,7 @@ class Page:
                     size=parse_size(size),
                     negative_prompt=(negative or "").strip() or None,
                 ),
-                seed=-1 if seed is None else whole(seed, "Seed"),
+                seed=whole(seed, "Seed"),
                 number=whole(number, "Number"),
             )
             for done, total, picture in draw(session, self.models, self.detector, order):
@@ -308,8 +308,9 @@ class Page:
                     preset = gr.Radio(list(PRESET_NAMES), value="balanced", label="Preset")
                     with gr.Row():
                         number = gr.Number(4, label="Number", precision=0, minimum=1, maximum=MAX_NUMBER, min_width=80)
-                        seed = gr.Number(None, label="Seed", placeholder="any", precision=0, minimum=0, min_width=90)
+                        seed = gr.Number(-1, label="Seed", precision=0, minimum=-1, min_width=90)
                         size = gr.Dropdown(sizes, value=sizes[0], label="Size", allow_custom_value=True, min_width=110)
+                    gr.Markdown("Seed −1: any.", elem_classes="hint")
                     strength = gr.Slider(0, 2, pipe.settings().face_scale, step=0.05, label="Strength of the face")
                     with gr.Accordion("More", open=False):
                         guidance = gr.Number(
@@ -430,7 +431,8 @@ def said(error: Exception) -> str:
 def sentence(text: str) -> str:
     """A message that was written for the command line, for people who see fields."""
     text = re.sub(r"--([a-z_]+)", lambda match: match[1].replace("_", " "), text)
-    text = text[:1].upper() + text[1:]
+    if "." not in text.partition(" ")[0]:  # no file's name
+        text = text[:1].upper() + text[1:]
     return text if text.endswith((".", "!", "?", "…")) else f"{text}."
 
 

@@ -29,6 +29,7 @@ Exit codes: 0, 2 for bad input (in a batch: when any job failed; the others are 
 """
 
 import argparse
+import random
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -75,6 +76,9 @@ def make_parser() -> Parser:
         "seed, n_samples, preset, guidance, face_scale, size, negative_prompt and others",
     )
     what.add_argument("--output", type=path_flag("--output"), default=Path("outputs"), help="folder to write to")
+    what.add_argument(
+        "--format", choices=("png", "jpeg", "webp"), default="png", help="of the pictures (png keeps every bit)"
+    )
     faces = parser.add_argument_group("faces")
     faces.add_argument("--no_detect", action="store_true", help="the pictures already are face crops")
     faces.add_argument(
@@ -152,7 +156,9 @@ def make_parser() -> Parser:
         help="pictures drawn at a time, of whichever prompts and people (default: what should fit into memory); more "
         "is faster on a GPU and takes more memory",
     )
-    sampling.add_argument("--seed", type=int, default=0, help="of a prompt's first picture; the next add 1 each")
+    sampling.add_argument(
+        "--seed", type=int, default=0, help="of a prompt's first picture; the next add 1 each; -1: any, which is said"
+    )
     sampling.add_argument(
         "--preset",
         choices=PRESET_NAMES,
@@ -189,6 +195,11 @@ def make_parser() -> Parser:
     )
     sampling.add_argument(
         "--guidance", type=float, help="g in e_u + g (e_c - e_u), 0 to 50; the paper's and release's scale is g - 1"
+    )
+    sampling.add_argument(
+        "--rescale",
+        type=float,
+        help="takes a guided prediction's contrast back to that of the prompt alone, 0 (not at all, default) to 1",
     )
     sampling.add_argument(
         "--uncond",
@@ -232,7 +243,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_range("--n_samples", args.n_samples, 1, MAX_SAMPLES)
     check_range("--n_iter", args.n_iter, 1, 100_000)
     check_range("--clip_skip", args.clip_skip, 0, 64)
-    check_range("--seed", args.seed, 0, MAX_SEED - args.n_samples * args.n_iter)
+    check_range("--seed", args.seed, -1, MAX_SEED - args.n_samples * args.n_iter)
+    if args.seed == -1:
+        args.seed = random.SystemRandom().randrange(2**31)
+        print(f"note: --seed {args.seed} was drawn; it makes the same pictures again")
     check_range("--blend_weight", args.blend_weight, 0, 1)
     if args.blend and not (args.image or args.json):
         raise UserError("--blend: somebody to blend with --image's person; give --image too")
@@ -250,6 +264,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         reuse=args.reuse,
         uncond=args.uncond,
         negative_prompt=args.negative_prompt,
+        rescale=args.rescale,
     )
     face = None if args.face is None else check_choice(args.face)
     if face is not None and args.no_detect:
@@ -299,6 +314,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         face,
         tuple(map(Path, args.blend or ())),
         args.blend_weight,
+        args.format,
     )
     if not args.json:
         run_job(pipe, jobs[0], plan, detector, args.output)

@@ -120,6 +120,7 @@ def sample(
     guidance_interval: Interval | None = None,
     face_interval: Interval | None = None,
     reuse: int = 1,
+    rescale: float = 0.0,
     progress: Callable[[int, int], None] | None = None,
 ) -> State:
     """Draw one sample for each seed: the backbone's `State`, float32 on the prompt's device.
@@ -127,8 +128,8 @@ def sample(
     Rows may belong to different prompts and people: `prompt` and `identity` have B rows, or one for all.
     `timesteps`, from 1000 down, take the place of `steps` and `scheduler`: first-order steps, for a model distilled to
     few of them. `guidance` is g of ε_u + g (ε_c − ε_u); at 1 there is no unconditional pass. `guidance_interval`,
-    `face_interval` and `reuse` save work, see `plan_evaluations`; the other arguments are those of `GuidedModel`.
-    `progress(done, total)` is called after each evaluation.
+    `face_interval` and `reuse` save work, see `plan_evaluations`; `rescale` and the other arguments are those of
+    `GuidedModel`. `progress(done, total)` is called after each evaluation.
 
     Raises `ValueError` for unknown names, steps outside 1 … 999, sizes that do not fit, and what a backbone has not.
     """
@@ -154,6 +155,7 @@ def sample(
         identity=identity,
         scale=scale,
         latent_size=latent_size,
+        **({"rescale": rescale} if rescale else {}),
     )
     return integrate(model, dict(zip(shapes, start, strict=True)), solver, plan, progress)
 

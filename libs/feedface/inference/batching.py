@@ -84,6 +84,7 @@ def sample_options(settings: Settings, adapter: FewStep | None) -> dict[str, Any
         "guidance_interval": settings.guidance_interval,
         "face_interval": settings.face_interval,
         "reuse": settings.reuse,
+        "rescale": settings.rescale,
     }
 
 

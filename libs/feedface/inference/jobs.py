@@ -160,7 +160,7 @@ def _setting(name: str) -> AfterValidator:
                 value = tuple(value) if isinstance(value, list) and len(value) == 2 else parse_size(str(value))
             checked = getattr(Settings(**{name: value}), name)
             # As the option: the same picture is known again.
-            return float(checked) if name in ("guidance", "face_scale") else checked
+            return float(checked) if name in ("guidance", "face_scale", "rescale") else checked
         except UserError as error:
             raise ValueError(_writable(str(error).removeprefix(f"--{name}").lstrip(": "))) from None
 
@@ -195,6 +195,7 @@ class _Job(_Schema):
     face_interval: Annotated[Any, _setting("face_interval")] = None
     reuse: Annotated[Any, _setting("reuse")] = None
     few_step: Annotated[Any, _setting("few_step")] = None
+    rescale: Annotated[Any, _setting("rescale")] = None
 
 
 OWN = tuple(setting.name for setting in fields(Settings) if setting.name in _Job.model_fields)

@@ -1,10 +1,10 @@
-"""What a run leaves behind: numbered PNGs that say how they were made, and its results. Nothing is overwritten.
+"""What a run leaves behind: numbered pictures that say how they were made, and its results. Nothing is overwritten.
 
 A picture is known by its fingerprint: prompt, seed, settings, model and faces. A run that finds a whole picture with
 the fingerprint it is about to make takes that one; other pictures stay where they are and the numbers go on. Runs may
 share a folder, also at the same time: each name is claimed by one of them.
 
-    0000.png, 0001.png, …                   pictures
+    0000.png, 0001.png, …                   pictures (or .jpg, .webp)
     reference_DIGEST.png                    face crops, by their content: a picture's metadata names its crops' digests
     results_0000.json, sheet_0000.png, …    of each run that made pictures
     results.json, sheet.png                 of the last run
@@ -21,11 +21,9 @@ from typing import TypeVar
 
 from PIL import Image, PngImagePlugin
 
-from feedface import __version__
-from feedface.common.errors import UserError
 from feedface.common.files import NameTaken, make_folder
-from feedface.common.images import open_image
 from feedface.common.saving import naming, save_json, save_png
+from feedface.inference.provenance import SUFFIXES, png_text, read_fingerprint, save_picture
 
 T = TypeVar("T")
 RESULTS, SHEET = "results", "sheet"
@@ -52,32 +50,35 @@ class PictureInfo:
     def fingerprint(self) -> str:
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:32]
 
-    def metadata(self) -> PngImagePlugin.PngInfo:
-        """The same as PNG text: prompt, seed, model, settings (JSON), fingerprint, Software."""
-        png = PngImagePlugin.PngInfo()
+    def said(self) -> dict[str, str]:
+        """The same as texts for a file's metadata: prompt, seed, model, settings (JSON), fingerprint."""
         settings = self.settings | {"model_digest": self.model_digest, "references": self.references}
-        png.add_itxt("prompt", self.prompt)
-        png.add_itxt("seed", str(self.seed))
-        png.add_itxt("model", self.model)
-        png.add_itxt("settings", json.dumps(settings))
-        png.add_itxt("fingerprint", self.fingerprint)
-        png.add_itxt("Software", f"FeedFace {__version__}")
-        return png
+        return {
+            "prompt": self.prompt,
+            "seed": str(self.seed),
+            "model": self.model,
+            "settings": json.dumps(settings),
+            "fingerprint": self.fingerprint,
+        }
+
+    def metadata(self) -> PngImagePlugin.PngInfo:
+        """The same as a PNG has it."""
+        return png_text(self.said())
 
 
 class PictureFolder:
-    """One folder of pictures, as above."""
+    """One folder of pictures, as above; new ones in `format`, one of `provenance.SUFFIXES`."""
 
-    def __init__(self, folder: str | os.PathLike):
-        self.folder = Path(folder)
+    def __init__(self, folder: str | os.PathLike, format: str = "png"):
+        self.folder, self._format = Path(folder), format
         with naming(self.folder):
             make_folder(self.folder)
         self._finished: dict[str, Path] = {}
         self._next = 0
-        for path in sorted(self.folder.glob("*.png")):
-            if re.fullmatch(r"\d{4,}", path.stem):
+        for path in sorted(self.folder.iterdir()):
+            if re.fullmatch(r"\d{4,}", path.stem) and path.suffix in SUFFIXES.values():
                 self._next = max(self._next, int(path.stem) + 1)
-                fingerprint = _read_fingerprint(path)
+                fingerprint = read_fingerprint(path) if path.suffix == SUFFIXES[format] else None
                 if fingerprint:
                     self._finished.setdefault(fingerprint, path)
 
@@ -89,8 +90,8 @@ class PictureFolder:
         """Write the picture under the next free number. `OutputError` if it cannot be written."""
 
         def write(number: int) -> Path:
-            path = self.folder / f"{number:04d}.png"
-            save_png(image, path, info.metadata(), new=True)
+            path = self.folder / f"{number:04d}{SUFFIXES[self._format]}"
+            save_picture(image, path, info.said(), self._format, new=True)
             return path
 
         self._next, path = _claim(self._next, write)
@@ -131,13 +132,3 @@ def _claim(number: int, write: Callable[[int], T]) -> tuple[int, T]:
             return number + 1, write(number)
         except NameTaken:  # by a run that writes here at the same time
             number += 1
-
-
-def _read_fingerprint(path: Path) -> str | None:
-    """The fingerprint of a whole picture of ours, else None."""
-    try:
-        with open_image(path, ("PNG",)) as image:
-            image.load()
-            return image.text.get("fingerprint")
-    except UserError:  # Whatever is wrong with the file: it is not a finished picture.
-        return None

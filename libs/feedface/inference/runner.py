@@ -52,6 +52,7 @@ class RunPlan:
         detect: find and crop faces; else the pictures are face crops.
         batch_size: pictures drawn at a time, at most; None: what should fit into memory.
         face: which one of several faces in a picture, see `references.find_faces`.
+        format: of the files, one of `provenance.SUFFIXES`.
         blend, blend_weight: pictures of another person to blend with, and how much of that one is shown, 0 … 1.
     """
 
@@ -64,6 +65,7 @@ class RunPlan:
     face: str | int | None = None
     blend: Sequence[Path] = ()
     blend_weight: float = 0.5
+    format: str = "png"
 
     def of(self, job: Job) -> RunPlan:
         """This plan with what the job says itself. `UserError` for seeds beyond the largest there is."""
@@ -107,7 +109,7 @@ class JobRun:
         for notice in self.notices:
             if notice != said:
                 say(f"note: {notice}")
-        self.pictures = PictureFolder(folder)
+        self.pictures = PictureFolder(folder, plan.format)
         self.crops = [
             self.pictures.save_reference(Image.fromarray(reference.crop), reference.digest)
             for reference in self.references
