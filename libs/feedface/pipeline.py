@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from feedface.common.device import pick_device, pick_dtype
 from feedface.common.errors import UserError
@@ -32,6 +33,8 @@ from feedface.faces.references import Picture, Reference, as_pictures, find_face
 from feedface.inference.acceleration import channels_last, compile_blocks, quantise_int8
 from feedface.inference.batching import batches, check_finite, default_batch_size, draw_batch, picture_settings
 from feedface.inference.model_files import NO_CHANGES, Changes, load_model, model_digest, parse_lora
+from feedface.inference.regions import check_regions, together
+from feedface.inference.somebody import Box
 from feedface.settings import MAX_SAMPLES, MAX_SEED, Settings, check_prompt, check_range, whole_number
 
 if TYPE_CHECKING:
@@ -252,6 +255,14 @@ class FeedFacePipeline:
         check_range("--blend_weight", weight, 0, 1)
         with self.bundle.lock:
             return self.bundle.method.blended(first, second, weight)
+
+    def together(self, people: Sequence[Identity], regions: Sequence[Box | Tensor]) -> Identity:
+        """Several people in one, for `Request`: each in a region, a box (x0, y0, x1, y1) of 0 … 1 or a mask [H,W].
+
+        `UserError` for a method that cannot keep people apart.
+        """
+        check_regions(self.bundle.method_class)
+        return together(people, regions)
 
     face_tokens = identity  # its name when there was one method, whose identity is tokens
 

@@ -41,6 +41,7 @@ from feedface.common.saving import check_writable
 from feedface.faces.choose import check_choice
 from feedface.inference.config_file import ConfigFile, read_config
 from feedface.inference.jobs import Job, read_jobs
+from feedface.inference.somebody import SUFFIX, parse_people
 from feedface.settings import (
     MAX_SAMPLES,
     MAX_SEED,
@@ -63,6 +64,23 @@ def make_parser() -> Parser:
         "--negative_prompt", help="what the picture is led away from; needs a model or --uncond with an empty prompt"
     )
     what.add_argument("--image", nargs="+", metavar="FILE", help="pictures of one person")
+    what.add_argument(
+        "--person",
+        action="append",
+        metavar="NAME[:WORD]=FILE,…",
+        help="pictures of somebody, or a .person file, by a name that the prompt uses; once for each person. The name "
+        "stands for 'a person', or for WORD",
+    )
+    what.add_argument(
+        "--region",
+        action="append",
+        metavar="NAME=X0,Y0,X1,Y1",
+        help="where in the picture that person is, in parts of it, or a mask file; without it faces are found in a "
+        "picture drawn without them, from the left",
+    )
+    what.add_argument(
+        "--save_person", type=path_flag("--save_person"), metavar="FILE.person", help="keep the person of --image"
+    )
     what.add_argument("--blend", nargs="+", metavar="FILE", help="pictures of another person to blend with (flashface)")
     what.add_argument(
         "--blend_weight", type=float, default=0.5, help="how much of the other person is shown, 0 to 1 (0.5)"
@@ -215,8 +233,8 @@ def make_parser() -> Parser:
 def find_jobs(args: argparse.Namespace) -> tuple[list[Job], list[str]]:
     """The jobs the command line asks for, and the problems of those that cannot be run."""
     if args.json:
-        if args.prompt is not None or args.image:
-            raise UserError("-j takes prompts and pictures from its files: leave out --prompt and --image")
+        if args.prompt is not None or args.image or args.person:
+            raise UserError("-j takes prompts and pictures from its files: leave out --prompt, --image and --person")
         return read_jobs(args.json)
     if args.prompt is None:
         raise UserError(GIVE)
@@ -224,17 +242,32 @@ def find_jobs(args: argparse.Namespace) -> tuple[list[Job], list[str]]:
         check_prompt(args.prompt)
     except UserError as error:
         raise UserError(f"--prompt: {error}") from None
-    return [Job(None, (args.prompt,), tuple(map(Path, args.image or ())))], []
+    if args.person and (args.image or args.blend):
+        raise UserError("--person: names people and their pictures; leave out --image and --blend")
+    people = parse_people(args.person or (), args.region or ())
+    return [Job(None, (args.prompt,), tuple(map(Path, args.image or ())), people=people)], []
 
 
 def check_faces(model: str | Path, ckpt_path: str | None, jobs: Sequence[Job]) -> None:
     """`UserError` for a job without pictures, unless the model can show nobody: before anything large is read."""
-    if all(job.images for job in jobs):
+    if all(job.images or job.people for job in jobs):
         return
     from feedface.inference.model_files import shows_faces
 
     if shows_faces(model, ckpt_path):
         raise UserError(GIVE)
+
+
+def keep_person(pipe, job: Job, plan, detector, path: Path) -> None:
+    """Write the person of a job's pictures as a file."""
+    from feedface.faces.references import find_faces
+    from feedface.inference.person import save_person
+
+    if path.suffix != SUFFIX or not job.images:
+        raise UserError(f"--save_person {path}: keeps the person of --image in a file whose name ends in {SUFFIX}")
+    references, _ = find_faces(job.images, detector if plan.detect else None, plan.face)
+    save_person(path, pipe, references, detector.name)
+    print(f"person kept in {path}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -316,6 +349,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.blend_weight,
         args.format,
     )
+    if args.save_person:
+        keep_person(pipe, jobs[0], plan, detector, args.save_person)
     if not args.json:
         run_job(pipe, jobs[0], plan, detector, args.output)
         return 0

@@ -15,13 +15,16 @@ if TYPE_CHECKING:
 
 
 class FaceSimilarity:
-    """Measures pictures against one person's references; says why, where that is not possible."""
+    """Measures pictures against one person's references, or `embeddings` [F, D] of them.
 
-    def __init__(self, detector: FaceDetector, references: Sequence[Reference]):
+    It says why, where that is not possible.
+    """
+
+    def __init__(self, detector: FaceDetector, references: Sequence[Reference], embeddings: np.ndarray | None = None):
         self.name = detector.name
         self.reason: str | None = None
         self._recogniser: FaceRecogniser | None = None
-        self._embeddings: list[np.ndarray] = []
+        self._embeddings: list[np.ndarray] = [] if embeddings is None else list(embeddings)
         if not getattr(detector, "has_recogniser", False):
             self.reason = f"the detector {detector.name!r} has no face recogniser"
             return

@@ -18,6 +18,7 @@ from feedface.common.errors import UserError
 from feedface.diffusion.sampling import sample
 from feedface.diffusion.state import join, length, take
 from feedface.encoders import to_uint8
+from feedface.inference.regions import at_size, check_regions, is_joint, method_for
 from feedface.methods.base import Identity
 from feedface.settings import WITHOUT_PROMPT, Settings
 
@@ -186,6 +187,8 @@ def _latents(
 ) -> Tensor:
     if bundle.method_class is None or not settings.face_scale:
         identity = None
+    if is_joint(identity):
+        check_regions(bundle.method_class)
     identity = _on(device, identity)
     # Texts before the backbone: a low-memory bundle holds one of them at a time.
     negative = [] if settings.uncond in WITHOUT_PROMPT or settings.few_step else [settings.negative_prompt]
@@ -203,9 +206,11 @@ def _latents(
         check_finite(bundle, "text_encoder", prompt["text"])
     if identity is not None and bundle.method_class.reads_prompt:
         # Before the backbone, as what works once a generation may then make room for it.
-        identity = bundle.method.prompted(identity, prompt)
+        identity = method_for(bundle.method, identity).prompted(identity, prompt)
     backbone, method = bundle.networks(settings.few_step)
+    method = method_for(method, identity)
     width, height = (side * backbone.latent_multiple // bundle.size_multiple for side in settings.size)
+    identity = at_size(identity, (height, width))
     latents = sample(
         backbone,
         prompt=prompt,

@@ -18,6 +18,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from feedface.common.errors import UserError
 from feedface.common.json_files import JsonFile
+from feedface.inference.somebody import Somebody, check_box, somebody
 from feedface.settings import MAX_SAMPLES, MAX_SEED, Settings, check_prompt, parse_size
 
 EXAMPLE = '{"id": 1, "caption_list": ["a woman on a beach"], "source_group": [{"path": "face.png"}]}'
@@ -33,6 +34,7 @@ class Job:
         images: existing files; none for a model that shows nobody.
         class_word: the authors' word for the person ("man", "woman"); kept in the results, not used.
         seed, n_samples: of this job; None: the run's.
+        people: with names, instead of `images`.
         detect: whether faces are looked for in this job's pictures; None: as the run says.
         settings: what this job sets of `Settings`.
         notices: one line for each key that is not used.
@@ -45,6 +47,7 @@ class Job:
     class_word: str | None = None
     seed: int | None = None
     n_samples: int | None = None
+    people: tuple[Somebody, ...] = ()
     detect: bool | None = None
     settings: Settings = field(default_factory=Settings)
     notices: tuple[str, ...] = ()
@@ -175,6 +178,13 @@ class _Picture(_Schema):
     path: Annotated[str, AfterValidator(_blank)]
 
 
+class _Person(_Schema):
+    source_group: list[_Picture] = Field(default_factory=list)
+    person: Annotated[str, AfterValidator(_blank)] | None = None
+    class_word: Annotated[str, AfterValidator(_blank)] = "person"
+    region: list[float] | Annotated[str, AfterValidator(_blank)] | None = None
+
+
 class _Job(_Schema):
     id: Annotated[str, BeforeValidator(lambda id: str(id) if type(id) is int else id), AfterValidator(_blank)]
     caption_list: list[Annotated[str, AfterValidator(_prompt)]] = Field(min_length=1)
@@ -198,6 +208,11 @@ class _Job(_Schema):
     rescale: Annotated[Any, _setting("rescale")] = None
 
 
+class _JobOfPeople(_Job):
+    source_group: list[_Picture] = Field(default_factory=list, max_length=0)
+    people: Annotated[dict[str, _Person], Field(min_length=1)]
+
+
 OWN = tuple(setting.name for setting in fields(Settings) if setting.name in _Job.model_fields)
 # What is set for a whole run only.
 OPTIONS = ("n_iter",)
@@ -217,7 +232,8 @@ WANTED = {
 def _read_job(entry: object, place: _Place, find: Callable[[str, Path], Path | None]) -> tuple[Job | None, list[str]]:
     """The job, or what is wrong with it: one line each."""
     try:
-        read = _Job.model_validate(entry)
+        kind = _JobOfPeople if isinstance(entry, dict) and "people" in entry else _Job
+        read = kind.model_validate(entry)
     except ValidationError as errors:
         return None, [place.say(error["loc"], _explain(error)) for error in errors.errors(include_url=False)]
     images, wrong = [], []
@@ -227,6 +243,12 @@ def _read_job(entry: object, place: _Place, find: Callable[[str, Path], Path | N
             where = f"(relative to {place.file.path.parent.absolute()} or to {Path.cwd()})"
             wrong.append(place.say(("source_group", index, "path"), f"no such picture: {picture.path} {where}"))
         images.append(path)
+    people = []
+    for name, person in read.people.items() if isinstance(read, _JobOfPeople) else ():
+        try:
+            people.append(_somebody(name, person, place.file.path.parent, find))
+        except UserError as error:
+            wrong.append(place.say(("people", name), str(error)))
     if wrong:
         return None, wrong
     return Job(
@@ -236,11 +258,26 @@ def _read_job(entry: object, place: _Place, find: Callable[[str, Path], Path | N
         class_word=read.class_word,
         seed=read.seed,
         n_samples=read.n_samples,
+        people=tuple(people),
         detect=read.detect,
         settings=Settings(**{name: getattr(read, name) for name in OWN}),
         notices=tuple(_unused(read, place)),
         source=place.line,
     ), []
+
+
+def _somebody(name: str, person: _Person, folder: Path, find: Callable[[str, Path], Path | None]) -> Somebody:
+    """One of a job's people; `UserError` for a file or a region that is not to be had."""
+    names = [picture.path for picture in person.source_group] + ([person.person] if person.person else [])
+    if not names:
+        raise UserError('give "source_group" or "person"')
+    files = [find(each, folder) or folder / each for each in names]
+    region = person.region
+    if isinstance(region, str):
+        region = find(region, folder) or folder / region
+    elif region is not None:
+        region = check_box(region, "region")
+    return somebody(name, files, person.class_word, region, "people")
 
 
 def _explain(error: dict[str, Any]) -> str:

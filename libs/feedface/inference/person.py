@@ -1,7 +1,7 @@
 """A person as a small file: what a model made of their faces, so that no photo is needed again.
 
-Safetensors: the identity's tensors, float32, and the recogniser's embeddings of the faces. It belongs to the weights that
-made it: another model or method refuses it. It says who somebody is: treat it as a photo.
+Safetensors: the identity's tensors, float32, and the recogniser's embeddings of the faces. It belongs to the weights
+that made it: another model or method refuses it. It says who somebody is: treat it as a photo.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from feedface.pipeline import FeedFacePipeline
 
 FORMAT = "feedface-person-1"
-SUFFIX = ".person"
 EMBEDDINGS = "embeddings"
 
 

@@ -25,7 +25,9 @@ from feedface.faces.references import find_faces
 from feedface.faces.similarity import FaceSimilarity
 from feedface.inference.batching import batches, dtype_name
 from feedface.inference.outputs import PictureFolder, PictureInfo
+from feedface.inference.people import Cast, load_people
 from feedface.inference.photo_notice import photo_notice
+from feedface.inference.somebody import check_named, described
 from feedface.pipeline import Request
 from feedface.settings import MAX_SEED, check_range
 
@@ -101,7 +103,15 @@ class JobRun:
         self.begin = time.monotonic()
         self.failed = False
         self.settings = pipe.settings(self.plan.settings)  # complete
+        for prompt in job.prompts:
+            check_named(prompt, job.people)
         self.references, notices = self._find_faces(self.job.images)
+        # A model without a method draws without them, which `_find_faces` says.
+        people, more = load_people(pipe, job.people, self._find_faces)
+        people = [] if pipe.method_notice() else people
+        notices += more
+        self.cast = Cast(pipe, detector, self.settings, people) if people else None
+        self.references += [one for shown in people for one in shown.references]
         self.others, more = self._find_faces(self.plan.blend)
         notices += more
         self.notices = [*job.notices, *notices, *self._setting_notices()]
@@ -117,10 +127,13 @@ class JobRun:
         settings = pipe.picture_settings(self.settings)
         if self.others:
             settings |= {"blend": [one.digest for one in self.others], "blend_weight": self.plan.blend_weight}
-        faces = tuple(reference.digest for reference in self.references)
+        if self.cast:
+            settings |= self.cast.settings
+        faces = tuple(face for shown in people for face in shown.faces)
+        faces = faces or tuple(reference.digest for reference in self.references)
         self.wanted = [
             PictureInfo(prompt, seed, pipe.bundle.name, pipe.digest, settings, faces)
-            for prompt in dict.fromkeys(job.prompts)
+            for prompt in dict.fromkeys(described(prompt, job.people) for prompt in job.prompts)
             for seed in self.plan.seeds
         ]
         self.missing = [info for info in self.wanted if self.pictures.find(info) is None]
@@ -156,6 +169,16 @@ class JobRun:
             return own
         return self.pipe.blend(own, self.pipe.identity(self.others), self.plan.blend_weight)
 
+    def identity_of(self, info: PictureInfo) -> Identity | None:
+        """Who is shown in that picture."""
+        return self.cast.identity(info.prompt, info.seed) if self.cast else self.identity
+
+    @property
+    def group(self) -> tuple:
+        """What is the same for runs whose pictures can be drawn together: so many faces of so many people."""
+        people = tuple(len(shown.faces) for shown in self.cast.people) if self.cast else ()
+        return len(self.references), len(self.others), people
+
     def save(self, image: Image.Image, info: PictureInfo) -> None:
         """Keep a picture; the last one finishes the job."""
         self.pictures.save(image, info)
@@ -165,12 +188,17 @@ class JobRun:
 
     def finish(self) -> None:
         """Measure similarities, write contact sheet and results, and report."""
-        similarity = FaceSimilarity(self.detector, self.references)
+        similarity = self.cast.people[0].similarity(self.detector) if self.cast else None
+        similarity = similarity or FaceSimilarity(self.detector, self.references)
         rows = []
         for info in self.wanted:
             path = self.pictures.find(info)
-            likeness = similarity.of(read_image(path))
+            image = read_image(path)
+            each = self.cast.measure(image, info.prompt, info.seed) if self.cast else {}
+            known = [value for value in each.values() if value is not None]
+            likeness = round(sum(known) / len(known), 4) if known else None if each else similarity.of(image)
             row = {"file": path.name, "prompt": info.prompt, "seed": info.seed, "similarity": likeness}
+            row |= {"people": each} if each else {}
             rows.append(row | {"made_now": info.fingerprint in self.made})
         pipe, job = self.pipe, self.job
         settings = self.settings.as_json() | {"dtype": dtype_name(pipe.dtype)} | ({"int8": True} if pipe.int8 else {})
@@ -193,7 +221,7 @@ class JobRun:
                 }
                 for ref, crop in zip(self.references, self.crops, strict=True)
             ],
-            "notices": self.notices,
+            "notices": self.notices + (self.cast.notes if self.cast else []),
             "similarity": similarity.summary([row["similarity"] for row in rows]),
             "pictures": rows,
             "seconds": round(time.monotonic() - self.begin, 2),
@@ -294,7 +322,7 @@ def _draw_all(
         items = batches(
             line(),
             size=lambda item: plan.batch_size or pipe.batch_size(item[0].settings),
-            key=lambda item: (item[0].settings, len(item[0].references), len(item[0].others)),
+            key=lambda item: (item[0].settings, item[0].group),
         )
         for batch in items:
             batch = [(run, info) for run, info in batch if not run.failed]
@@ -304,7 +332,7 @@ def _draw_all(
                 bar = stack.enter_context(progress(total=total, desc="drawing"))
             bar.total = total
             try:
-                requests = [Request(info.prompt, info.seed, run.identity) for run, info in batch]
+                requests = [Request(info.prompt, info.seed, run.identity_of(info)) for run, info in batch]
                 images = pipe.draw_batch(requests, batch[0][0].settings, texts=texts, on_step=step)
             except UserError as error:
                 for run in dict.fromkeys(run for run, _ in batch):
