@@ -18,6 +18,7 @@ from feedface.backbones.unet import UNet
 from feedface.checkpoints.clip_tokenizer import clip_tokenizer
 from feedface.checkpoints.denseface import ADAPTER, method_of
 from feedface.checkpoints.ldm import TEXT, UNET
+from feedface.data.t2i_dense_face import CHANNELS, PALETTE, palette_parts
 from feedface.diffusion.ddim import LeadingDdim
 from feedface.diffusion.guidance import GuidedModel
 from feedface.diffusion.init_image import InitImage
@@ -27,6 +28,7 @@ from feedface.diffusion.sampling import integrate
 from feedface.diffusion.schedule import add_noise, alphas_cumprod
 from feedface.diffusion.teacher_steps import weighted_mean_square
 from feedface.encoders import TextEncoder
+from feedface.faces.face_region import keep_mask
 from feedface.head_pose import draw_pose
 from feedface.methods.denseface import DenseControl
 
@@ -75,11 +77,12 @@ class GoldenSet:
     def network(self, state: Mapping[str, Tensor]):
         config = self.config
         widths = [config["model_channels"] * factor for factor in config["channel_mult"]]
+        attending = [2**level in config["attention_resolutions"] for level in range(len(widths))]
         unet = UNet2DConditionModel(
             sample_size=self.size,
             block_out_channels=widths,
-            down_block_types=["CrossAttnDownBlock2D"] * (len(widths) - 1) + ["DownBlock2D"],
-            up_block_types=["UpBlock2D"] + ["CrossAttnUpBlock2D"] * (len(widths) - 1),
+            down_block_types=["CrossAttnDownBlock2D" if one else "DownBlock2D" for one in attending],
+            up_block_types=["CrossAttnUpBlock2D" if one else "UpBlock2D" for one in reversed(attending)],
             cross_attention_dim=self.width,
             attention_head_dim=config["num_heads"],
         )
@@ -139,7 +142,11 @@ class GoldenSet:
                 control.attention = _recording(control.attention, statistics)
             yield f"eps_d{delta:g}", self.predicted(control, x, self.t, self.text), TOLERANCE
         yield "site_stats", torch.tensor(statistics), TOLERANCE
-        variants = {"nohint": (self.face, None), "noid": (None, self.hint), "id_swapped": (self.face.flip(0), self.hint)}
+        variants = {
+            "nohint": (self.face, None),
+            "noid": (None, self.hint),
+            "id_swapped": (self.face.flip(0), self.hint),
+        }
         for name, given in variants.items():
             control = self.control(self.largest, *given)
             yield f"eps_d{self.largest:g}_{name}", self.predicted(control, x, self.t, self.text), TOLERANCE
@@ -181,11 +188,11 @@ class GoldenSet:
     def states(self, method=None) -> Tensor:
         method = method or self.method
         prompts = self.config["prompts"]
-        return method.prompt(self.text_encoder, prompts, {"face": self.face[: len(prompts)]})["text"]
+        return method.prompt(self.text_encoder, prompts, method.named(self.face[: len(prompts)]))["text"]
 
     def offset(self, faces: Tensor, training: bool) -> Tensor:
         token = copy.deepcopy(self.method.token).train(training)
-        return token(faces, self.config["train_delta"]) - token.word
+        return self.config["train_delta"] * token(faces)
 
     @torch.no_grad()
     def texts(self) -> Computed:
@@ -261,7 +268,7 @@ class GoldenSet:
 
     def chain(self) -> Computed:
         """A step through token and text, statistics of the batch."""
-        method, named = self.trainable()
+        method, _ = self.trainable()
         method.token.train()
         self.text_encoder.requires_grad_(False)
         loss = self.loss_of(method, self.states(method)).mean()
@@ -324,12 +331,19 @@ class GoldenSet:
         for kind, values in zip(("x", "x0"), zip(*seen, strict=True), strict=True):
             found = torch.stack([value.unflatten(1, (4, *self.size)) for value in values[-kept:]])
             yield f"{name}_{kind}", found, TOLERANCE * float(self.arrays[f"{name}_{kind}"].abs().max())
-        yield f"{name}_sigmas", solver.spreads.flip(0), TOLERANCE
+        yield f"{name}_sigmas", solver.spreads, TOLERANCE
 
     # --------------------------------------------------------------------------------------------------------- masks
 
     def masks(self) -> Computed:
-        yield from ()
+        """What is kept of a base picture, out of a grey one; and faces' parts out of the authors' colours."""
+        grey = (self.drawn("grey", 8, 8, scale=60) + 190).clamp(0, 255).to(torch.uint8).numpy()
+        grey = np.roll(np.kron(grey, np.ones((8, 8), np.uint8)), (3, 3), (0, 1))
+        yield "keep_mask", torch.from_numpy(keep_mask(grey, (32, 32)) * 1), 0.5
+        labels = np.kron(self.drawn("seg", 10, 32, 32).argmax(dim=0).numpy(), np.ones((8, 8), np.int64))
+        rolled = np.roll(labels, {"A": (3, 5), "B": (2, 2)}[self.config["prefix"]], (0, 1))
+        packed = np.packbits(palette_parts(PALETTE[list(CHANNELS)][rolled]))
+        yield "p_mask", torch.from_numpy(packed), 0.5
 
 
 def _recording(attention, statistics: list[list[float]]):

@@ -6,16 +6,13 @@ denoiser expects and the tokens of its decoder's blocks, and changes neither.
 Shapes: B batch, C h w latent, L tokens of a block, g side of the maps, K landmarks, A attributes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from feedface.diffusion.schedule import NUM_TIMESTEPS
-
 CLASSES = 11  # as `faces.parse` numbers them
-SPREAD_CELLS = 1.0  # of a landmark's heat
 
 
 class DenseHeads(nn.Module):
@@ -47,8 +44,8 @@ class DenseHeads(nn.Module):
         self.maps = nn.ModuleDict({name: nn.Conv2d(width, count, 1) for name, count in outputs.items() if count})
         self.attributes = nn.Linear(width, attributes) if attributes else None
 
-    def forward(self, clean: Tensor, t: Tensor, tokens: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Latents [B,C,h,w] at times `t` [B] of 1…1000 and tokens [B,L,D] -> logits by kind.
+    def forward(self, clean: Tensor, time: Tensor, tokens: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Latents [B,C,h,w] at times [B] of 0…1, clean to noise, and tokens [B,L,D] -> logits by kind.
 
         "parsing" [B,11,g,g], "depth" [B,1,g,g], "landmarks" [B,K,g,g], "attributes" [B,A].
         """
@@ -57,7 +54,7 @@ class DenseHeads(nn.Module):
             cells = round((x.shape[-2] * x.shape[-1] / value.shape[1]) ** 0.5)
             grid = (-(-x.shape[-2] // cells), -(-x.shape[-1] // cells))
             x = x + F.interpolate(linear(value).transpose(1, 2).unflatten(-1, grid), x.shape[-2:], mode="bilinear")
-        share = t.to(x)[:, None] / NUM_TIMESTEPS
+        share = time.to(x)[:, None]
         scale, shift = self.time(torch.cat([share, share.square()], dim=1))[..., None, None].chunk(2, dim=1)
         x = F.interpolate(x * (1 + scale) + shift, scale_factor=self.factor, mode="bilinear")
         for block in self.blocks:
@@ -76,48 +73,3 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.second(F.silu(self.first(F.silu(self.norm(x)))))
-
-
-def annotated(logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What the logits say: classes uint8 [B,g,g], depth [B,1,g,g] in 0…1, landmarks [B,K,2] and attributes in 0…1."""
-    found: dict[str, Tensor] = {}
-    if "parsing" in logits:
-        found["parsing"] = logits["parsing"].argmax(dim=1).to(torch.uint8)
-    if "depth" in logits:
-        found["depth"] = logits["depth"].sigmoid()
-    if "landmarks" in logits:
-        heat = logits["landmarks"]
-        share = heat.flatten(2).softmax(dim=-1)
-        found["landmarks"] = share @ cell_centres(*heat.shape[-2:]).to(share)
-    if "attributes" in logits:
-        found["attributes"] = logits["attributes"].sigmoid()
-    return found
-
-
-def cell_centres(rows: int, columns: int) -> Tensor:
-    """x and y of the cells of a map, in shares of its sides: [rows·columns,2]."""
-    y, x = torch.meshgrid((torch.arange(rows) + 0.5) / rows, (torch.arange(columns) + 0.5) / columns, indexing="ij")
-    return torch.stack([x.flatten(), y.flatten()], dim=1)
-
-
-def dense_losses(logits: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """By kind, per sample [B]: cross entropies, and of depth the mean absolute error."""
-    losses: dict[str, Tensor] = {}
-    if "parsing" in logits and "parsing" in labels:
-        errors = F.cross_entropy(logits["parsing"].float(), labels["parsing"].long(), reduction="none")
-        losses["parsing"] = errors.mean(dim=(1, 2))
-    if "depth" in logits and "depth" in labels:
-        losses["depth"] = (logits["depth"].float().sigmoid() - labels["depth"]).abs().mean(dim=(1, 2, 3))
-    if "landmarks" in logits and "landmarks" in labels:
-        rows, columns = logits["landmarks"].shape[-2:]
-        cells = cell_centres(rows, columns).to(labels["landmarks"])
-        distance = (labels["landmarks"][:, :, None] - cells).square().sum(dim=-1) * (rows * columns)  # [B,K,cells]
-        wanted = (-distance / (2 * SPREAD_CELLS**2)).softmax(dim=-1)
-        found = logits["landmarks"].float().flatten(2).log_softmax(dim=-1)
-        losses["landmarks"] = -(wanted * found).sum(dim=-1).mean(dim=1)
-    if "attributes" in logits and "attributes" in labels:
-        errors = F.binary_cross_entropy_with_logits(
-            logits["attributes"].float(), labels["attributes"], reduction="none"
-        )
-        losses["attributes"] = errors.mean(dim=1)
-    return losses

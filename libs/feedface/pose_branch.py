@@ -2,7 +2,8 @@
 
 Names of its weights are those of diffusers' `ControlNetModel`, but for the middle, which has two residual blocks here.
 Shapes: B batch, C h w latent.
-Source: Guo et al. 2024, "Dense-Face"; Zhang et al. 2023, "Adding Conditional Control to Text-to-Image Diffusion Models".
+Source: Guo et al. 2024, "Dense-Face", after Zhang et al. 2023, "Adding Conditional Control to Text-to-Image
+Diffusion Models".
 """
 
 from collections.abc import Mapping, Sequence

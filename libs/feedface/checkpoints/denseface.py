@@ -1,7 +1,7 @@
-"""Dense-Face in its authors' files: `epoch=….ckpt` and `DenseFace_ini.ckpt`, Lightning's, in latent-diffusion's naming.
+"""Dense-Face in its authors' files: `epoch=….ckpt` and `DenseFace_ini.ckpt`, of Lightning, in LDM's naming.
 
-Each holds a whole Stable Diffusion 1.5, what Dense-Face adds, and a face recogniser that is left aside. Only tensors are
-read (`weights_only`). Left aside, too: `feat_to_q` where the authors' program never reads it.
+Each holds a whole Stable Diffusion 1.5, what Dense-Face adds, and a face recogniser that is left aside. Only tensors
+are read (`weights_only`). Left aside, too: `feat_to_q` where the authors' program never reads it.
 """
 
 import os
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from feedface.backbones.unet import UNet
-from feedface.checkpoints.ldm import TEXT, UNET, VAE, VERSIONS, LdmFile, Version
+from feedface.checkpoints.ldm import UNET, VERSIONS, LdmFile, Version
 from feedface.checkpoints.storage import empty, fill
 from feedface.common.errors import UserError
 from feedface.methods.denseface import DenseFace, described_sites, pose_config, slot
@@ -71,9 +71,8 @@ def method_of(
     for key in (PROJECTOR, f"{NORM}weight", STORED_WORD):
         if key not in state:
             raise UserError(f"{source}: has no {key}, so is none of Dense-Face's checkpoints")
-    pose = dict(pose_config(backbone))
     hints = sorted(_hint_number(key) for key in state if key.startswith(f"{POSE}input_hint_block.") and "weight" in key)
-    pose["hint_channels"] = [len(state[f"{POSE}input_hint_block.{n}.bias"]) for n in (hints[0], *hints[2:-1:2])]
+    pose = pose_config(backbone, [len(state[f"{POSE}input_hint_block.{n}.bias"]) for n in (hints[0], *hints[2:-1:2])])
     width, face_dim = state[PROJECTOR].shape
     described = {
         "sites": described_sites(backbone),

@@ -65,7 +65,9 @@ class Labels:
         square; "attributes" [B,A]."""
         rows = list(zip(draws.rows.tolist(), draws.flip.tolist(), strict=True))
         found = {
-            kind: torch.stack([torch.as_tensor(getattr(self, f"_{kind}")(self.records[row], flip)) for row, flip in rows])
+            kind: torch.stack(
+                [torch.as_tensor(getattr(self, f"_{kind}")(self.records[row], flip)) for row, flip in rows]
+            )
             for kind in self.kinds
         }
         if "pose" in found:

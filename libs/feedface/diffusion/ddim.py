@@ -16,8 +16,8 @@ from feedface.diffusion.state import State, pack, unpack
 class LeadingDdim:
     """A solver for `sampling.integrate`, from timestep 2 + (steps − 1) k down to 2, with k = 1000 // steps.
 
-    η 1 puts as much noise in as the reverse process has, 0 none. `shapes` are those of one row of the state, whose noise
-    `noise` gives. After the last step a noise level of timestep 1 is left.
+    η 1 puts as much noise in as the reverse process has, 0 none. `shapes` are those of one row of the state; `noise`
+    gives noise for it. After the last step a noise level of timestep 1 is left.
     """
 
     def __init__(self, steps: int, eta: float = 0.0, noise: Noise | None = None, shapes: State | None = None):
@@ -50,4 +50,3 @@ class LeadingDdim:
     def _drawn(self, x: Tensor) -> Tensor:
         parts = unpack(x, self._shapes)
         return pack({name: self._noise(name, part.shape).to(part) for name, part in parts.items()})
-

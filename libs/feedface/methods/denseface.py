@@ -24,6 +24,10 @@ from feedface.backbones.control import Control, Operator
 from feedface.common.errors import UserError
 from feedface.common.sizes import Layers, Width
 from feedface.common.validation import CLOSED, Text
+from feedface.dense_heads import DenseHeads
+from feedface.diffusion.dense_objective import DenseObjective
+from feedface.diffusion.objective import Objective
+from feedface.diffusion.schedule import NUM_TIMESTEPS, signal_and_noise
 from feedface.diffusion.state import State, length
 from feedface.encoders import ReferenceSpec, TextEncoder
 from feedface.head_pose import pose_hints
@@ -50,6 +54,19 @@ class PoseConfig(TypedDict, total=False):
     groups: Width
 
 
+class DenseConfig(TypedDict, total=False):
+    """The decoder's blocks by name, with their widths, and arguments of `DenseHeads`."""
+
+    __pydantic_config__ = CLOSED
+    sites: Annotated[dict[str, Width], Len(1, 1024)]
+    latent_channels: Width
+    landmarks: Annotated[int, Field(ge=0, le=1024)]
+    attributes: Annotated[list[Text], Len(0, 1024)]
+    width: Width
+    blocks: Layers
+    factor: Annotated[int, Field(ge=1, le=8)]
+
+
 class SiteConfig(TypedDict):
     """An attention: D, the width of its keys' and values' input, and whether its queries read the identity."""
 
@@ -57,6 +74,21 @@ class SiteConfig(TypedDict):
     width: Width
     context: Width
     reads: bool
+
+
+class DenseSettings(BaseModel):
+    """`config.control.dense`; the weights are of the losses."""
+
+    model_config = CLOSED
+    landmarks: Annotated[int, Field(ge=0, le=1024)] = 5
+    attributes: Sequence[str] = ()
+    width: Width = 128
+    blocks: Layers = 4
+    factor: Annotated[int, Field(ge=1, le=8)] = 2
+    parsing_weight: Annotated[float, Field(ge=0)] = 0.1
+    depth_weight: Annotated[float, Field(ge=0)] = 0.1
+    landmarks_weight: Annotated[float, Field(ge=0)] = 0.1
+    attributes_weight: Annotated[float, Field(ge=0)] = 0.1
 
 
 class Settings(BaseModel):
@@ -69,11 +101,16 @@ class Settings(BaseModel):
     token_delta: Strength = 0.01
     norm: Literal["layer", "batch"] = "layer"
     pose: bool = True
+    hint_channels: Annotated[Sequence[Width], Len(1, 8)] = (16, 32, 96, 256)
     guided: Literal["text", "all"] = "text"
     face_dim: Width = 512
     recogniser: Text = "buffalo_l"
     subject_word: Text = "*"
     initial_word: Text = "person"
+    caption: str = ""
+    person_words: Sequence[str] = ("man", "woman", "person", "boy", "girl", "guy", "lady", "gentleman", "soldier")
+    pose_dropout: Annotated[float, Field(ge=0, le=1)] = 0.1
+    dense: DenseSettings | None = None
 
 
 class Adapter(nn.Module):
@@ -97,9 +134,9 @@ class FaceToken(nn.Module):
         self.projector = nn.Linear(face_dim, width, bias=False)
         self.norm = NORMS[norm](width)
 
-    def forward(self, face: Tensor, delta: float) -> Tensor:
-        """Faces [B,face_dim] -> [B,width]."""
-        return self.word + delta * self.norm(self.projector(face))
+    def forward(self, face: Tensor) -> Tensor:
+        """Faces [B,face_dim] -> what δ times is added to the word, [B,width]."""
+        return self.norm(self.projector(face))
 
 
 class DenseControl(Control):
@@ -115,6 +152,9 @@ class DenseControl(Control):
         if torch.is_grad_enabled():
             self.sites |= sealed(backbone, method)
         self.residual_names = [name for name, site in backbone.sites.items() if site.kind == "residual"]
+        self.seen: dict[str, Tensor] = {}  # what blocks gave, for the dense heads
+        if method.dense is not None and torch.is_grad_enabled():
+            self.sites |= method.dense_sites.keys()
         self._hints: dict[tuple[int, int], Tensor] = {}  # the drawing, embedded, by the latent's (h, w)
         self.offsets: dict[str, Tensor] = {}  # [B,1,D] of the queries
         if face is not None:
@@ -136,6 +176,9 @@ class DenseControl(Control):
             if site.kind == "cross_attention":
                 key, value = (torch.cat([part[:, :1].detach(), part[:, 1:]], dim=1) for part in (key, value))
             return op.attend(query, key, value)
+
+    def block(self, site: Site, x: Tensor, out: Tensor) -> None:
+        self.seen[site.name] = out.detach()
 
     def residuals(self, state: State, t: Tensor) -> dict[str, Tensor]:
         if self.pose is None or self.method.pose is None:
@@ -159,8 +202,9 @@ class DenseControl(Control):
 class DenseFace(Method):
     """Adapters of attentions, a token, a pose branch. A fresh one changes nothing but the person's word.
 
-    Features: "face" [B,face_dim], the recogniser's embedding. Identity: "face" [B,face_dim], and perhaps "pose" [B,3]:
-    yaw, pitch, roll in degrees, see `head_pose`; without it the pose is left to the text.
+    Features: "face" [B,face_dim], the recogniser's embedding. Identity: "face" [B,face_dim], "word" and "token" [B,Dt],
+    which make the person's word, and perhaps "pose" [B,3]: yaw, pitch, roll in degrees, see `head_pose`; without it the
+    pose is left to the text.
 
     Args:
         sites: attentions by name, in the order of evaluation.
@@ -170,6 +214,7 @@ class DenseFace(Method):
         norm: of the token: "layer", or "batch", the authors', whose running statistics count.
         learning: which sites are trained: those of the "decoder", where the authors' are, or "all".
         pose: arguments of the `PoseBranch`; None: there is none.
+        dense: arguments of the `DenseHeads` and what they see; None: there are none.
         guided: what guidance leads away from: the "text" alone, both halves showing the person and the pose, as the
             authors' program does; or "all" of them.
         subject_word: the person's word in prompts.
@@ -188,6 +233,7 @@ class DenseFace(Method):
         norm: Literal["layer", "batch"] = "layer",
         learning: Literal["decoder", "all"] = "decoder",
         pose: PoseConfig | None = None,
+        dense: DenseConfig | None = None,
         guided: Literal["text", "all"] = "text",
         subject_word: Text = "*",
     ):
@@ -204,6 +250,12 @@ class DenseFace(Method):
         )
         self.token = FaceToken(token_width, face_dim, norm)
         self.pose = None if pose is None else PoseBranch(**pose)
+        self.dense, self.dense_sites = None, {}
+        if dense is not None:
+            own = dict(dense)
+            self.dense_sites, self.attributes = own.pop("sites"), own.pop("attributes")
+            self.label_cells = own.get("factor", 2)
+            self.dense = DenseHeads(widths=list(self.dense_sites.values()), attributes=len(self.attributes), **own)
         self.config = {
             "sites": self.sites,
             "token_width": token_width,
@@ -214,6 +266,7 @@ class DenseFace(Method):
             "norm": norm,
             "learning": learning,
             "pose": None if pose is None else self.pose.config,
+            "dense": None if dense is None else dict(dense),
             "guided": guided,
             "subject_word": subject_word,
         }
@@ -224,7 +277,7 @@ class DenseFace(Method):
         settings, text = Settings(**config.control.to_dict()), parts["text"]
         chosen = described_sites(backbone, settings.adapters, settings.reads_in_middle)
         shared = settings.model_dump(include={"face_dim", "recogniser", "delta", "token_delta", "norm", "guided"})
-        pose = pose_config(backbone) if settings.pose else None
+        pose = pose_config(backbone, settings.hint_channels) if settings.pose else None
         if settings.pose and pose is None:
             raise UserError(f"config.control.pose: the pose branch is for a U-Net; with a {backbone.kind} use False")
         method = cls(
@@ -232,6 +285,7 @@ class DenseFace(Method):
             text.clip.config.hidden_size,
             learning=settings.adapters,
             pose=pose,
+            dense=None if settings.dense is None else dense_config(backbone, settings.dense),
             subject_word=settings.subject_word,
             **shared,
         )
@@ -254,7 +308,8 @@ class DenseFace(Method):
             else:
                 continue
             raise UserError(f"{source}: this {self.kind} belongs to another backbone: the {backbone.kind} {problem}")
-        if self.pose is not None and (theirs := pose_config(backbone)) != self.pose.config:
+        hints = () if self.pose is None else self.pose.config["hint_channels"]
+        if self.pose is not None and (theirs := pose_config(backbone, hints)) != self.pose.config:
             own = self.pose.config
             raise UserError(f"{source}: its pose branch ({own}) belongs to another backbone than one of {theirs}")
 
@@ -279,12 +334,17 @@ class DenseFace(Method):
         return {"face": F.normalize(references, dim=-1)}
 
     def identity(self, features: Features, pool: str = "mean") -> Identity:
-        """`pool`: "first" takes the first reference alone; else their mean direction."""
+        """`pool`: "first" takes the first reference alone; else their mean direction. A "pose" [B,3] stays as it is."""
         face = features["face"][:, :1] if pool == "first" else features["face"]
-        return {"face": F.normalize(face.to(self.dtype).mean(dim=1), dim=-1)}
+        identity = self.named(F.normalize(face.to(self.dtype).mean(dim=1), dim=-1))
+        return identity | ({"pose": features["pose"]} if "pose" in features else {})
+
+    def named(self, face: Tensor) -> Identity:
+        """Faces [B,face_dim] with what the text says of them: all that `prompt` needs."""
+        return {"face": face, "word": self.token.word.expand(len(face), -1), "token": self.token(face)}
 
     def posed(self, identity: Identity, pose: Sequence[float]) -> Identity:
-        """The people with their heads turned: yaw, pitch, roll in degrees. `UserError` where there is no pose branch."""
+        """The people with their heads turned: yaw, pitch, roll in degrees. `UserError` without a pose branch."""
         if self.pose is None:
             raise UserError("--pose: this Dense-Face has no pose branch; the pose is left to the prompt")
         return {**identity, "pose": identity["face"].new_tensor(pose).expand(length(identity), 3)}
@@ -298,7 +358,8 @@ class DenseFace(Method):
         """With the person's token in the places of the person's word."""
         if identity is None:
             return {"text": text_encoder.encode(prompts)}
-        words = self.token(identity["face"].to(self.dtype), scale * self.config["token_delta"])[:, None]  # [B,1,D]
+        # Of the identity alone: with little memory these weights are not there while the text encoder is.
+        words = (identity["word"] + scale * self.config["token_delta"] * identity["token"])[:, None]  # [B,1,D]
         ids = self.placed(text_encoder, prompts).to(words.device)
         return {"text": text_encoder.encode_tokens(ids, words.expand(len(ids), -1, -1))}
 
@@ -321,12 +382,36 @@ class DenseFace(Method):
             return None
         return DenseControl(self, backbone, identity, scale * self.config["delta"], rows)
 
+    @property
+    def labels(self) -> list[str]:
+        maps = [] if self.dense is None else [*self.dense.maps, *(["attributes"] if self.attributes else [])]
+        return [*([] if self.pose is None else ["pose"]), *maps]
+
+    def read_out(self, control: DenseControl, state: State, t: Tensor, noise: State) -> State:
+        """The dense heads' logits, as "dense.parsing", …; they learn alone, from what is there anyway."""
+        if self.dense is None or not control.seen:
+            return {}
+        found = self.dense_logits(state["img"], t, noise["img"].detach(), control)
+        return {f"dense.{name}": value for name, value in found.items()}
+
+    def dense_logits(self, x: Tensor, t: Tensor, noise: Tensor, control: DenseControl) -> dict[str, Tensor]:
+        """What the heads say of a step; `control` saw it."""
+        signal, sigma = (value[:, None, None, None] for value in signal_and_noise(t))
+        clean = ((x - sigma * noise) / signal).clamp(-8, 8)
+        seen = [control.seen[name].to(self.dtype) for name in self.dense_sites]
+        return self.dense(clean.to(self.dtype), t / NUM_TIMESTEPS, seen)
+
+    def objective(self, config: "ConfigDict", zero_reference: Features, empty_text: Tensor) -> Objective:
+        settings = Settings(**config.control.to_dict())
+        return DenseObjective(config, zero_reference, empty_text, settings)
+
     def step_blocks(self) -> Iterable[nn.Module]:
         return [*self.adapters.values(), *([] if self.pose is None else [self.pose])]
 
     def trained(self, backbone: Backbone) -> dict[str, nn.Module]:
         pose = {} if self.pose is None else {"pose": self.pose}
-        return {"adapters": self.adapters, "token": self.token, **pose}
+        dense = {} if self.dense is None else {"dense": self.dense}
+        return {"adapters": self.adapters, "token": self.token, **pose, **dense}
 
     def trained_parameters(self, backbone: Backbone) -> Iterator[tuple[str, nn.Parameter]]:
         frozen = tuple(f"adapters.{slot(name)}." for name in self.sites if name not in self.learning)
@@ -350,7 +435,7 @@ def only_token(text_encoder: TextEncoder, word: str) -> int:
     """The token of a word; `UserError` for one that is several."""
     tokens = text_encoder.tokens_of(word)
     if len(tokens) != 1:
-        raise UserError(f"the person's word {word!r} is {len(tokens)} tokens for this text encoder; use one of one token")
+        raise UserError(f"the person's word {word!r} is {len(tokens)} tokens of this text encoder; it must be one")
     return tokens[0]
 
 
@@ -375,7 +460,15 @@ def described_sites(
     }
 
 
-def pose_config(backbone: Backbone) -> Mapping[str, object] | None:
+def dense_config(backbone: Backbone, settings: DenseSettings) -> dict[str, object]:
+    """`DenseFace`'s `dense` for a backbone: all blocks on the way up are seen."""
+    shared = settings.model_dump(include={"landmarks", "width", "blocks", "factor"})
+    blocks = {name: s.width for name, s in backbone.sites.items() if s.kind == "block" and name.startswith(WAY_UP)}
+    attributes = list(settings.attributes)
+    return {"sites": blocks, "latent_channels": backbone.latent_channels, "attributes": attributes, **shared}
+
+
+def pose_config(backbone: Backbone, hint_channels: Sequence[int] = (16, 32, 96, 256)) -> Mapping[str, object] | None:
     """Arguments of a pose branch for a U-Net like Stable Diffusion's; None for another backbone."""
     if backbone.kind != "unet":
         return None
@@ -384,6 +477,6 @@ def pose_config(backbone: Backbone) -> Mapping[str, object] | None:
         "latent_channels": backbone.latent_channels,
         "channels": list(config.block_out_channels),
         "layers": config.layers_per_block,
-        "hint_channels": [16, 32, 96, 256],
+        "hint_channels": list(hint_channels),
         "groups": config.norm_num_groups,
     }

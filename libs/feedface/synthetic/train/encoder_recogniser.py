@@ -50,7 +50,7 @@ def _resampling(size: int, shift: float) -> Tensor:
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
-    """Write `<workdir>/encoder_recogniser/faces/models/mini/`, with the detector of stage `detector`, and measure it."""
+    """Write `<workdir>/encoder_recogniser/faces/models/mini/`, with the detector of stage `detector`; measure it."""
     from transformers import CLIPVisionConfig, CLIPVisionModel
 
     settings, folder = config.face_encoder, workdir / "encoder_recogniser"
