@@ -189,9 +189,10 @@ def _without_effect(
     other = [f"{key} {wanted[key]} (it has {value})" for key, value in method.config.items() if wanted[key] != value]
     if not other:
         return []
+    fresh = "; a config.face_encoder is named to train a fresh one" if method.uses_clip else ""
     return [
         f"config.control: without effect, as training goes on from {config.model}'s own {method.kind}: "
-        f"{', '.join(other)}; a config.face_encoder is named to train a fresh one"
+        f"{', '.join(other)}{fresh}"
     ]
 
 
