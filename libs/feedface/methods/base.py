@@ -99,6 +99,10 @@ class Method(nn.Module):
         """Two people in one, row by row: the first at `weight` 0, the second at 1. `UserError` where it cannot."""
         raise UserError(f"the method {self.kind} cannot blend people; flashface can")
 
+    def posed(self, identity: Identity, pose: Sequence[float]) -> Identity:
+        """People with their heads turned: yaw, pitch, roll in degrees, see `head_pose`. `UserError` where it cannot."""
+        raise UserError(f"--pose: the method {self.kind} cannot turn heads; denseface can")
+
     def prompt(
         self,
         text_encoder: TextEncoder,

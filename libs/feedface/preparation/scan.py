@@ -7,15 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from feedface.common.errors import UserError
+from feedface.common.images import SUFFIXES
 from feedface.preparation.result import KINDS, Stamp
 
-# What `feedface.common.images` reads.
-SUFFIXES = frozenset(
-    (
-        ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".ppm",
-        ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".jpx", ".avif", ".avifs", ".ico",
-    )
-)  # fmt: skip
 MAX_NAME_BYTES = 255  # of a file name, on all usual file systems
 OWN_BYTES = len(".tmp-01234567-") + len("_0000.json")  # what a run adds to a picture's name
 
