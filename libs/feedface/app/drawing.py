@@ -185,7 +185,7 @@ def _kept(
     likeness: float | None,
     several: bool,
 ) -> Drawn:
-    pipe, (prompt, seed, _) = wish.pipe, wish.request
+    pipe, prompt, seed = wish.pipe, wish.request.prompt, wish.request.seed
     faces = tuple(reference.digest for reference in references)
     info = PictureInfo(prompt, seed, pipe.bundle.name, pipe.digest, pipe.picture_settings(wish.settings), faces)
     file = session.file(f"seed{seed}.png")
