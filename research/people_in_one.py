@@ -4,8 +4,8 @@
 
 Pairs of people of the portraits that no model was trained on, one reference each. Pictures are two portraits wide, and
 the halves are the regions. The inspector, a judge that no model has seen, looks at each half and is asked which of the
-two it shows, and which of all people. Beside the pictures: two real portraits side by side, each person drawn alone, and
-pictures without anybody's face. Intervals: 95 %, bootstrap over pairs.
+two it shows, and which of all people. Beside the pictures: two real portraits side by side, each person drawn alone,
+and pictures without anybody's face. Intervals: 95 %, bootstrap over pairs.
 """
 
 import argparse

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from feedface.faces.detect import FaceDetector
     from feedface.faces.references import Reference
     from feedface.inference.jobs import Job
+    from feedface.inference.start import Start
     from feedface.methods.base import Identity
     from feedface.pipeline import FeedFacePipeline
     from feedface.settings import Settings
@@ -55,6 +56,7 @@ class RunPlan:
         batch_size: pictures drawn at a time, at most; None: what should fit into memory.
         face: which one of several faces in a picture, see `references.find_faces`.
         format: of the files, one of `provenance.SUFFIXES`.
+        start: a picture to begin with; pose: yaw, pitch, roll of the person's head in degrees.
         blend, blend_weight: pictures of another person to blend with, and how much of that one is shown, 0 … 1.
     """
 
@@ -68,6 +70,8 @@ class RunPlan:
     blend: Sequence[Path] = ()
     blend_weight: float = 0.5
     format: str = "png"
+    start: Start | None = None
+    pose: tuple[float, float, float] | None = None
 
     def of(self, job: Job) -> RunPlan:
         """This plan with what the job says itself. `UserError` for seeds beyond the largest there is."""
@@ -76,6 +80,12 @@ class RunPlan:
         check_range("seed", seed, 0, MAX_SEED - n_samples * self.n_iter)
         detect = self.detect if job.detect is None else job.detect
         return replace(self, settings=job.settings.over(self.settings), seed=seed, n_samples=n_samples, detect=detect)
+
+    @property
+    def drawn_so(self) -> dict[str, object]:
+        """What changes pictures besides their settings, faces and model."""
+        pose = {} if self.pose is None else {"pose": list(self.pose)}
+        return pose | ({} if self.start is None else self.start.settings)
 
     @property
     def seeds(self) -> range:
@@ -127,6 +137,7 @@ class JobRun:
         settings = pipe.picture_settings(self.settings)
         if self.others:
             settings |= {"blend": [one.digest for one in self.others], "blend_weight": self.plan.blend_weight}
+        settings |= self.plan.drawn_so
         if self.cast:
             settings |= self.cast.settings
         faces = tuple(face for shown in people for face in shown.faces)
@@ -165,9 +176,9 @@ class JobRun:
         if not self.references:
             return None
         own = self.pipe.identity(self.references)
-        if not self.others:
-            return own
-        return self.pipe.blend(own, self.pipe.identity(self.others), self.plan.blend_weight)
+        if self.others:
+            own = self.pipe.blend(own, self.pipe.identity(self.others), self.plan.blend_weight)
+        return own if self.plan.pose is None else self.pipe.posed(own, self.plan.pose)
 
     def identity_of(self, info: PictureInfo) -> Identity | None:
         """Who is shown in that picture."""
@@ -205,6 +216,7 @@ class JobRun:
         settings |= pipe.changes.as_json()
         if self.others:
             settings |= {"blend": [one.name for one in self.others], "blend_weight": self.plan.blend_weight}
+        settings |= self.plan.drawn_so
         self.results = {
             "id": job.id,
             "class_word": job.class_word,
@@ -332,7 +344,7 @@ def _draw_all(
                 bar = stack.enter_context(progress(total=total, desc="drawing"))
             bar.total = total
             try:
-                requests = [Request(info.prompt, info.seed, run.identity_of(info)) for run, info in batch]
+                requests = [Request(info.prompt, info.seed, run.identity_of(info), plan.start) for run, info in batch]
                 images = pipe.draw_batch(requests, batch[0][0].settings, texts=texts, on_step=step)
             except UserError as error:
                 for run in dict.fromkeys(run for run, _ in batch):
