@@ -19,6 +19,7 @@ from torch.func import functional_call
 from typing_extensions import TypedDict
 
 from feedface.common.errors import UserError
+from feedface.common.prompt_weights import Span, plain_prompt
 from feedface.common.reading import check_folder, foreign
 from feedface.common.validation import OPEN, read_json_as
 
@@ -196,14 +197,35 @@ class TextEncoder(nn.Module):
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str], negative: bool = False) -> Tensor:
-        """Prompts -> [B,T,text_dim] in the weights' dtype. `negative`: they are what guidance leads away from."""
+        """Prompts -> [B,T,text_dim] in the weights' dtype. `negative`: they are what guidance leads away from.
+
+        Words may have weights, see `common.prompt_weights`: their tokens are multiplied by them.
+        """
+        texts, spans = zip(*map(plain_prompt, texts), strict=True) if texts else ((), ())
         ids = self.tokenize(texts).to(self.clip.device)
         skip = self.negative_skip if negative and self.negative_skip is not None else self.clip_skip
         out = self.clip(input_ids=ids, output_hidden_states=bool(skip))  # CLIP was trained without a mask
         states = out.last_hidden_state
         if skip:
             states = self.clip.final_layer_norm(out.hidden_states[-1 - skip])
+        if any(spans):
+            states = self._weighted(states, texts, spans)
         return self.prefix(states) if self.prefix is not None else states
+
+    def _weighted(self, states: Tensor, texts: Sequence[str], spans: Sequence[Sequence[Span]]) -> Tensor:
+        """Hidden states [B,T,D] times the weights of their tokens, each row with the mean that it had."""
+        weights = torch.ones(states.shape[:2])
+        options = {"padding": "max_length", "truncation": True, "max_length": self.num_tokens}
+        for row, (text, weighted) in enumerate(zip(texts, spans, strict=True)):
+            places = self.tokenizer(text, return_offsets_mapping=True, **options).offset_mapping
+            for span in weighted:
+                for token, (start, end) in enumerate(places):
+                    if start < span.end and end > span.start:
+                        weights[row, token] = span.weight
+        changed = states * weights[..., None].to(states)
+        mean = changed.mean((1, 2), keepdim=True)
+        plain = (weights == 1).all(1)[:, None, None].to(states.device)
+        return torch.where(plain, states, changed * (states.mean((1, 2), keepdim=True) / mean))
 
     def encode_tokens(self, ids: Tensor, words: Tensor, layer_weights: Sequence[float] = ()) -> Tensor:
         """Token ids [B,T], some of them vectors -> [B,T,text_dim] in the weights' dtype; gradients reach `words`.

@@ -71,7 +71,7 @@ GIVE = "give --prompt and --image, or -j with job files (python inference.py --h
 def make_parser() -> Parser:
     parser = Parser(prog="inference.py", description=__doc__)
     what = parser.add_argument_group("what to draw")
-    what.add_argument("--prompt", help="what the picture shows")
+    what.add_argument("--prompt", help="what the picture shows; (word:1.3) counts more, (word:0.6) less")
     what.add_argument(
         "--negative_prompt", help="what the picture is led away from; needs a model or --uncond with an empty prompt"
     )
