@@ -13,9 +13,8 @@ import json
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from feedface.common.contact_sheet import Tile, tile_rows
+from feedface.common.contact_sheet import save_sheet
 from feedface.evaluation.judging import load_inspector
 from feedface.evaluation.metrics import bootstrap, mean_embedding
 from feedface.faces.crop import crop_square, square_box
@@ -80,8 +79,7 @@ def main() -> None:
         print(f"| {name} | {cells} |", flush=True)
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "people.json").write_text(json.dumps(found, indent=1))
-    rows = [(name, [Tile(Image.fromarray(picture)) for picture in pictures[:SHOWN]]) for name, pictures in wide.items()]
-    tile_rows(rows).save(options.out / "people.png")
+    save_sheet(options.out / "people.png", [pictures[:SHOWN] for pictures in wide.values()], zoom=1)
 
 
 def identity_of(pipe: FeedFacePipeline, crop: np.ndarray):

@@ -17,12 +17,14 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from feedface.checkpoints.hub import fetch_model, is_hub_name, push_model, save_model
 from feedface.common.device import pick_device, pick_dtype
 from feedface.common.errors import UserError
 from feedface.common.progress import progress as watch
@@ -105,8 +107,8 @@ class FeedFacePipeline:
         """Load a model.
 
         Args:
-            path: a model folder of this project, a Stable Diffusion 1.x or 2.x (a diffusers folder or a single file),
-                or a folder with the authors' files.
+            path: a model folder of this project, "user/name" of the hub (downloaded to its cache), a Stable Diffusion
+                1.x or 2.x (a diffusers folder or a single file), or a folder with the authors' files.
             ckpt_path: another method than the model's own.
             device: "cuda", "cuda:1", "mps", "cpu"; by default the best there is.
             dtype: "fp32", "bf16", "fp16"; by default fp16 on a GPU, fp32 on a CPU.
@@ -121,6 +123,8 @@ class FeedFacePipeline:
 
         `model_files.load_model` says more about `path`, `ckpt_path` and `control`, `acceleration` about the last two.
         """
+        if is_hub_name(path):
+            path = fetch_model(path)
         picked = pick_device(device)
         number = pick_dtype(dtype, picked)
         changes = Changes(clip_skip, tuple(map(parse_lora, loras)), subject_word)
@@ -130,6 +134,14 @@ class FeedFacePipeline:
         if compile:
             compile_blocks(bundle)
         return cls(bundle, picked, number, low_memory=low_memory, int8=int8, changes=changes)
+
+    def save_pretrained(self, folder: str | os.PathLike) -> None:
+        """Write all of the model into one new folder, with a card to fill in, as `push_to_hub` uploads it."""
+        save_model(self.bundle, Path(folder))
+
+    def push_to_hub(self, name: str, private: bool = True) -> str:
+        """Upload the model as "user/name" of the Hugging Face hub; returns the address."""
+        return push_model(self.bundle, name, private)
 
     def to(self, device: str | torch.device) -> FeedFacePipeline:
         """Move the model to another device, in the number format that it has; returns itself.

@@ -155,7 +155,8 @@ def make_parser() -> Parser:
     model.add_argument(
         "--model",
         type=path_flag("--model"),
-        help="model folder, or a Stable Diffusion 1.x or 2.x: a diffusers folder, .safetensors or .ckpt (default: the "
+        help="model folder, user/name of the Hugging Face hub, or a Stable Diffusion 1.x or 2.x: a diffusers folder, "
+        ".safetensors or .ckpt (default: the "
         "one --ckpt_path belongs to, else the config's, else models/mini)",
     )
     model.add_argument(
@@ -377,6 +378,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_writable(args.output)
 
     # These bring in torch: seconds that a mistyped command line need not wait for.
+    from feedface.checkpoints.hub import fetch_model, is_hub_name
     from feedface.faces.detect import make_detector
     from feedface.inference.beginnings import Beginnings, run_folders
     from feedface.inference.model_files import model_with, own_model
@@ -387,6 +389,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.method is not None:
         model = model_with(args.method, model, args.ckpt_path)
     model = model or default_model()
+    if is_hub_name(str(model)):
+        model = fetch_model(str(model))
     if args.mode != "edit" and not args.people:
         check_faces(model, args.ckpt_path, jobs)
     pipe = FeedFacePipeline.from_pretrained(
