@@ -27,7 +27,7 @@ def get_config(variant: str = "copy") -> ConfigDict:
     config.model = "models/mini" if variant == "uvit" else "models/mini-unet"
     config.method, config.control = full.method, full.control
     config.control.update(VARIANTS[variant], reference_px=128)
-    config.data.update(other_picture=1.0, flip=0.0, max_faces=2)
+    config.data.update(other_picture=1.0, flip=0.0, flip_reference=0.0, max_faces=2)
     config.loss = full.loss
     config.loss.min_snr = 5.0  # as the base model was trained
     config.train.batch_size = 32

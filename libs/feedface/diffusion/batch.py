@@ -16,7 +16,10 @@ from feedface.diffusion.state import State
 @dataclass(frozen=True, slots=True)
 class Draw:
     """One sample. `faces` are the pictures that give its references: 0 the record's own, i the i-th of `ref`; `flips`
-    says which of them are mirrored. `shown`: how many of them a method shows that can show fewer to some samples."""
+    says which of them are mirrored. `shown`: how many of them a method shows that can show fewer to some samples.
+
+    `size`: (width, height) in pixels that the picture is cut to, at `place` of what it has more, 0 … 1 across and down;
+    None: its centre square."""
 
     row: int
     flip: bool
@@ -30,6 +33,8 @@ class Draw:
     noise: dict[str, np.ndarray]
     flips: tuple[bool, ...] = ()
     shown: int = 1
+    size: tuple[int, int] | None = None
+    place: tuple[float, float] = (0.0, 0.0)
 
 
 @dataclass(slots=True)

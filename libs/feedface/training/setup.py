@@ -20,6 +20,7 @@ from feedface.checkpoints.parts import load_part, part_class, part_config
 from feedface.checkpoints.storage import empty, fill, read_safetensors
 from feedface.common.device import DTYPES, fast_bfloat16
 from feedface.common.errors import UserError
+from feedface.data.buckets import Buckets
 from feedface.data.cache import CachedDataset, FeatureCache
 from feedface.data.dataset import PictureDataset, PictureStore, check_broken
 from feedface.data.draws import DrawSettings
@@ -75,13 +76,15 @@ class Models:
     """What is trained, and where the encoders are.
 
     `trained.method` has no frozen encoder: it works on that encoder's features. `state_shapes` are those of one row,
-    for pictures of the bundle's image size. `notices`: a line for whatever the config says without effect.
+    for pictures of the bundle's image size; sides of other sizes are multiples of `size_multiple`. `notices`: a line
+    for whatever the config says without effect.
     """
 
     trained: ControlledBackbone
     sources: EncoderSources
     base: Path
     image_size: int
+    size_multiple: int
     state_shapes: dict[str, tuple[int, ...]]
     notices: list[str] = field(default_factory=list)
 
@@ -146,6 +149,7 @@ def build_models(config: ml_collections.ConfigDict, device: torch.device, precis
         sources=EncoderSources(Path(config.model), method, encoder, PRECISIONS[precision], tuple(shapes)),
         base=Path(config.model),
         image_size=bundle.image_size,
+        size_multiple=bundle.size_multiple,
         state_shapes=shapes,
         notices=notices,
     )
@@ -236,7 +240,12 @@ def build_data(config: ml_collections.ConfigDict, models: Models, accelerator: A
     """Pictures, or cached features of them, filling the cache first; `UserError` with too many broken files."""
     folder = cache_folder(config, workdir)
     store = build_store(config, models, in_memory=folder is None and config.data.in_memory)
-    settings = draw_settings(config, models, store)
+    settings = draw_settings(config, models, store, accelerator.num_processes)
+    if settings.buckets and settings.buckets.left_out:
+        accelerator.print(
+            f"{settings.buckets.left_out} of {len(store.records)} pictures are left out: their aspect ratio is far "
+            f"from all of config.data.buckets, or they are too small"
+        )
     if folder is None:
         encoders = models.sources.load(accelerator.device)
         return Data(PictureDataset(store, settings), encoders, encoders.zero_reference(), encoders.text([""]))
@@ -270,8 +279,15 @@ def build_store(config: ml_collections.ConfigDict, models: Models, in_memory: bo
     )
 
 
-def draw_settings(config: ml_collections.ConfigDict, models: Models, store: PictureStore) -> DrawSettings:
-    """The probabilities of the config."""
+def draw_settings(
+    config: ml_collections.ConfigDict, models: Models, store: PictureStore, processes: int = 1
+) -> DrawSettings:
+    """The probabilities of the config, and how it deals pictures to this many processes."""
+    buckets = None
+    if config.data.get("buckets"):  # configs of before there were some do not say it
+        sizes = [(record.width, record.height) for record in store.records]
+        step = config.train.batch_size * config.train.accumulation * processes
+        buckets = Buckets(config.seed, sizes, step, models.image_size, models.size_multiple)
     return DrawSettings(
         seed=config.seed,
         state_shapes=models.state_shapes,
@@ -283,4 +299,5 @@ def draw_settings(config: ml_collections.ConfigDict, models: Models, store: Pict
         face_dropout=config.loss.face_dropout,
         text_dropout=config.loss.text_dropout,
         faceless=frozenset(row for row, record in enumerate(store.records) if record.mask_path is None),
+        buckets=buckets,
     )

@@ -318,6 +318,11 @@ class Trainer:
         check_belongs(checkpoint, self.config, self.trained)
         state = checkpoint.state
         self.progress, self.damaged = checkpoint.progress, set(checkpoint.damaged)
+        if self.config.data.get("buckets") and self.progress.samples % self._step_size:
+            raise UserError(
+                f"{checkpoint.folder}: has seen {self.progress.samples} samples, which are no whole number of steps of "
+                f"{self._step_size}; with config.data.buckets a step's pictures have one size, so use a batch that is"
+            )
         for name, value in self.trained.trained().items():
             assign(value, state["weights"][name])
         self.engine.load_optimizer_state(state["optimizer"])
