@@ -11,7 +11,7 @@ ROOT = Path(feedface.__file__).parent
 # From the ground up: a room imports from those before it, whenever it does so (at the top, when needed, for types).
 FLOORS = [
     ["common"],
-    ["diffusion", "encoders"],
+    ["diffusion", "encoders", "text_tower"],
     ["backbones"],
     ["methods"],
     ["settings"],

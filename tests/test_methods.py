@@ -17,7 +17,8 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from configs import mini_face
 from ml_collections import ConfigDict
 from PIL import Image
-from tests.toy import CLIP_CONFIG, make_toy_bundle, toy_unet, toy_uvit
+from tests.test_faces_detect import redness, write_pack
+from tests.toy import CLIP_CONFIG, make_toy_bundle, toy_text_encoder, toy_unet, toy_uvit
 from tests.toy_records import make_records
 from torch import Tensor
 
@@ -62,6 +63,9 @@ class Row:
 
 FEEDFACE = {"sites": (), "num_heads": 4, "mlp_ratio": 2.0, "control_input": "output"}
 CLIP = {"clip_config": CLIP_CONFIG}
+FACE = {"vectors": 4, "face_dim": 3, "recogniser": "toy", "template": "a"}
+ADAFACE = {**FACE, "objective": {"kind": "reconstruction"}}
+TEXT = "the person stands in the prompt, which has other words then"
 FLASHFACE = {"sites": (), "reference_px": 32, "writer": "copy", "backbone": "all", "rank": 0}
 SMALL = {**FLASHFACE, "writer": "backbone", "backbone": "frozen", "rank": 8}
 COPY = "its reference net starts as the backbone's copy and is read at once: a gate would not fit the authors' weights"
@@ -76,12 +80,27 @@ ROWS = [
         {**FEEDFACE, "sites": ("mid_block.attentions.0", "up_blocks.1.attentions.1")} | {"self_attention": False},
         CLIP,
     ),
+    Row("adaface", "uvit", ADAFACE, changes_fresh=TEXT),
+    Row("adaface", "unet", ADAFACE, changes_fresh=TEXT),
+    Row("adaface", "unet", {**ADAFACE, "copies": 2, "average": "words"}, changes_fresh=TEXT, name="copies"),
     Row("flashface", "unet", FLASHFACE, changes_fresh=COPY, name="both"),
     Row("flashface", "unet", {**FLASHFACE, "sites": ("all",), "backbone": "attention"}, changes_fresh=COPY, name="all"),
     Row("flashface", "unet", {**FLASHFACE, "backbone": "frozen", "rank": 8}, changes_fresh=COPY, name="refnet"),
     Row("flashface", "unet", SMALL, changes_fresh=COPY, name="small"),
     Row("flashface", "uvit", SMALL, changes_fresh=COPY, name="small"),
 ]
+PROMPTS = ["a z", "z on a b"]
+
+
+@dataclass(frozen=True)
+class Told:
+    """In the place of a control, of a method that changes prompts: the texts [2,T,Dt]."""
+
+    text: Tensor
+    rows: slice | None = None
+
+    def first(self, count: int) -> "Told":
+        return Told(self.text[:count])
 
 
 class Setting:
@@ -92,10 +111,15 @@ class Setting:
         self.row = row
         self.config = ConfigDict({"control": row.control})
         self.backbone: Backbone = BACKBONES[row.backbone]().eval()
-        self.method: Method = method_class(row.method).fresh(self.config, self.backbone, **row.parts).eval()
+        self.text_encoder, parts = toy_text_encoder(self.backbone.text_dim), row.parts
+        if method_class(row.method).changes_prompt:
+            parts = {**parts, "text": self.text_encoder}
+        self.method: Method = method_class(row.method).fresh(self.config, self.backbone, **parts).eval()
         self.state = {name: torch.randn(2, *shape) for name, shape in self.backbone.state_shapes().items()}
         self.t = torch.tensor([17.5, 803.0])
         self.text = torch.randn(2, self.backbone.text_tokens or 5, self.backbone.text_dim)
+        if self.method.changes_prompt:
+            self.text = self.prompt()["text"]
 
     def trained(self) -> "Setting":
         """As after some training: all that is trained is somewhere else."""
@@ -115,14 +139,30 @@ class Setting:
         features = {name: value.unflatten(0, (count, -1)) for name, value in features.items()}
         return self.method.prompted(self.method.identity(features), {"text": self.text[:1]})
 
-    def conditions(self, rows: slice = slice(None)):
-        return self.backbone.conditions({"text": self.text[rows]})
+    def prompt(self, identity: Identity | None = None, scale: float = 1.0) -> dict[str, Tensor]:
+        """What the two rows' prompts are with these people."""
+        if not self.method.changes_prompt:
+            return {"text": self.text}
+        return self.method.prompt(self.text_encoder, PROMPTS, identity, scale)
+
+    def conditions(self, rows: slice = slice(None), text: Tensor | None = None):
+        return self.backbone.conditions({"text": (self.text if text is None else text)[rows]})
 
     def predict(self, control=None, rows: slice = slice(None)) -> dict[str, Tensor]:
-        return self.backbone(take(self.state, rows), self.t[rows], self.conditions(rows), control)
+        state, t = take(self.state, rows), self.t[rows]
+        if isinstance(control, Told):
+            return self.backbone(state, t, self.conditions(rows, control.text))
+        return self.backbone(state, t, self.conditions(rows), control)
 
-    def bound(self, identity: Identity, **options):
-        return self.method.bind(self.backbone, identity, **options)
+    def bound(self, identity: Identity, scale: float = 1.0, rows: slice | None = None):
+        control = self.method.bind(self.backbone, identity, scale, rows)
+        if not self.method.changes_prompt or not scale:
+            return control
+        assert control is None
+        text = self.prompt(expand(identity, 2), scale)["text"]
+        if rows is None:
+            return Told(text)
+        return Told(torch.cat([text[i : i + 1] if i in range(2)[rows] else self.text[i : i + 1] for i in range(2)]))
 
 
 @pytest.fixture(params=ROWS, ids=str)
@@ -155,6 +195,9 @@ def test_a_fresh_one_is_the_backbone_to_the_bit(setting: Setting):
     if setting.row.changes_fresh:
         people = setting.people()
         assert not equal(setting.predict(setting.bound(people)), plain)
+        if setting.method.changes_prompt:
+            assert equal(setting.prompt(None), {"text": setting.text_encoder.encode(PROMPTS)})
+            return
         nobody = {**people, "weights": torch.zeros_like(people["weights"])}
         assert equal(setting.predict(setting.bound(nobody)), plain)
         return
@@ -278,11 +321,11 @@ def test_several_references_are_one_person(setting: Setting):
 @torch.no_grad()
 def test_guidance_is_two_passes(setting: Setting):
     people, backbone, method = setting.trained().people(), setting.backbone, setting.method
-    noise, other = torch.randn(2, *setting.text.shape)
+    noise, other = torch.randn(2, *setting.prompt(people)["text"].shape)
     for mode in backbone.uncond_modes:
         options = {"empty_prompt": {"text": other}, "noise": noise, "uncond_mode": mode}
         shown = {"method": method, "identity": people, "scale": 0.7}
-        prompt = {"text": setting.text}
+        prompt = setting.prompt(people, 0.7)
         out = GuidedModel(backbone, prompt, guidance=3, **options, **shown)(setting.state, 500.0)
         times = torch.full((2,), 500.0)
         halves = backbone.guided_prompt(prompt, mode, {"text": other}, noise)
@@ -301,10 +344,11 @@ def test_a_sample_depends_on_its_seed_and_person_alone(setting: Setting):
     people = setting.trained().people()
     options = {"steps": 3, "guidance": 2.0, "method": setting.method, "latent_size": (8, 12)}
     prompts = {"empty_prompt": {"text": setting.text[:1]}, "guidance_interval": (300, 1000)}
-    together = sample(setting.backbone, {"text": setting.text}, [3, 4], identity=people, **options, **prompts)
+    prompt = setting.prompt(people)
+    together = sample(setting.backbone, prompt, [3, 4], identity=people, **options, **prompts)
     assert together["img"].shape[-2:] == (8, 12)
     alone = sample(
-        setting.backbone, {"text": setting.text[1:]}, [4], identity=take(people, slice(1, 2)), **options, **prompts
+        setting.backbone, take(prompt, slice(1, 2)), [4], identity=take(people, slice(1, 2)), **options, **prompts
     )
     for name, value in alone.items():
         torch.testing.assert_close(together[name][1:], value, atol=1e-3, rtol=1e-3)
@@ -324,6 +368,11 @@ def test_a_prompt_knows_the_person_only_where_the_method_says_so(setting: Settin
         shown = method.prompt(Encoder(), ["a", "bcd"], people, 0.5)
         assert equal(shown, method.prompt(Encoder(), ["a", "bcd"]))
         assert shown["text"].shape == (2, 5, 8)
+        return
+    plain, shown = setting.prompt(), setting.prompt(people)
+    assert equal(plain, {"text": setting.text_encoder.encode(PROMPTS)})
+    assert not torch.equal(shown["text"][0], setting.prompt(take(people, slice(1, 2)))["text"][0])
+    close(take(shown, slice(0, 1)), take(setting.prompt(expand(take(people, slice(0, 1)), 2)), slice(0, 1)))
 
 
 @contract
@@ -345,10 +394,17 @@ class Run:
     def __init__(self, row: Row, folder: Path):
         self.row, self.folder = row, folder
         base = make_toy_bundle(folder / "base")
+        if "recogniser" in row.control:
+            write_pack(folder / "faces", row.control["recogniser"], redness)
         shared = {part: path.absolute() for part, path in read_index(base).components.items() if part not in SEAM}
         torch.manual_seed(0)
         save_component("backbone", BACKBONES[row.backbone](), folder / "model" / "backbone")
         components = {**shared, "backbone": "backbone"}
+        if "recogniser" in row.control:
+            components["faces"] = (folder / "faces").absolute()
+        if method_class(row.method).changes_prompt:
+            components["text_encoder"] = "text_encoder"
+            save_component("text_encoder", toy_text_encoder(), folder / "model" / "text_encoder")
         write_index(folder / "model", name="toy", image_size=64, components=components, defaults={"steps": 2})
         self.records = make_records(folder / "records")
 
@@ -533,7 +589,7 @@ def test_a_new_method_is_three_files(backbone: str, tmp_path, monkeypatch):
 
 
 def test_an_unknown_kind_is_refused():
-    with pytest.raises(UserError, match="'x' is no method of this version; known are feedface"):
+    with pytest.raises(UserError, match=r"'x' is no method of this version; known are .*feedface"):
         method_class("x")
     for kind in ("base", "os", "../os"):
         with pytest.raises(UserError, match="known are unet, uvit"):

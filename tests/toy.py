@@ -1,5 +1,6 @@
 """A tiny model with random weights: all of a bundle's parts, in milliseconds, for tests of what is built on them."""
 
+import tempfile
 from pathlib import Path
 
 import torch
@@ -59,7 +60,7 @@ def face_tokens(net: FeedFace, crops: Tensor, pool: str = "concat") -> Tensor:
     return net.identity({name: x.unflatten(0, crops.shape[:2]) for name, x in features.items()}, pool)["tokens"]
 
 
-def toy_clips(tokenizer):
+def toy_clips(tokenizer, layers: int = 1):
     """A CLIP text tower (16 tokens of 16 numbers) and an image tower (32 px to 16 numbers)."""
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
 
@@ -68,7 +69,7 @@ def toy_clips(tokenizer):
         hidden_size=16,
         intermediate_size=32,
         projection_dim=16,
-        num_hidden_layers=1,
+        num_hidden_layers=layers,
         num_attention_heads=2,
         max_position_embeddings=16,
         bos_token_id=tokenizer.bos_token_id,
@@ -76,6 +77,13 @@ def toy_clips(tokenizer):
         pad_token_id=tokenizer.pad_token_id,
     )
     return CLIPTextModel(text), CLIPVisionModelWithProjection(CLIPVisionConfig(**CLIP_CONFIG))
+
+
+def toy_text_encoder(text_dim: int = 8) -> TextEncoder:
+    """16 tokens of 16 numbers, then of `text_dim`; three layers."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer = toy_tokenizer(folder)
+    return TextEncoder(toy_clips(tokenizer, layers=3)[0], tokenizer, nn.Linear(16, text_dim))
 
 
 def save_toy_clips(text_folder: Path, image_folder: Path) -> None:

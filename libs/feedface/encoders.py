@@ -4,7 +4,7 @@ Pictures are RGB. Shapes: B batch, T text tokens, C H W pixels or latent.
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 from pydantic import TypeAdapter
 from torch import Tensor, nn
+from torch.func import functional_call
 from typing_extensions import TypedDict
 
 from feedface.common.errors import UserError
@@ -28,6 +29,7 @@ if TYPE_CHECKING:  # heavy, and only named here
 # What CLIP was trained with (Radford et al. 2021); the face encoder takes 0.5 and 0.5 instead.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+EMBEDDED_PX = 256  # of a crop that a recogniser sees: it aligns the face to 112 px
 TEXT_PROJECTION = "text_projection.safetensors"  # beside a bundle's text encoder, where its two encoders are a CLIP
 
 
@@ -37,13 +39,20 @@ class ReferenceSpec:
 
     `kind`: "crop", a square face crop [3,size,size]; "aligned", the same turned and scaled to ArcFace's five points;
     "embedding", a face recogniser's vector [size], of length 1; "latent", the VAE's latent [C,h,w] (the mean, scaled)
-    of a crop of `size` px. Pixels are RGB, (x − mean) / std of values 0 … 1.
+    of a crop of `size` px. Pixels are RGB, (x − mean) / std of values 0 … 1. `recogniser`: of embeddings, which are
+    only good for who learned that one's: the insightface pack with it.
     """
 
     kind: Literal["crop", "aligned", "embedding", "latent"]
     size: int
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    recogniser: str = ""
+
+    @property
+    def crop_px(self) -> int:
+        """The side of the pixels that `preprocess_reference` gives."""
+        return EMBEDDED_PX if self.kind == "embedding" else self.size
 
 
 def resize_and_crop(images: Tensor, size: int) -> Tensor:
@@ -75,15 +84,15 @@ def preprocess_face(image: np.ndarray, size: int = 224) -> Tensor:
 
 
 def preprocess_reference(spec: ReferenceSpec, crop: np.ndarray) -> Tensor:
-    """A square face crop, uint8 RGB [H,W,3], as a method wants its pixels: see `references_of` for what follows.
+    """A square face crop, uint8 RGB [H,W,3], as a method wants its pixels; `UserError` for one that wants no crops.
 
-    `UserError` for one that wants no crops.
+    What follows, `faces.embeddings.references_of` says.
     """
     if spec.kind == "latent":
         return to_tensor(np.array(Image.fromarray(crop).resize((spec.size, spec.size), Image.Resampling.LANCZOS)))
-    if spec.kind != "crop":
+    if spec.kind not in ("crop", "embedding"):
         raise UserError(f"this method takes references of kind {spec.kind!r}, and only crops can be made here")
-    pixels = preprocess_face(crop, spec.size)
+    pixels = preprocess_face(crop, spec.crop_px)
     if spec.mean == spec.std == (0.5, 0.5, 0.5):
         return pixels
     mean, std = (torch.tensor(values).reshape(3, 1, 1) for values in (spec.mean, spec.std))
@@ -177,6 +186,14 @@ class TextEncoder(nn.Module):
             list(texts), padding="max_length", truncation=True, max_length=self.num_tokens, return_tensors="pt"
         ).input_ids
 
+    def tokens_of(self, text: str) -> list[int]:
+        """Its tokens alone, without those that begin, end and fill up a prompt."""
+        return self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids if text.strip() else []
+
+    def embedded(self, ids: Sequence[int]) -> Tensor:
+        """The token table's rows [L,D]."""
+        return self.clip.get_input_embeddings().weight[list(ids)].detach()
+
     @torch.no_grad()
     def encode(self, texts: Sequence[str], negative: bool = False) -> Tensor:
         """Prompts -> [B,T,text_dim] in the weights' dtype. `negative`: they are what guidance leads away from."""
@@ -186,6 +203,35 @@ class TextEncoder(nn.Module):
         states = out.last_hidden_state
         if skip:
             states = self.clip.final_layer_norm(out.hidden_states[-1 - skip])
+        return self.prefix(states) if self.prefix is not None else states
+
+    def encode_tokens(self, ids: Tensor, words: Tensor, layer_weights: Sequence[float] = ()) -> Tensor:
+        """Token ids [B,T], some of them vectors -> [B,T,text_dim] in the weights' dtype; gradients reach `words`.
+
+        Args:
+            words: [B,N,D], D as wide as the token table; an id of its size plus i is vector i of the row's own.
+            layer_weights: of the last so many layers, the last one last: the prompt is their weighted mean before the
+                final norm. Without them `clip_skip` counts.
+        """
+        table = self.clip.get_input_embeddings()
+        known, count = table.num_embeddings, words.shape[1]
+        own = torch.arange(len(ids), device=ids.device)[:, None] * count
+        used, places = torch.where(ids < known, ids, ids + own).unique(return_inverse=True)  # [U], [B,T]
+        # A table of the tokens that occur, not of all: it is differentiated.
+        rows = torch.cat(
+            [table.weight[used[used < known]], words.to(table.weight).flatten(0, 1)[used[used >= known] - known]]
+        )
+        name = next(name for name, module in self.clip.named_modules() if module is table)
+        inputs = {"input_ids": places, "output_hidden_states": True}
+        out = functional_call(self.clip, {f"{name}.weight": rows}, (), inputs)
+        if layer_weights:
+            weights = torch.tensor(layer_weights).to(rows)
+            states = torch.einsum(
+                "l,lbtd->btd", weights / weights.sum(), torch.stack(out.hidden_states[-len(weights) :])
+            )
+        else:
+            states = out.hidden_states[-1 - self.clip_skip]
+        states = self.clip.final_layer_norm(states)
         return self.prefix(states) if self.prefix is not None else states
 
 
@@ -269,11 +315,3 @@ class LatentCodec(nn.Module):
         latents = latents.to(self.vae.device, self.vae.dtype) / self.vae.config.scaling_factor
         pixels = F.pixel_shuffle(self.vae.decode(latents).sample, self._stack).float()
         return pixels.where(pixels.isfinite(), torch.nan).clamp(-1, 1)  # infinity must not pass for white
-
-
-def references_of(spec: ReferenceSpec, pixels: Tensor, vae: Callable[[], LatentCodec]) -> Tensor:
-    """What `Method.features` takes, out of the pixels [B,3,s,s] that `preprocess_reference` gave.
-
-    `vae` is asked for where the method wants latents: of the posterior's mode, so that a reference is always the same.
-    """
-    return vae().encode(pixels, sample=False) if spec.kind == "latent" else pixels

@@ -26,7 +26,8 @@ from feedface.common.device import pick_device, pick_dtype
 from feedface.common.errors import UserError
 from feedface.common.progress import progress as watch
 from feedface.diffusion.state import join
-from feedface.encoders import preprocess_reference, references_of
+from feedface.encoders import preprocess_reference
+from feedface.faces.embeddings import references_of
 from feedface.faces.references import Picture, Reference, as_pictures, find_faces
 from feedface.inference.acceleration import channels_last, compile_blocks, quantise_int8
 from feedface.inference.batching import batches, check_finite, default_batch_size, draw_batch, picture_settings
@@ -91,6 +92,7 @@ class FeedFacePipeline:
         int8: bool = False,
         clip_skip: int = 0,
         loras: Sequence[str] = (),
+        subject_word: str | None = None,
     ) -> FeedFacePipeline:
         """Load a model.
 
@@ -107,12 +109,13 @@ class FeedFacePipeline:
                 adapter, which has to be merged into full weights.
             clip_skip: of Stable Diffusion's text encoder, how many of its last layers are left out.
             loras: LoRA files for Stable Diffusion, each "FILE" or "FILE:STRENGTH".
+            subject_word: with AdaFace, the person's word in prompts; None: the model's own, "z".
 
         `model_files.load_model` says more about `path`, `ckpt_path` and `control`, `acceleration` about the last two.
         """
         picked = pick_device(device)
         number = pick_dtype(dtype, picked)
-        changes = Changes(clip_skip, tuple(map(parse_lora, loras)))
+        changes = Changes(clip_skip, tuple(map(parse_lora, loras)), subject_word)
         bundle = load_model(path, ckpt_path, picked, number, control, low_memory, changes)
         if int8:
             quantise_int8(bundle, picked)
@@ -175,9 +178,12 @@ class FeedFacePipeline:
         """How many pictures are drawn at a time by default."""
         return default_batch_size(settings, self.device, self.low_memory)
 
-    def prompt_notice(self, prompt: str) -> str | None:
-        """What to tell the user if the text encoder will not read the whole prompt."""
+    def prompt_notice(self, prompt: str, shown: bool = False) -> str | None:
+        """What to tell the user if the text encoder will not read the whole prompt. `shown`: with a person."""
         with self.bundle.lock:
+            if shown and self.bundle.method_class is not None and self.bundle.method_class.changes_prompt:
+                method = self.bundle.method
+                return method.notice(self.bundle.text_encoder, prompt)
             encoder = self.bundle.text_encoder
             count = len(encoder.tokenizer(prompt, verbose=False).input_ids)
         if count <= encoder.num_tokens:
@@ -228,8 +234,10 @@ class FeedFacePipeline:
         with self.bundle.lock:
             method = self.bundle.method
             pixels = torch.stack([preprocess_reference(method.reference, reference.crop) for reference in references])
-            pixels = pixels.to(self.device, self.dtype)
-            features = method.features(references_of(method.reference, pixels, lambda: self.bundle.vae))  # [F, …] each
+            pixels = references_of(
+                method.reference, pixels.to(self.device, self.dtype), lambda: self.bundle.vae, self.bundle.faces_root
+            )
+            features = method.features(pixels)  # [F, …] each
             identity = method.identity({name: value[None] for name, value in features.items()}, pool)
             for value in identity.values():
                 check_finite(self.bundle, "method", value)
@@ -348,11 +356,15 @@ class FeedFacePipeline:
         full = self.settings(settings)
         size = self.batch_size(full) if batch_size is None else whole_number("batch_size", batch_size, 1, MAX_BATCH)
         texts: dict[str, Prompt] = {}
+        noticed: set[tuple[str, bool]] = set()
         finished: dict[int, Image.Image] = {}
         due = 0
         for batch in batches(enumerate(map(_checked, requests)), size, lambda item: _shapes(item[1].identity)):
-            for prompt in {request.prompt: None for _, request in batch if request.prompt not in texts}:
-                if notice := self.prompt_notice(prompt):
+            for prompt, shown in {(request.prompt, request.identity is not None): None for _, request in batch}:
+                if (prompt, shown) in noticed or prompt in texts:
+                    continue
+                noticed.add((prompt, shown))
+                if notice := self.prompt_notice(prompt, shown):
                     warnings.warn(f"{prompt[:40]!r}: {notice}", stacklevel=2)
             images = self.draw_batch([request for _, request in batch], full, texts=texts, on_step=on_step)
             finished.update(zip((place for place, _ in batch), images, strict=True))

@@ -242,6 +242,9 @@ def check_parts(bundle: Bundle) -> None:
         text = bundle.text_encoder
         sizes += [("text_encoder", "tokens", text.num_tokens, backbone.text_tokens or text.num_tokens)]
         sizes += [("text_encoder", "numbers a token", text.text_dim, backbone.text_dim)]
+        if bundle.method is not None and bundle.method.text_width is not None:
+            width = text.clip.config.hidden_size
+            sizes += [("method", "numbers a token", bundle.method.text_width, width)]
     if bundle.image_encoder is not None and "clip_img" in backbone.state_shapes():
         numbers = bundle.image_encoder.clip.config.projection_dim
         sizes += [("image_encoder", "numbers an image", numbers, backbone.state_shapes()["clip_img"][-1])]
@@ -249,7 +252,8 @@ def check_parts(bundle: Bundle) -> None:
         sizes += [("vae", "latent channels", bundle.vae.vae.config.latent_channels, backbone.latent_channels)]
     for name, what, size, needed in sizes:
         if size != needed:
-            raise UserError(f"{bundle.components[name]}: gives {size} {what}, but the {backbone.kind} takes {needed}")
+            taker = "text encoder" if name == "method" else backbone.kind
+            raise UserError(f"{bundle.components[name]}: gives {size} {what}, but the {taker} takes {needed}")
 
 
 # ---------------------------------------------------------------------------------------------------------- writing

@@ -118,6 +118,11 @@ def make_parser() -> Parser:
     model.add_argument(
         "--clip_skip", type=int, default=0, help="last layers of Stable Diffusion's text encoder to leave out (0)"
     )
+    model.add_argument(
+        "--subject_word",
+        metavar="WORD",
+        help="with AdaFace, the person's word in prompts: 'a photo of z on a beach' (default: the model's, z)",
+    )
     model.add_argument("--config", help="config file (.py): its `model`, `control` and `sample`; options come first")
     model.add_argument("--device", default="auto", help="auto (default), cuda, cuda:N, mps or cpu")
     model.add_argument("--dtype", default="auto", help="auto (default: fp16 on a GPU, else fp32), fp32, bf16 or fp16")
@@ -280,6 +285,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         int8=args.int8,
         clip_skip=args.clip_skip,
         loras=args.lora,
+        subject_word=args.subject_word,
     )
     detector = make_detector(args.detector, pipe.bundle.faces_root)
     pipe.settings(settings)  # refuses a size that the model cannot draw, before any face is looked for

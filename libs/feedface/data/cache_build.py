@@ -312,7 +312,7 @@ class _Encoding:
     def __init__(self, encoders: FrozenEncoders, store: PictureStore, mirrored: Mirrored, batch_size: int):
         self.encoders, self.store, self.batch_size = encoders, store, batch_size
         self.mirrored = as_kinds(mirrored)
-        size, latent, face = store.image_size, store.latent_size, store.reference.size
+        size, latent, face = store.image_size, store.latent_size, store.reference.crop_px
         blanks = {
             "pictures": (torch.zeros(3, size, size), torch.zeros(2, latent, latent)),
             "faces": (torch.zeros(3, face, face),),

@@ -71,7 +71,7 @@ class PictureStore:
         self.broken: dict[str, str] = {}
         self._kept: dict[str, OnceMade] = {}
         if in_memory:
-            count, s = len(records), reference.size
+            count, s = len(records), reference.crop_px
             crops = dict.fromkeys((one.path, one.square_bbox) for r in records for one in (r, *r.ref))
             self._crops = {crop: number for number, crop in enumerate(crops)}
             self._kept = {

@@ -1,7 +1,7 @@
 """What the frozen encoders make of a batch. Shapes: B batch, F references, T text tokens, C h w latent."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -19,7 +19,9 @@ from feedface.common.reading import check_folder
 from feedface.data.dataset import Pixels
 from feedface.diffusion.batch import Encoded
 from feedface.diffusion.state import State
-from feedface.encoders import TEXT_PROJECTION, ImageEncoder, LatentCodec, TextEncoder, references_of
+from feedface.encoders import TEXT_PROJECTION, ImageEncoder, LatentCodec, TextEncoder
+from feedface.faces.detect import find_pack, resolve_detector
+from feedface.faces.embeddings import references_of
 from feedface.methods.base import Features, Method
 
 if TYPE_CHECKING:  # heavy, and only named here
@@ -35,6 +37,7 @@ class FrozenEncoders:
     Args:
         method: makes features of references; with `face_encoder` where that is a module of its own.
         others: encoders of pictures, by the part of the state that they make.
+        faces_root: the model's own insightface root, for a method that takes embeddings of faces.
     """
 
     def __init__(
@@ -44,7 +47,9 @@ class FrozenEncoders:
         method: Method,
         face_encoder: "CLIPVisionModel | None" = None,
         others: Mapping[str, ImageEncoder] | None = None,
+        faces_root: Path | None = None,
     ):
+        self.faces_root = faces_root
         self.vae, self._text, self.method, self.others = vae, text, method, dict(others or {})
         self._features = partial(method.features, encoder=face_encoder) if face_encoder else method.features
 
@@ -61,12 +66,17 @@ class FrozenEncoders:
     @torch.no_grad()
     def references(self, pixels: Tensor) -> Features:
         """Face crops [B,3,s,s] -> features [B,…]."""
-        return self._features(references_of(self.method.reference, pixels.to(self.device), lambda: self.vae))
+        pixels = pixels.to(self.device)
+        return self._features(references_of(self.method.reference, pixels, lambda: self.vae, self.faces_root))
 
     def zero_reference(self) -> Features:
         """Features of a crop of zeros, without the batch's dimension."""
-        size = self.method.reference.size
-        return {name: value[0] for name, value in self.references(torch.zeros(1, 3, size, size)).items()}
+        spec = self.method.reference
+        if spec.kind == "embedding":  # a crop of zeros shows nobody either, but has an embedding
+            found = self._features(torch.zeros(1, spec.size, device=self.device))
+        else:
+            found = self.references(torch.zeros(1, 3, spec.size, spec.size))
+        return {name: value[0] for name, value in found.items()}
 
     @torch.no_grad()
     def text(self, captions: Sequence[str]) -> Tensor:
@@ -114,7 +124,7 @@ class EncoderSources:
         vae = load_bundle(self.bundle, device, vae_dtype, ["vae"]).vae
         face = load_face_encoder(self.face_encoder, device, dtype) if self.face_encoder else None
         others = {name: getattr(parts, part) for name, part in self.state_encoders.items()}
-        return FrozenEncoders(vae, parts.text_encoder, self.method, face, others)
+        return FrozenEncoders(vae, parts.text_encoder, self.method, face, others, parts.faces_root)
 
     def hashes(self) -> dict[str, str]:
         """SHA-256 of each encoder's files, without loading any: changes when an encoder's answers may.
@@ -131,7 +141,12 @@ class EncoderSources:
         if self.face_encoder:
             folders["face_encoder"] = self.face_encoder
             wanted["face_encoder"] = ("face_encoder.",) if is_face_controlnet(self.face_encoder) else None
-        return {part: _hash_part(part, folders.get(part, self.bundle), prefixes) for part, prefixes in wanted.items()}
+        hashes = {part: _hash_part(part, folders.get(part, self.bundle), prefixes) for part, prefixes in wanted.items()}
+        spec = self.method.reference
+        if spec.kind == "embedding":
+            folder = find_pack(*resolve_detector(spec.recogniser, folders.get("faces")))
+            hashes["recogniser"] = "" if folder is None else _hash_files(folder.glob("*.onnx"))
+        return hashes
 
 
 def _hash_part(part: str, folder: Path, prefixes: tuple[str, ...] | None) -> str:
@@ -139,6 +154,13 @@ def _hash_part(part: str, folder: Path, prefixes: tuple[str, ...] | None) -> str
         with open(folder, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     return _hash_folder(folder / part if is_stable_diffusion(folder) else folder, prefixes)
+
+
+def _hash_files(files: Iterable[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in sorted(files):
+        digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()
 
 
 def _hash_folder(folder: Path, prefixes: tuple[str, ...] | None) -> str:

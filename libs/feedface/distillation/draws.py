@@ -10,8 +10,9 @@ from feedface.checkpoints.bundle import Bundle
 from feedface.common.errors import UserError
 from feedface.common.images import read_image
 from feedface.data.records import Box, Record
-from feedface.encoders import preprocess_reference, references_of
+from feedface.encoders import preprocess_reference
 from feedface.faces.crop import crop_square
+from feedface.faces.embeddings import references_of
 from feedface.methods.base import Identity
 
 
@@ -62,5 +63,5 @@ def identities(bundle: Bundle, people: Sequence[Sequence[np.ndarray]], device: t
     method = bundle.method
     pixels = torch.stack([preprocess_reference(method.reference, crop) for crops in people for crop in crops])
     pixels = pixels.to(device, bundle.backbone.dtype)
-    features = method.features(references_of(method.reference, pixels, lambda: bundle.vae))
+    features = method.features(references_of(method.reference, pixels, lambda: bundle.vae, bundle.faces_root))
     return method.identity({name: value.unflatten(0, (len(people), -1)) for name, value in features.items()})

@@ -13,7 +13,8 @@ from feedface.checkpoints.bundle import Bundle
 from feedface.common.errors import UserError
 from feedface.common.progress import progress
 from feedface.diffusion.state import join, take
-from feedface.encoders import preprocess_reference, references_of, to_uint8
+from feedface.encoders import preprocess_reference, to_uint8
+from feedface.faces.embeddings import references_of
 from feedface.inference.batching import draw_batch
 from feedface.methods.base import Identity
 from feedface.settings import Settings
@@ -33,7 +34,8 @@ def encode_faces(
         raise UserError(f"{bundle.path}: this model has no method to show a face with")
     for person in crops:
         pixels = torch.stack([preprocess_reference(method.reference, crop) for crop in person])
-        features = method.features(references_of(method.reference, pixels.to(device, dtype), lambda: bundle.vae))
+        pixels = references_of(method.reference, pixels.to(device, dtype), lambda: bundle.vae, bundle.faces_root)
+        features = method.features(pixels)
         identity = method.identity({name: value[None] for name, value in features.items()}, pool)
         rows.append({name: value.cpu() for name, value in identity.items()})
     return join(*rows)

@@ -106,6 +106,10 @@ class InsightFaceDetector:
             return faces
         return [replace(face, embedding=_embed(recogniser, bgr, face)) for face in faces]
 
+    def embed(self, image: np.ndarray, face: Face) -> np.ndarray | None:
+        """Who a face with landmarks in a uint8 [H, W, 3] RGB picture is: float32 [D] of unit length."""
+        return _embed(self._analysis.models["recognition"], np.ascontiguousarray(image[..., ::-1]), face)
+
     def _check_providers(self, providers: list, device: str) -> None:
         wanted = providers[0] if isinstance(providers[0], str) else providers[0][0]
         for model in self._analysis.models.values():

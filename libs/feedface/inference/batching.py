@@ -188,14 +188,18 @@ def _latents(
     identity = _on(device, identity)
     # Texts before the backbone: a low-memory bundle holds one of them at a time.
     negative = [] if settings.uncond in WITHOUT_PROMPT or settings.few_step else [settings.negative_prompt]
-    if negative and bundle.text_encoder.negative_skip is not None:
-        prompt = _on(device, _encoded(bundle, prompts, texts))
+    tells = identity is not None and bundle.method_class.changes_prompt
+    apart = bool(negative) and bundle.text_encoder.negative_skip is not None
+    own = [] if tells else prompts
+    encoded = _on(device, _encoded(bundle, [*own, *([] if apart else negative)], texts))
+    prompt, empty = take(encoded, slice(len(own))), take(encoded, slice(len(own), None))
+    if apart:
         empty = {"text": bundle.text_encoder.encode(negative, negative=True).to(device)}
-    else:
-        encoded = _on(device, _encoded(bundle, [*prompts, *negative], texts))
-        prompt, empty = take(encoded, slice(len(prompts))), take(encoded, slice(len(prompts), None))
-    if identity is not None and bundle.method_class.changes_prompt:
-        prompt = _on(device, bundle.method.prompt(bundle.text_encoder, prompts, identity, settings.face_scale))
+    if tells:  # with the person in them: kept for nobody else
+        # In this order: with little memory the text encoder is read last, and the identity says all of the person.
+        method = bundle.method
+        prompt = _on(device, method.prompt(bundle.text_encoder, prompts, identity, settings.face_scale))
+        check_finite(bundle, "text_encoder", prompt["text"])
     if identity is not None and bundle.method_class.reads_prompt:
         # Before the backbone, as what works once a generation may then make room for it.
         identity = bundle.method.prompted(identity, prompt)
@@ -230,4 +234,4 @@ def _encoded(bundle: Bundle, prompts: Sequence[str], texts: dict[str, Prompt]) -
         encoded = {"text": bundle.text_encoder.encode(new).cpu()}
         check_finite(bundle, "text_encoder", encoded["text"])
         texts.update((prompt, take(encoded, slice(row, row + 1))) for row, prompt in enumerate(new))
-    return join(*(texts[prompt] for prompt in prompts))
+    return join(*(texts[prompt] for prompt in prompts)) if prompts else {}

@@ -195,8 +195,9 @@ def _keep_stored(module: nn.Module, dtype: torch.dtype) -> None:
         replace_linears(root, widening)
     for inner in module.modules():
         if not isinstance(inner, WideningLinear):
-            for value in inner.parameters(recurse=False):
-                value.data = value.data.to(dtype)
+            for value in (*inner.parameters(recurse=False), *inner.buffers(recurse=False)):
+                if value.is_floating_point():
+                    value.data = value.data.to(dtype)
 
 
 def _fits(checked: Bundle, device: torch.device, dtype: torch.dtype) -> bool:

@@ -38,23 +38,31 @@ SAMPLE_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Changes:
-    """What a user adds to a model on Stable Diffusion's U-Net.
+    """What a user adds to a model.
 
-    `clip_skip`: how many of the text encoder's last layers are left out. `loras`: files, each with its strength.
+    On Stable Diffusion's U-Net, `clip_skip`: how many of the text encoder's last layers are left out; `loras`: files,
+    each with its strength. `subject_word`: of a method that changes prompts, the person's word in them.
     """
 
     clip_skip: int = 0
     loras: Sequence[tuple[Path, float]] = ()
+    subject_word: str | None = None
+
+    def __post_init__(self):
+        if self.subject_word is not None and len(self.subject_word.split()) != 1:
+            raise UserError(f"--subject_word {self.subject_word!r}: give one word, such as z or <anna>")
 
     def as_json(self) -> dict[str, Any]:
         """For a picture's settings; empty where there is none."""
         loras = [f"{file.name}:{scale:g}" for file, scale in self.loras]
-        return ({"clip_skip": self.clip_skip} if self.clip_skip else {}) | ({"loras": loras} if loras else {})
+        word = {} if self.subject_word is None else {"subject_word": self.subject_word}
+        return ({"clip_skip": self.clip_skip} if self.clip_skip else {}) | ({"loras": loras} if loras else {}) | word
 
     def __str__(self) -> str:
         """What changes pictures, for `Bundle.variant`."""
         loras = [f"lora {_file_digest(file)} {scale:g}" for file, scale in self.loras]
-        return ", ".join([f"clip_skip {self.clip_skip}"] * bool(self.clip_skip) + loras)
+        word = [] if self.subject_word is None else [f"subject_word {self.subject_word}"]
+        return ", ".join([f"clip_skip {self.clip_skip}"] * bool(self.clip_skip) + loras + word)
 
 
 NO_CHANGES = Changes()
@@ -180,7 +188,13 @@ def _changed(bundle: Bundle, changes: Changes, device: torch.device) -> Bundle:
     if changes == NO_CHANGES:
         return bundle
     bundle.variant = str(changes)
-    if bundle.kinds["backbone"] != "unet":
+    if changes.subject_word is not None:
+        if bundle.method_class is None or bundle.method_class.subject_word is None:
+            found = "no method" if bundle.method_class is None else f"the method {bundle.method_class.kind}"
+            raise UserError(f"--subject_word: prompts have a person's word with adaface; this model has {found}")
+        if bundle.method is not None:
+            bundle.method.subject_word = changes.subject_word
+    if bundle.kinds["backbone"] != "unet" and (changes.clip_skip or changes.loras):
         option = "--clip_skip" if changes.clip_skip else "--lora"
         raise UserError(
             f"{option}: is for Stable Diffusion's U-Net; this model's backbone is a {bundle.kinds['backbone']}"

@@ -126,7 +126,7 @@ class JobRun:
         if notice:
             yield notice
         for prompt in self.job.prompts:
-            notice = self.pipe.prompt_notice(prompt)
+            notice = self.pipe.prompt_notice(prompt, bool(self.references))
             if notice:
                 yield f"{prompt[:40]!r}: {notice}"
 

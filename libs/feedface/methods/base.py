@@ -35,6 +35,8 @@ class Method(nn.Module):
         config: arguments that make the same module again, JSON.
         reference: what it takes of a reference picture.
         changes_prompt: whether `prompt` depends on the identity: then texts cannot be encoded without it.
+        subject_word: the person's word in prompts, of one that puts them there; None for others.
+        text_width: of one that writes tokens: how many numbers each has; None for others.
         reads_prompt: whether `prompted` has something to do.
         settings: describes `config.control` of a training config (a pydantic type); None: anything goes.
         uses_clip: `features` needs a CLIP vision model. Then `fresh` is given its `clip_config`, and a method that was
@@ -46,6 +48,8 @@ class Method(nn.Module):
     config: dict[str, Any]
     reference: ReferenceSpec
     changes_prompt = False
+    subject_word: str | None = None
+    text_width: int | None = None
     reads_prompt = False
     settings: ClassVar[Any] = None
     uses_clip = False
@@ -98,6 +102,10 @@ class Method(nn.Module):
     ) -> Prompt:
         """Encode prompts, with the identity at strength `scale` in them where the method `changes_prompt`."""
         return {"text": text_encoder.encode(prompts)}
+
+    def notice(self, text_encoder: TextEncoder, prompt: str) -> str | None:
+        """What to tell the user of a prompt with a person, where the method `changes_prompt`."""
+        return None
 
     def prompted(self, identity: Identity, prompt: Prompt) -> Identity:
         """The identities for these prompts, where the method shows people otherwise in each; once a generation.

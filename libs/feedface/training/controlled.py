@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from feedface.backbones.base import Backbone, Prompt, Site
 from feedface.backbones.control import Control, Operator
 from feedface.diffusion.state import State, length
-from feedface.methods.base import Features, Method
+from feedface.methods.base import Features, Identity, Method
 
 
 class ControlledBackbone(nn.Module):
@@ -20,6 +20,7 @@ class ControlledBackbone(nn.Module):
 
     Args:
         constants: whole numbers that every prompt has besides its text, such as the U-ViT's {"data_type": 0}.
+        frozen: networks that an objective asks besides, by name; no parts of the module.
     """
 
     def __init__(
@@ -27,9 +28,11 @@ class ControlledBackbone(nn.Module):
         backbone: Backbone,
         method: Method,
         constants: Mapping[str, int] | None = None,
+        frozen: Mapping[str, nn.Module] | None = None,
         dtype: torch.dtype | None = None,
     ):
         super().__init__()
+        self.frozen = dict(frozen or {})
         self.backbone, self.method, self.constants = backbone, method, dict(constants or {})
         self.dtype = dtype or backbone.dtype
 
@@ -37,19 +40,33 @@ class ControlledBackbone(nn.Module):
         """What training changes, by name: see `Method.trained`. Under FSDP each process has a part of each."""
         return dict(self.method.trained_parameters(self.backbone))
 
-    def forward(self, state: State, t: Tensor, prompt: Prompt, features: Features | None = None) -> State:
-        """Noise predicted in `state` at timesteps `t` [B]. `features` [B,F,…]: None is the frozen model."""
+    def forward(
+        self,
+        state: State,
+        t: Tensor,
+        prompt: Prompt | Callable[[Identity], Prompt],
+        features: Features | None = None,
+    ) -> State:
+        """Noise predicted in `state` at timesteps `t` [B]. `features` [B,F,…]: None is the frozen model.
+
+        `prompt`: with features it may be a function of who is shown.
+        """
+        identity = None
+        if features is not None:
+            with self._autocast(True):
+                identity = self.method.identity(features)
+                prompt = prompt(identity) if callable(prompt) else prompt
         rows = length(prompt)
         constants = {name: torch.full((rows,), value, device=t.device) for name, value in self.constants.items()}
         # What is frozen is in low precision as a whole, and needs no autocast, which would make its tokens float32.
         with self._autocast(self.backbone.dtype != self.dtype):
-            control = None if features is None else self._control(features, prompt)
+            control = None if identity is None else self._control(identity, prompt)
             conditions = self.backbone.conditions({**prompt, **constants}, tuple(state["img"].shape[-2:]))
             return self.backbone(state, t, conditions, control)
 
-    def _control(self, features: Features, prompt: Prompt) -> Control | None:
+    def _control(self, identity: Identity, prompt: Prompt) -> Control | None:
         with self._autocast(True):
-            identity = self.method.prompted(self.method.identity(features), prompt)
+            identity = self.method.prompted(identity, prompt)
             control = self.method.bind(self.backbone, identity)
         return None if control is None else InContext(control, lambda: self._autocast(True))
 

@@ -26,7 +26,7 @@ def check_batch(config: ml_collections.ConfigDict, models: Models, device: torch
     backbone = models.trained.backbone
     channels, *latent = models.state_shapes["img"]
     cells = math.prod(latent)
-    values = 3 * models.image_size**2 + 3 * models.trained.method.reference.size**2 * config.data.max_faces
+    values = 3 * models.image_size**2 + 3 * models.trained.method.reference.crop_px**2 * config.data.max_faces
     if config.cache.enabled or config.cache.dir:
         # The latent's mean and deviation, and a few numbers or more of each face.
         values = 2 * channels * cells + FEATURE_NUMBERS * config.data.max_faces

@@ -92,18 +92,25 @@ class SampleGrid:
         settings, dtype = self.settings, self.models.trained.dtype
         cells = [(person, prompt) for person in range(len(self.references)) for prompt in range(len(self.prompts))]
         latents = []
+        text_encoder = None
+        if method.changes_prompt:  # in memory only meanwhile
+            text_encoder = load_bundle(self.models.base, self.device, dtype, ["text_encoder"]).text_encoder
         # As in training: what is trained is float32, and its products are in the backbone's precision.
         with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
             for begin in range(0, len(cells), self.batch_size):
                 people, prompts = map(list, zip(*cells[begin : begin + self.batch_size], strict=True))
                 features = {name: value[people][:, None].to(self.device) for name, value in self.features.items()}
+                identity = method.identity(features)
+                prompt = {"text": self.text[prompts].to(self.device)}
+                if text_encoder is not None:
+                    prompt = method.prompt(text_encoder, [self.prompts[index] for index in prompts], identity)
                 drawn = sample(
                     backbone,
-                    {"text": self.text[prompts].to(self.device)},
+                    prompt,
                     seeds=prompts,
                     empty_prompt={"text": self.empty_text.to(self.device)},
                     method=method,
-                    identity=method.identity(features),
+                    identity=identity,
                     latent_size=self.models.state_shapes["img"][1:],
                     **sample_options(settings, None),
                 )

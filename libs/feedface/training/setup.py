@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from feedface.backbones.base import Backbone
+from feedface.checkpoints.arc2face import read_teacher, read_teacher_network
 from feedface.checkpoints.bundle import load_bundle
 from feedface.checkpoints.face_encoder import PREFIX, clip_config, find_face_encoder
 from feedface.checkpoints.parts import load_part, part_class, part_config
@@ -101,6 +102,7 @@ def build_models(config: ml_collections.ConfigDict, device: torch.device, precis
     dtype = DTYPES[PRECISIONS[precision]]
     bundle = load_bundle(config.model, device, torch.float32 if whole else dtype, ["backbone"])
     backbone = bundle.backbone
+    texts, frozen = _text_networks(config, device) if method_class(kind).changes_prompt else ({}, {})
     own = bundle.components["method"] if bundle.kinds.get("method") == kind else None
     notices: list[str] = []
     if config.face_encoder:
@@ -118,9 +120,9 @@ def build_models(config: ml_collections.ConfigDict, device: torch.device, precis
                 f"config.control: {config.model}'s own {kind} was trained with the backbone "
                 f"{'frozen' if whole else 'trained too'}; say the same"
             )
-        notices = _without_effect(config, backbone, method)
+        notices = _without_effect(config, backbone, method, texts)
     elif not method_class(kind).uses_clip:
-        encoder, method = None, _fresh_method(config, backbone, {})
+        encoder, method = None, _fresh_method(config, backbone, texts)
     else:
         raise UserError(
             f"{config.model}: has no method {kind} to go on from; name a folder with a CLIP vision model as "
@@ -140,7 +142,7 @@ def build_models(config: ml_collections.ConfigDict, device: torch.device, precis
     method.to(device).eval().requires_grad_(False)
     for network in (backbone, *(part for part in method.children() if isinstance(part, Backbone))):
         network.requires_grad_(False).gradient_checkpointing = config.train.gradient_checkpointing
-    trained = ControlledBackbone(backbone, method, {"data_type": config.data_type}, dtype)
+    trained = ControlledBackbone(backbone, method, {"data_type": config.data_type}, frozen, dtype)
     for parameter in trained.trained().values():
         parameter.requires_grad_(True)
     shapes = backbone.state_shapes((side, side))
@@ -161,9 +163,27 @@ def _fresh_method(config: ml_collections.ConfigDict, backbone: Backbone, parts: 
         return method_class(method_of(config)).fresh(config, backbone, **parts)
 
 
-def _without_effect(config: ml_collections.ConfigDict, backbone: Backbone, method: Method) -> list[str]:
+def _text_networks(config: ml_collections.ConfigDict, device: torch.device) -> tuple[dict[str, Any], dict[str, Any]]:
+    """For a method that changes the text: parts that a fresh one begins with, and what its objective asks.
+
+    Both have the model's text encoder, and where `config.control.teacher` names one, the teacher's reader or backbone.
+    """
+    text = load_bundle(config.model, device, torch.float32, ["text_encoder"]).text_encoder
+    parts, frozen = {"text": text}, {"text": text}
+    if teacher := config.control.get("teacher"):
+        try:
+            parts["teacher"] = read_teacher(teacher)
+            frozen["teacher"], frozen["prefix"] = read_teacher_network(teacher, device)
+        except UserError as error:
+            raise UserError(f"config.control.teacher: {error}") from None
+    return parts, frozen
+
+
+def _without_effect(
+    config: ml_collections.ConfigDict, backbone: Backbone, method: Method, texts: dict[str, Any]
+) -> list[str]:
     """A line where `config.control` describes another method than the model's own, which training goes on from."""
-    parts = {"clip_config": method.config["clip_config"], "with_encoder": False} if method.uses_clip else {}
+    parts = {"clip_config": method.config["clip_config"], "with_encoder": False} if method.uses_clip else texts
     try:
         with torch.device("meta"):
             wanted = _fresh_method(config, type(backbone).from_config(backbone.config), parts).config
@@ -172,9 +192,10 @@ def _without_effect(config: ml_collections.ConfigDict, backbone: Backbone, metho
     other = [f"{key} {wanted[key]} (it has {value})" for key, value in method.config.items() if wanted[key] != value]
     if not other:
         return []
+    fresh = "; a config.face_encoder is named to train a fresh one" if method.uses_clip else ""
     return [
         f"config.control: without effect, as training goes on from {config.model}'s own {method.kind}: "
-        f"{', '.join(other)}; a config.face_encoder is named to train a fresh one"
+        f"{', '.join(other)}{fresh}"
     ]
 
 

@@ -1,0 +1,58 @@
+"""AdaFace on Stable Diffusion 1.5, first stage: distilled from Arc2Face. The authors' two rounds, on two GPUs:
+
+accelerate launch --num_processes 2 --multi_gpu train.py --config=configs/adaface.py --workdir=workdir/adaface1
+python -m feedface.checkpoints extend --from workdir/adaface1/checkpoints/last --to workdir/adaface1x4 --times 4
+accelerate launch --num_processes 2 --multi_gpu train.py --config=configs/adaface.py --workdir=workdir/adaface2 \
+    --config.model=workdir/adaface1x4 --config.control.copies=4
+
+It needs Arc2Face (encoder/ and arc2face/ of https://huggingface.co/FoivosPar/Arc2Face, in models/arc2face), and
+insightface's antelopev2 with its arcface.onnx in the place of glintr100.onnx: all for non-commercial research only.
+"""
+
+from configs import train_config
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """What differs from FeedFace's."""
+    config = train_config.get_config()
+    config.method, config.face_encoder = "adaface", ""
+    config.model = "models/stable-diffusion-v1-5"  # a diffusers folder, or one .safetensors or .ckpt
+    config.control = ConfigDict(
+        {
+            "teacher": "models/arc2face",  # or a model folder of this project with the method arc2face
+            "vectors": 16,  # of a person; each is a token of the prompt
+            "copies": 1,  # keys and values of a token: 1, or as many as the model to go on from was extended to
+            "face_dim": 512,  # numbers of the recogniser's embedding
+            "recogniser": "antelopev2",  # the insightface pack that has it: the teacher's own
+            "template": "photo of a",  # what the towers read before a person
+            "average": "embeddings",  # of several photos; or of "states", or "words"
+            "placement": "in_place",  # of a person in prompts: at their word; or "append", "prepend"
+            "subject_word": "z",  # a person's word in prompts
+            "objective": {
+                "kind": "distillation",  # or "reconstruction": on pictures alone, without a teacher's predictions
+                "prompts": ("a photo of a {}", "a face portrait of a {}", "a photo of {}"),  # {}: the person's word
+                "most_steps": 3,  # of the teacher's denoising in one step of training: 1, 2, 3, 5 or 7
+                "random_faces": 0.4,  # share of batches with people that nobody is, without pictures
+                "perturbed": 0.6,  # share of batches with one person whose states are somewhat changed
+                "perturbation": (0.5, 1.5),  # how much, of the states' own spread
+                "later": 0.7,  # share of batches at later times
+                "word_noise": 0.4,  # share of batches with noise on the words
+                "word_noise_spread": (0.05, 0.1),  # how much, of the words' own spread
+                "layer_shares": (1.0, 2.0, 2.0),  # of the text encoder's last layers, Dirichlet; (): the last one
+                "original_bugs": False,  # True: the student's first step sees what the authors' program shows it
+            },
+        }
+    )
+    config.data.max_faces = 1
+    config.loss.face_dropout = 0.0
+    config.train.steps = 60_000
+    config.train.batch_size = 4
+    config.train.accumulation = 2
+    config.train.lr = 1e-5
+    config.train.warmup_steps = 300
+    config.train.weight_decay = 0.0
+    config.train.betas = (0.9, 0.999)
+    config.train.grad_clip = 0.5
+    config.log.prompts = tuple(prompt.replace("person", "z") for prompt in config.log.prompts)
+    return config

@@ -1,0 +1,29 @@
+"""The miniature's Arc2Face, AdaFace's teacher: a reader of faces whose words models/mini-unet understands.
+
+    python -m feedface.synthetic.world --out data/portraits --identities 200 --per-identity 10
+    accelerate launch train.py --config=configs/mini_arc2face.py --workdir=workdir/mini-arc2face
+
+The U-Net stays as it is; the reader learns what to tell it of a face.
+"""
+
+from configs import mini_unet_face
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """What differs from FeedFace's on the same backbone."""
+    config = mini_unet_face.get_config()
+    config.method = "arc2face"
+    config.control = ConfigDict(
+        {
+            "vectors": 8,  # tokens of a face
+            "face_dim": 128,  # numbers of the recogniser's embedding
+            "recogniser": "mini",  # the insightface pack that has it: the model's own
+            "template": "photo of a",  # what is read before the face
+        }
+    )
+    config.data.max_faces = 1
+    config.loss.kind = "standard"  # the whole picture: there is no prompt to keep to
+    config.loss.face_dropout = 0.0
+    config.cache.dir = "workdir/mini-arc2face/features"
+    return config

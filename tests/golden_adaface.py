@@ -1,0 +1,369 @@
+"""AdaFace's golden arrays, with the product's classes: see `golden_check.py`.
+
+Weights and inputs are drawn from their names, in float64 and then rounded: not as in the other methods' golden data.
+"""
+
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tests.golden_check import Computed
+from torch import Tensor
+
+from feedface.checkpoints.adaface import KEPT, MIX, RESET, SUFFIX, assembled
+from feedface.checkpoints.arc2face import TABLE, arc2face_of
+from feedface.diffusion import teacher_steps as teacher
+from feedface.diffusion.schedule import alphas_cumprod
+from feedface.encoders import TextEncoder
+from feedface.methods.adaface import AdaFace
+from feedface.text_tower import extended, with_gradient_times
+
+TOLERANCE, GRADIENT, STAGE = 1e-4, 1e-3, 2e-3
+GENERATOR = "gen."
+SECOND = "of the second training stage, which this program has not yet"
+REASONS = {
+    "ids.": "an input",
+    "s1.img_mask": "an input",
+    "s1.fg_mask": "an input",
+    "bg.": "the background generator is for training alone, and later versions of AdaFace have none",
+    **dict.fromkeys(("ldm.", "delta.", "s2.", "fn."), SECOND),
+    "ddim": "of the authors' LDM sampler with falling guidance, which this program has not",
+    "eval.": "of the evaluation protocol, which this program has not yet",
+    "pre.": "faces are cropped before they are resized here",
+}
+
+
+def drawn(name: str, shape: Sequence[int], scale: float) -> Tensor:
+    """Standard normal times `scale`, from a generator keyed by the name."""
+    generator = np.random.Generator(np.random.Philox(key=zlib.crc32(name.encode())))
+    return torch.from_numpy(scale * generator.standard_normal(tuple(shape))).float()
+
+
+def weights(shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
+    """A state dict drawn from its names; the weights of norms are about 1."""
+    norms = {name: "norm" in name and name.endswith("weight") for name in shapes}
+    return {name: drawn(name, shape, 0.05) + norms[name] for name, shape in shapes.items()}
+
+
+def computed(config: dict[str, Any], arrays: Mapping[str, Tensor], shapes: dict[str, Any]) -> Computed:
+    """Every array that the file has and that this program computes."""
+    golden_set = GoldenSet(config, arrays, shapes)
+    for part in (golden_set.towers(), golden_set.averages(), golden_set.texts(), golden_set.first_stage()):
+        yield from part
+
+
+class Tokens:
+    """A tokenizer of ids alone: the golden data has those."""
+
+    def __init__(self, size: int):
+        self.size = size
+
+    def get_vocab(self) -> dict[str, int]:
+        return {str(i): i for i in range(self.size)}
+
+    def __len__(self) -> int:
+        return self.size
+
+
+class GoldenSet:
+    """One set: models, inputs, arrays."""
+
+    def __init__(self, config: dict[str, Any], arrays: Mapping[str, Tensor], shapes: dict[str, Any]):
+        self.config, self.arrays, self.shapes = config, arrays, shapes
+        self.vectors, self.width = config["n_vec"], config["width"]
+
+    def drawn(self, name: str, *shape: int, scale: float = 1) -> Tensor:
+        return drawn(self.config["input_prefix"] + name, shape, scale)
+
+    def ids(self, name: str) -> Tensor:
+        return self.arrays[f"ids.{name}"].long()
+
+    # ---------------------------------------------------------------------------------------------------- the towers
+
+    @cached_property
+    def base(self) -> dict[str, Tensor]:
+        return weights(self.shapes["base"])
+
+    def state(self, prefix: str, **changed: Tensor) -> dict[str, Tensor]:
+        own = {key.removeprefix(prefix): value for key, value in self.base.items() if key.startswith(prefix)}
+        return {key.removeprefix("text_model."): value for key, value in own.items()} | changed
+
+    def generator(self, prefix: str) -> dict[str, Tensor]:
+        return {key.removeprefix(prefix): value for key, value in self.base.items() if key.startswith(prefix)}
+
+    def method(self, multiplier: str = "", prefix: str = GENERATOR, vectors: int = 0, **changed: Tensor) -> AdaFace:
+        """Encoder and generator; `multiplier` names a list of the shapes file, `changed` are weights of the latter."""
+        config = self.config
+        wider = weights(self.shapes["multipliers"].get(multiplier, {}))
+        generator = self.generator(prefix)
+        generator.pop(SUFFIX, None)  # tested by itself
+        generator |= {key.removeprefix(GENERATOR): value for key, value in wider.items()} | changed
+        reader = arc2face_of(
+            self.state("arc2face."),
+            self.ids("arc22").tolist(),
+            4,
+            vectors or self.vectors,
+            config["face_dim"],
+            config["heads"],
+        )
+        return assembled(
+            reader, generator, self.ids("template77").tolist(), KEPT if MIX in changed else RESET, config["heads"]
+        )
+
+    @cached_property
+    def person(self) -> AdaFace:
+        return self.method()
+
+    @cached_property
+    def face(self) -> Tensor:
+        return F.normalize(self.drawn("face", self.config["batch"], self.config["face_dim"]), dim=-1)
+
+    @cached_property
+    def states(self) -> Tensor:
+        """P [B,N,W]: of set A the encoder's, of others an input."""
+        if self.vectors == self.arrays["arc.P"].shape[1]:
+            return self.person.reader(self.face)
+        return self.drawn("P", self.config["batch"], self.vectors, self.width)
+
+    @torch.no_grad()
+    def towers(self) -> Computed:
+        yield from self._face_tower()
+        yield from self._word_tower()
+        yield from self._extended()
+        yield from self._gradients()
+
+    def _face_tower(self) -> Computed:
+        reader = self.method(vectors=self.arrays["arc.P"].shape[1])
+        # After the person stand tokens that nothing else of this file needs.
+        rest = self.state("arc2face.")[TABLE][self.ids("arc22")[reader.persons.stop :]]
+        reader.reader.template = torch.nn.Buffer(torch.cat([reader.reader.template, rest]))
+        yield "arc.full", reader.reader.read(self.face), TOLERANCE
+        yield "arc.P", reader.reader(self.face), TOLERANCE
+        yield "arcwide.P", self._wide(), TOLERANCE
+
+    def _wide(self) -> Tensor:
+        wide = self.config["wide"]
+        state = weights(self.shapes["wide"])
+        state = {key.removeprefix("arcwide.").removeprefix("text_model."): value for key, value in state.items()}
+        method = arc2face_of(state, self.ids("arc22").tolist(), 4, 16, wide["face_dim"], wide["heads"])
+        return method.reader(F.normalize(self.drawn("face512", 1, 512), dim=-1))
+
+    def _word_tower(self) -> Computed:
+        person, n = self.person, self.vectors
+        full = person.written(self.states[:1], person.word_template)
+        yield "gen.m1.E", person.words(self.states), TOLERANCE
+        yield "gen.m1.full", full, TOLERANCE
+        yield "gen.pad_embeddings", person.pads, TOLERANCE
+        begin = n + 6
+        for name, end in (("half", begin + (77 - begin - 1) // 2), ("full", 76)):
+            padded = full.clone()
+            padded[:, begin:end] = person.pads[begin:end]
+            yield f"gen.m1.{name}_pad", padded, TOLERANCE
+        for scale in self.config["strengths"]:
+            words = person.words(self.states[:1])
+            yield f"gen.m1.E_strength_{scale:g}", scale * words + (1 - scale) * person.pads[person.persons], TOLERANCE
+        channels = 1 + self.drawn("lw_channels", 3, self.width, scale=0.3)
+        given = torch.tensor(self.config["layer_weights_given"])[:, None]
+        for name, weights in (("given", given), ("channel_mean", channels)):
+            yield f"gen.m1.E_lw_{name}", self.method(**{MIX: weights}).words(self.states[:1]), TOLERANCE
+        last = torch.tensor([[0.0], [0.0], [1.0]])
+        for name, weights in (("lw_per_channel", channels), ("last_layer_only", last)):
+            method = self.method()
+            method.mix.weights = torch.nn.Parameter(weights)
+            yield f"gen.m1.E_{name}", method.words(self.states[:1]), TOLERANCE
+        for name in self.config["multipliers"]:
+            yield f"gen.{name}.E", self.method(name).words(self.states), TOLERANCE
+        slots = n + self.config["suffix"]
+        suffix = self._suffix().expand(1, -1, -1)
+        for name, states in (("on", torch.cat([self.states[:1], suffix], dim=1)), ("off", self.states[:1])):
+            written = person.written(states, self._suffix_template())
+            yield f"gen.suffix.E_{name}", written[:, 4 : 4 + slots], TOLERANCE
+
+    def _suffix(self) -> Tensor:
+        return drawn(GENERATOR + SUFFIX, (1, self.config["suffix"], self.width), 0.05)
+
+    def _suffix_template(self) -> Tensor:
+        """With a comma more for each suffix slot."""
+        ids = self.ids("template77").clone()
+        comma, end = ids[4], 4 + self.vectors + 2
+        ids[end : end + self.config["suffix"]] = comma
+        return self.generator(GENERATOR)[f"prompt2token_proj.text_model.{TABLE}"][ids]
+
+    def _extended(self) -> Computed:
+        tower, base = self.person.word_tower, self.person.words(self.states)
+        twice = self.method()
+        twice.word_tower = extended(extended(tower, 2, noise=0), 2, noise=0)
+        yield "check.ext_2x2_no_noise_maxdiff", (twice.words(self.states) - base).abs().max(), 1e-5
+        yield from self._structure(extended(tower, 4, generator=torch.Generator().manual_seed(0)), tower)
+
+    def _structure(self, four, tower) -> Computed:
+        """Of what was drawn at random only its first part can be the same, and the spread."""
+        width = self.width
+        theirs = {name: self.arrays[f"ext.{name}"] for name in ("x4.k", "x4.v", "x4.kbias", "x8.k")}
+        first, before = four.layers[0].self_attn, tower.layers[0].self_attn
+        for name in "kv":
+            ours = getattr(first, f"{name}_proj").weight.clone()
+            ours[width:] = theirs[f"x4.{name}"][width:]
+            yield f"ext.x4.{name}", ours, TOLERANCE
+        yield "ext.x4.kbias", first.k_proj.bias, TOLERANCE
+        spreads = [0.1 * getattr(before, f"{name}_proj").weight.repeat(3, 1).std(1).mean() for name in "kv"]
+        yield "ext.x4.noise_std", torch.stack(spreads), TOLERANCE
+        added = [
+            (getattr(first, f"{n}_proj").weight - getattr(before, f"{n}_proj").weight.repeat(4, 1))[width:].std()
+            for n in "kv"
+        ]
+        yield "ext.x4.measured_std", torch.stack(added), 0.1 * float(torch.stack(spreads).max())
+        first.k_proj.weight.copy_(theirs["x4.k"])
+        eight = extended(four, 2).layers[0].self_attn.k_proj.weight.clone()
+        eight[4 * width :] = theirs["x8.k"][4 * width :]
+        yield "ext.x8.k", eight, TOLERANCE
+
+    def _gradients(self) -> Computed:
+        target = self.drawn("G", self.config["batch"], self.vectors, self.width)
+        names = {
+            MIX: lambda method: method.mix.weights,
+            "final_layer_norm.weight": lambda method: method.word_tower.final_layer_norm.weight,
+            "layer0.v_proj.weight": lambda method: method.word_tower.layers[0].self_attn.v_proj.weight,
+        }
+        for scale in self.config["gradient_scales"]:
+            method, states = self.method().requires_grad_(True), self.states.clone().requires_grad_(True)
+            with torch.enable_grad():
+                loss = (with_gradient_times(scale, method.words(states)) * target).sum()
+            loss.backward()
+            yield f"grad.s{scale:g}.loss", loss, GRADIENT
+            for name, get in names.items():
+                yield f"grad.s{scale:g}.{name}", get(method).grad, GRADIENT
+            yield f"grad.s{scale:g}.P", states.grad[:1], GRADIENT
+
+    # ---------------------------------------------------------------------------------------------- photos and texts
+
+    @torch.no_grad()
+    def averages(self) -> Computed:
+        faces = F.normalize(self.drawn("photo_faces", 3, self.config["face_dim"]), dim=-1)
+        sixteen = self.method(vectors=16)
+        names = {"id_emb": "embeddings", "img_prompt_emb": "states", "ada_prompt_emb": "words"}
+        for name, average in names.items():
+            sixteen.average = average
+            words = sixteen.identity(sixteen.features(faces[None]))["words"]
+            yield f"avg.{name}.E", words[0], TOLERANCE
+            half = faces.half()  # which the authors normalise in half precision, and the method once more
+            if average == "embeddings":
+                half = F.normalize(half.mean(0, keepdim=True), dim=-1)
+            states = sixteen.reader(half.float())
+            yield f"avg16.{name}.E", sixteen.identity({"states": states[None]})["words"][0], TOLERANCE
+
+    @cached_property
+    def words(self) -> Tensor:
+        """[1,16,W]: the average of three photos."""
+        faces = F.normalize(self.drawn("photo_faces", 3, self.config["face_dim"]), dim=-1)
+        sixteen = self.method(vectors=16)
+        return sixteen.identity(sixteen.features(faces[None]))["words"]
+
+    @cached_property
+    def text(self) -> TextEncoder:
+        from transformers import CLIPTextConfig, CLIPTextModel
+
+        state = self.state("sd.")
+        size, width = state[TABLE].shape
+        clip = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=size,
+                hidden_size=width,
+                intermediate_size=self.config["mlp"],
+                num_hidden_layers=self.config["layers"],
+                num_attention_heads=self.config["heads"],
+                max_position_embeddings=self.config["max_positions"],
+                hidden_act=self.config["hidden_act"],
+                eos_token_id=size - 1,
+            )
+        )
+        clip.load_state_dict(state)
+        return TextEncoder(clip, Tokens(size))
+
+    @torch.no_grad()
+    def texts(self) -> Computed:
+        table = torch.cat([self.state("sd.")[TABLE], self.words[0]])
+        yield "wrap.table_rows", table[-20:], TOLERANCE
+        ids = self.ids("wrap_prompt")[None]
+        yield "wrap.prompt_embeds", self.text.encode_tokens(ids, self.words), TOLERANCE
+        negative = self.ids("wrap_negative")[None]
+        yield "wrap.negative_embeds", self.text.encode_tokens(negative, self.words), TOLERANCE
+        yield from self._layer_weighted()
+
+    def _layer_weighted(self) -> Iterator[tuple[str, Tensor, float]]:
+        for weights in self.config["text_layer_weights"]:
+            name = "_".join(f"{weight:g}" for weight in weights)
+            states = self.text.encode_tokens(self.ids("ldm_text")[None], self.words, weights)
+            yield f"ldm.text_w{name}", states, TOLERANCE
+
+    # ------------------------------------------------------------------------------------------------ the first stage
+
+    @torch.no_grad()
+    def first_stage(self) -> Computed:
+        table = [[int(teacher.shifted(torch.tensor(t), n)) for t in (0, 250, 500, 999)] for n in (1, 2, 3, 5, 7)]
+        yield "s1.t_shift", torch.tensor(table), 0.5
+        for name in {key[3:-2] for key in self.arrays if key.startswith("s1.n") and key.endswith(".t")}:
+            count, _, guidance = name.removeprefix("n").partition("_cfg")
+            yield from self._distilled(name, int(count), float(guidance or 1))
+        x0, noise = self.drawn("s1.x0", 3, 4, 8, 8), self.drawn("s1.noise0", 3, 4, 8, 8)
+        weight = teacher.face_weight(self._masks[0], self._masks[1], background=0.1)
+        yield "s1.recon_bg0.1", teacher.weighted_mean_square(x0 - noise, weight), STAGE
+        states, changes = self.drawn("pt", 2, 16, self.width), self.drawn("pt_noise", 2, 16, self.width)
+        yield "fn.perturb", teacher.perturbed(states, changes, 0.1, keep_norm=False), TOLERANCE
+        yield "fn.perturb_keepnorm", teacher.perturbed(states, changes, 0.8), TOLERANCE
+        places = torch.tensor([0, 1, 10, 100, 500, 981, 999])
+        yield "sched.alphas_cumprod_at_0_1_10_100_500_981_999", alphas_cumprod()[places], 1e-6
+
+    @property
+    def _masks(self) -> tuple[Tensor, Tensor]:
+        """Of what is picture and what is face, [3,1,8,8]; given."""
+        valid, face = (self.arrays[f"s1.{name}_mask"].float()[:, None] for name in ("img", "fg"))
+        return valid, face
+
+    def _net(self, alpha: float, beta: float, scale: float, wave, context: str, negative: str, guidance: float):
+        """The stand-in networks of the golden set, under guidance."""
+        rows = 77 if context in ("ctxS",) else 16
+        told = self.drawn(f"s1.{context}", 3, rows, self.width)
+        untold = self.drawn(f"s1.{negative}", 3, rows, self.width)
+        untold = untold[:1].expand_as(untold) if negative == "ctxU" else untold
+
+        def net(x: Tensor, t: Tensor) -> Tensor:
+            changes = [
+                wave(t / scale).reshape(-1, 1, 1, 1) * c[: len(x)].mean(1)[:, :4, None, None] for c in (told, untold)
+            ]
+            conditional, unconditional = (alpha * x + beta * change for change in changes)
+            return unconditional + guidance * (conditional - unconditional)
+
+        return net
+
+    def _distilled(self, name: str, count: int, guidance: float) -> Computed:
+        taught = self._net(0.7, 2.0, 250, torch.cos, "ctxT", "ctxNeg", guidance)
+        # In the arrays the student is without guidance, whatever their description says.
+        student = self._net(0.6, 3.0, 300, torch.sin, "ctxS", "ctxU", 1)
+        noises = [self.drawn(f"s1.noise{i}", 3, 4, 8, 8) for i in range(count)]
+        prefix = self.config["input_prefix"]
+        shares = [
+            torch.from_numpy(
+                np.random.Generator(np.random.Philox(key=zlib.crc32(f"{prefix}s1.u{i}".encode()))).random(3, np.float32)
+            )
+            for i in range(1, count)
+        ]
+        times = torch.tensor(self.config["stage1"]["t0"])
+        steps = teacher.teacher_steps(taught, self.drawn("s1.x0", 3, 4, 8, 8), times, noises, shares)
+        found = {"t": torch.stack([step.t for step in steps])}
+        found |= {"eps_T": torch.stack([s.predicted for s in steps]), "x0": torch.stack([s.x0 for s in steps])}
+        valid, face = self._masks
+        for kind, bugs in (("authors", True), ("intended", False)):
+            inputs = teacher.student_inputs(steps, bugs)
+            pairs = [(student(x, step.t), step.predicted) for x, step in zip(inputs, steps, strict=True)]
+            losses, deltas = zip(*[teacher.step_losses(*pair, face, valid) for pair in pairs], strict=True)
+            found[f"{kind}.loss_steps"], found[f"{kind}.delta_steps"] = torch.stack(losses), torch.stack(deltas)
+            found[f"{kind}.loss_steps_nomask"] = torch.stack([teacher.step_losses(*pair)[0] for pair in pairs])
+            found[f"{kind}.total"] = (sum(losses) + sum(deltas)) / count**0.5
+        for key, value in found.items():
+            if f"s1.{name}.{key}" in self.arrays:
+                yield f"s1.{name}.{key}", value, {"t": 0.5, "eps_T": 1e-3, "x0": 5e-3}.get(key, STAGE)
