@@ -19,6 +19,7 @@ from feedface.data.buckets import Size, covering, covering_box, covering_crop, o
 from feedface.data.draws import DrawSettings, draw, faces_in_batch
 from feedface.data.kept import OnceMade
 from feedface.data.masks import read_mask
+from feedface.data.record_table import RecordList, Records
 from feedface.data.records import Box, Record
 from feedface.data.transforms import centre_crop, face_masks, face_masks_in
 from feedface.diffusion.batch import Draw, Draws
@@ -66,7 +67,7 @@ class PictureStore:
     def __init__(
         self, records: Sequence[Record], image_size: int, latent_size: int, reference: ReferenceSpec, in_memory: bool
     ):
-        self.records = records
+        self.records = records if isinstance(records, Records) else RecordList(records)
         self.image_size, self.latent_size, self.reference = image_size, latent_size, reference
         self.broken: dict[str, str] = {}
         self._kept: dict[str, OnceMade] = {}
@@ -178,7 +179,7 @@ class PictureDataset(Dataset):
 
     def __init__(self, store: PictureStore, settings: DrawSettings):
         self.store, self.settings = store, settings
-        self.refs = [len(record.ref) for record in store.records]
+        self.refs = store.records.refs
 
     def __getitems__(self, items: Sequence[tuple[int, int]]) -> Batch:
         """`items`: (sample number, faces); `faces` is the same for all. Content: `Pixels`."""
