@@ -22,7 +22,7 @@ from feedface.data.masks import read_mask
 from feedface.data.record_table import RecordList, Records
 from feedface.data.records import Box, Record
 from feedface.data.transforms import centre_crop, face_masks, face_masks_in
-from feedface.diffusion.batch import Draw, Draws
+from feedface.diffusion.batch import Draw, Draws, Tensors
 from feedface.encoders import preprocess_reference, to_tensor
 from feedface.faces.crop import crop_square
 from feedface.methods.base import ReferenceSpec
@@ -36,7 +36,7 @@ class BrokenPicture(Exception):
 
 
 @dataclass(slots=True)
-class Pixels:
+class Pixels(Tensors):
     """A batch before the encoders: RGB `image` [B,3,H,W] in [-1,1], face crops `references` [B,F,3,s,s].
 
     The crops are as the method's `ReferenceSpec` wants pixels. `mask` [B,1,h,w] in 0…1 is the face's share of each
@@ -50,7 +50,7 @@ class Pixels:
 
 
 @dataclass(slots=True)
-class Batch:
+class Batch(Tensors):
     """What a dataset returns; `broken` are files passed over so far, with the reason."""
 
     draws: Draws
