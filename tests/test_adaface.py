@@ -365,6 +365,22 @@ def test_the_subject_word_and_notices_of_a_pipeline(teacher):
         FeedFacePipeline.from_pretrained(path, device="cpu", subject_word="you")
     two = FeedFacePipeline.from_pretrained(path, device="cpu")
     assert "the prompt is not read" in two.prompt_notice("a", shown=True)
+    two.set_faces([photo])
+    guided, plain = (two.generate("a", seed=1, guidance=g, progress=False)[0].tobytes() for g in (4, 1))
+    assert guided != plain  # though the empty prompt has another number of tokens
+
+
+@torch.no_grad()
+def test_guidance_between_texts_of_different_lengths():
+    backbone, texts = toy_unet(), (torch.randn(1, 4, 8), torch.randn(1, 6, 8))
+    both = backbone.guided_prompt({"text": texts[0]}, "empty_token", {"text": texts[1]}, None)
+    assert both["text"].shape == (2, 12, 8)
+    state, t = {"img": torch.randn(1, *backbone.state_shapes()["img"])}, torch.tensor([500])
+    for row, text in enumerate(texts):
+        given, alone = (
+            backbone(state, t, backbone.conditions({"text": x}))["img"] for x in (both["text"][[row]], text)
+        )
+        torch.testing.assert_close(given, alone, atol=1e-5, rtol=1e-5)
 
 
 def test_extended_it_is_nearly_the_same_and_training_goes_on(teacher, capsys):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from feedface.backbones.base import Backbone, Prompt, Site
-from feedface.backbones.control import Control, Operator
+from feedface.backbones.control import Control, Controls, Operator
 from feedface.diffusion.state import State, length
 from feedface.methods.base import Features, Identity, Method
 
@@ -46,10 +46,11 @@ class ControlledBackbone(nn.Module):
         t: Tensor,
         prompt: Prompt | Callable[[Identity], Prompt],
         features: Features | None = None,
+        watch: Control | None = None,
     ) -> State:
         """Noise predicted in `state` at timesteps `t` [B]. `features` [B,F,…]: None is the frozen model.
 
-        `prompt`: with features it may be a function of who is shown.
+        `prompt`: with features it may be a function of who is shown. `watch`: an objective's own control, besides.
         """
         identity = None
         if features is not None:
@@ -61,6 +62,8 @@ class ControlledBackbone(nn.Module):
         # What is frozen is in low precision as a whole, and needs no autocast, which would make its tokens float32.
         with self._autocast(self.backbone.dtype != self.dtype):
             control = None if identity is None else self._control(identity, prompt)
+            if watch is not None:
+                control = watch if control is None else Controls([control, watch])
             conditions = self.backbone.conditions({**prompt, **constants}, tuple(state["img"].shape[-2:]))
             return self.backbone(state, t, conditions, control)
 

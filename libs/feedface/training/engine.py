@@ -39,6 +39,8 @@ class Engine:
         self.accelerator, self.config = accelerator, config
         self.zero2 = accelerator.distributed_type == DistributedType.DEEPSPEED
         self.sharded = accelerator.distributed_type == DistributedType.FSDP
+        if config.train.optimizer == "prodigy" and (self.sharded or self.zero2):
+            raise UserError("config.train.optimizer: prodigy needs whole weights; launch without FSDP and DeepSpeed")
         if self.sharded:
             self._plan_fsdp(trained)
         if self.zero2:

@@ -212,13 +212,20 @@ def own_method(folder: Path) -> Method:
 
 
 def make_optimizer(config: ml_collections.ConfigDict, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """AdamW, fused; with "adamw8bit" bitsandbytes' one, whose state takes a quarter of the memory."""
+    """AdamW, fused; with "adamw8bit" bitsandbytes' one, whose state takes a quarter of the memory.
+
+    "prodigy" finds its own step size, which `lr` multiplies: 1 is usual (Mishchenko & Defazio 2023, "Prodigy").
+    """
     train = config.train
     options = {"lr": train.lr, "betas": tuple(train.betas), "weight_decay": train.weight_decay}
     if train.optimizer == "adamw8bit":
         import bitsandbytes
 
         return bitsandbytes.optim.AdamW8bit(parameters, **options)
+    if train.optimizer == "prodigy":
+        from prodigyopt import Prodigy
+
+        return Prodigy(parameters, d_coef=train.get("d_coef", 1.0), use_bias_correction=True, **options)
     return torch.optim.AdamW(parameters, fused=True, **options)
 
 

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+# What Prodigy keeps among its settings, but learns.
+LEARNED = ("d", "d_max", "d_hat", "d_numerator", "d_denom", "k")
 
 
 def gathered(value: Tensor, keep: bool = True) -> Tensor | None:
@@ -38,7 +40,8 @@ def full_optimizer_state(optimizer: torch.optim.Optimizer, keep: bool = True) ->
         number: {key: gathered(value, keep) if isinstance(value, Tensor) else value for key, value in values.items()}
         for number, values in optimizer.state_dict()["state"].items()
     }
-    return {"state": state} if keep else None
+    learned = {key: float(value) for key, value in optimizer.param_groups[0].items() if key in LEARNED}
+    return {"state": state, **({"learned": learned} if learned else {})} if keep else None
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, content: dict[str, Any]) -> None:
@@ -54,6 +57,8 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, content: dict[str, An
         for number, values in content["state"].items()
     }
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    for group in optimizer.param_groups:
+        group.update({key: int(value) if key == "k" else value for key, value in content.get("learned", {}).items()})
 
 
 def _part(value: Tensor, like: Tensor) -> Tensor:
