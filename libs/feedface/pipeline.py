@@ -93,6 +93,7 @@ class FeedFacePipeline:
         clip_skip: int = 0,
         loras: Sequence[str] = (),
         subject_word: str | None = None,
+        together: bool = False,
     ) -> FeedFacePipeline:
         """Load a model.
 
@@ -110,13 +111,14 @@ class FeedFacePipeline:
             clip_skip: of Stable Diffusion's text encoder, how many of its last layers are left out.
             loras: LoRA files for Stable Diffusion, each "FILE" or "FILE:STRENGTH".
             subject_word: with AdaFace, the person's word in prompts; None: the model's own, "z".
+            together: the method of `ckpt_path` is used with the model's own, not in its place.
 
         `model_files.load_model` says more about `path`, `ckpt_path` and `control`, `acceleration` about the last two.
         """
         picked = pick_device(device)
         number = pick_dtype(dtype, picked)
         changes = Changes(clip_skip, tuple(map(parse_lora, loras)), subject_word)
-        bundle = load_model(path, ckpt_path, picked, number, control, low_memory, changes)
+        bundle = load_model(path, ckpt_path, picked, number, control, low_memory, changes, together)
         if int8:
             quantise_int8(bundle, picked)
         if compile:

@@ -100,8 +100,8 @@ def make_parser() -> Parser:
     model.add_argument(
         "--method",
         metavar="KIND",
-        help="how the person is shown, feedface or flashface: the model must have it; without --model, the first of "
-        "models/ that has it",
+        help="how the person is shown, feedface, flashface or adaface: the model must have it; without --model, the "
+        "first of models/ that has it; feedface+adaface: one of them is the model's, the other that of --ckpt_path",
     )
     model.add_argument(
         "--ckpt_path",
@@ -286,6 +286,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         clip_skip=args.clip_skip,
         loras=args.lora,
         subject_word=args.subject_word,
+        together="+" in (args.method or ""),
     )
     detector = make_detector(args.detector, pipe.bundle.faces_root)
     pipe.settings(settings)  # refuses a size that the model cannot draw, before any face is looked for
