@@ -19,6 +19,7 @@ from feedface.checkpoints.arc2face import TABLE, arc2face_of
 from feedface.common.gradients import with_gradient_times
 from feedface.diffusion import compositional_losses as compose
 from feedface.diffusion import teacher_steps as teacher
+from feedface.diffusion.plan import falling
 from feedface.diffusion.schedule import alphas_cumprod
 from feedface.encoders import TextEncoder
 from feedface.methods.adaface import AdaFace
@@ -35,7 +36,10 @@ REASONS = {
     "delta.loss_nomask": "every prompt has a mask here",
     "fn.ortho_last2": "nothing here is orthogonal over two dimensions",
     "fn.delta_align": "one of two kinds, of which the losses have each its own",
-    "ddim": "of the authors' LDM sampler with falling guidance, which this program has not",
+    **dict.fromkeys(
+        ("ddim50.final", "ddim7.final", "ddim50.timesteps", "ddim7.timesteps"),
+        "of the authors' grid of timesteps; the solvers here go from 1000 to 1, or in log-SNR",
+    ),
     "eval.": "of the evaluation protocol, which this program has not yet",
     "pre.": "faces are cropped before they are resized here",
 }
@@ -396,6 +400,9 @@ class GoldenSet:
         totals = [compose.mix_total(mix["raw"], False), 0.5 * compose.mix_total(mix["ln"], True)]
         yield "s2.total_mix_weighted", 1e-4 * torch.stack(totals), TOLERANCE * 1e-4
         yield "s2.total_preserve_weighted", compose.preserved(kept) * torch.tensor([5e-4, 2.5e-4]), 5e-7
+        for count in (50, 7):
+            wanted = self.arrays[f"ddim{count}.guidance"]
+            yield f"ddim{count}.guidance", torch.tensor(falling(4, 1, len(wanted))), TOLERANCE
         yield from self._matched()
         yield from self._foreground(face)
 

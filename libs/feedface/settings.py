@@ -76,7 +76,8 @@ class Settings:
 
     Attributes:
         steps: evaluations of the model, 1 to 999.
-        guidance: g in eps_u + g (eps_c - eps_u), 0 to 50; the paper's and the release's "scale s" is g = 1 + s.
+        guidance: g in eps_u + g (eps_c - eps_u), 0 to 50; the paper's and the release's "scale s" is g = 1 + s. Two
+            numbers: of the first step and of the last, evenly between.
         face_scale: strength of the face, 0 (ignored) to 5; the release uses 0.8, the paper's text 1.
         size: (width, height) in pixels; one number stands for both.
         uncond: what the unconditional half sees, one of the backbone's `uncond_modes`: see `diffusion.guidance`.
@@ -90,7 +91,7 @@ class Settings:
     """
 
     steps: int | None = None
-    guidance: float | None = None
+    guidance: float | tuple[float, float] | None = None
     face_scale: float | None = None
     size: tuple[int, int] | None = None
     uncond: str | None = None
@@ -107,9 +108,11 @@ class Settings:
         for name in ("steps", "reuse"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, whole_number(f"--{name}", getattr(self, name), 1, 999))
+        if isinstance(self.guidance, tuple | list):
+            object.__setattr__(self, "guidance", _two("--guidance", self.guidance, 0, 50))
         for name, high in (("guidance", 50), ("face_scale", 5)):
             value = getattr(self, name)
-            if value is not None:
+            if value is not None and not isinstance(value, tuple):
                 check_range(f"--{name}", value, 0, high)
                 object.__setattr__(self, name, value if isinstance(value, int) else float(value))
         if self.size is not None:
@@ -281,6 +284,15 @@ def _size(value: object) -> tuple[int, int]:
 def _check_name(name: str, value: object, known: tuple[str, ...]) -> None:
     if value not in known:
         raise UserError(f"{name} {value!r}: use one of {', '.join(known)}")
+
+
+def _two(name: str, value: Sequence, low: float, high: float) -> float | tuple[float, float]:
+    """Two numbers, or one where they are the same."""
+    if len(value) not in (1, 2):
+        raise UserError(f"{name} {' '.join(map(str, value))}: give one number, or two: of the first and the last step")
+    for number in value:
+        check_range(name, number, low, high)
+    return float(value[0]) if value[0] == value[-1] else (float(value[0]), float(value[1]))
 
 
 def _interval(name: str, value: object) -> tuple[float, float]:

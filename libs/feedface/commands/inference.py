@@ -188,7 +188,12 @@ def make_parser() -> Parser:
         help="evaluate the model's deep blocks at every K-th step only: faster steps, less exact (1: at each)",
     )
     sampling.add_argument(
-        "--guidance", type=float, help="g in e_u + g (e_c - e_u), 0 to 50; the paper's and release's scale is g - 1"
+        "--guidance",
+        type=float,
+        nargs="+",
+        metavar="G",
+        help="g in e_u + g (e_c - e_u), 0 to 50; the paper's and release's scale is g - 1; two numbers: of the first "
+        "and the last step",
     )
     sampling.add_argument(
         "--uncond",

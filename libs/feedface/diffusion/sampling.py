@@ -14,6 +14,7 @@ The first three go from 1000 to 0 on a grid uniform in log-SNR, or, with its nam
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from feedface.diffusion.guidance import GuidedModel
 from feedface.diffusion.names import SCHEDULERS
-from feedface.diffusion.plan import Evaluation, Interval, plan_evaluations
+from feedface.diffusion.plan import Evaluation, Interval, falling, plan_evaluations
 from feedface.diffusion.protocols import NoisePredictor, Personalisation, Rows
 from feedface.diffusion.schedule import BETA_END, BETA_START, NUM_TIMESTEPS, timestep_of
 from feedface.diffusion.state import State, expand, pack, unpack
@@ -110,7 +111,7 @@ def sample(
     steps: int = 40,
     scheduler: str = "dpmsolver++",
     timesteps: Sequence[int] | None = None,
-    guidance: float = 6.0,
+    guidance: float | tuple[float, float] = 6.0,
     uncond_mode: str | None = None,
     empty_prompt: Rows | None = None,
     method: Personalisation | None = None,
@@ -126,7 +127,8 @@ def sample(
 
     Rows may belong to different prompts and people: `prompt` and `identity` have B rows, or one for all.
     `timesteps`, from 1000 down, take the place of `steps` and `scheduler`: first-order steps, for a model distilled to
-    few of them. `guidance` is g of ε_u + g (ε_c − ε_u); at 1 there is no unconditional pass. `guidance_interval`,
+    few of them. `guidance` is g of ε_u + g (ε_c − ε_u), or that of the first and of the last step, evenly between; at 1
+    throughout there is no unconditional pass. `guidance_interval`,
     `face_interval` and `reuse` save work, see `plan_evaluations`; the other arguments are those of `GuidedModel`.
     `progress(done, total)` is called after each evaluation.
 
@@ -136,6 +138,10 @@ def sample(
     # diffusers rounds or cuts its timesteps to whole ones; the noise levels it steps between are exact
     times = timestep_of(solver.sigmas[: len(solver.timesteps)]).tolist()
     plan = plan_evaluations(times, guidance_interval, face_interval, reuse)
+    if isinstance(guidance, tuple):
+        values = falling(*guidance, len(plan))
+        plan = [replace(step, guidance=value) for step, value in zip(plan, values, strict=True)]
+        guidance = max(guidance)  # whether there are two halves
     if reuse > 1 and not backbone.reusable:
         raise ValueError(f"reuse {reuse}: this backbone has no deep blocks whose output could be reused; use 1")
     text = prompt["text"]
@@ -169,7 +175,8 @@ def integrate(
     shapes = {name: value.shape[1:] for name, value in state.items()}
     x = pack(state)
     for done, (now, timestep) in enumerate(zip(plan, solver.timesteps, strict=True), start=1):
-        noise = model(unpack(x, shapes), now.t, guided=now.guided, controlled=now.controlled, reused=now.reused)
+        own = {} if now.guidance is None else {"guidance": now.guidance}
+        noise = model(unpack(x, shapes), now.t, guided=now.guided, controlled=now.controlled, reused=now.reused, **own)
         x = solver.step(pack({name: noise[name] for name in shapes}), timestep, x).prev_sample
         if progress is not None:
             progress(done, len(plan))

@@ -15,6 +15,7 @@ from feedface.checkpoints.bundle import Bundle
 from feedface.checkpoints.few_step import FewStep
 from feedface.common.device import DTYPES
 from feedface.common.errors import UserError
+from feedface.diffusion.guidance import GuidedModel
 from feedface.diffusion.sampling import sample
 from feedface.diffusion.state import join, length, take
 from feedface.encoders import to_uint8
@@ -203,6 +204,9 @@ def _latents(
     if identity is not None and bundle.method_class.reads_prompt:
         # Before the backbone, as what works once a generation may then make room for it.
         identity = bundle.method.prompted(identity, prompt)
+    guided_model = GuidedModel if identity is None else bundle.method_class.guided_model
+    if isinstance(settings.guidance, tuple) and guided_model is not GuidedModel:
+        raise UserError(f"--guidance: one number, please; {bundle.method_class.kind} is guided in its own way")
     backbone, method = bundle.networks(settings.few_step)
     width, height = (side * backbone.latent_multiple // bundle.size_multiple for side in settings.size)
     latents = sample(

@@ -46,11 +46,10 @@ from feedface.diffusion.schedule import NUM_TIMESTEPS, add_noise
 from feedface.diffusion.teacher_steps import STEP_SHARES, estimated_x0, next_times
 from feedface.diffusion.text_objective import Distillation, drawn, noisy, rng_of, whole
 from feedface.encoders import TextEncoder
+from feedface.methods.base import Method
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
-
-    from feedface.methods.adaface import AdaFace
 
 EARLIEST = 800  # of the times at which a composition is still open
 KEYS_LOW, VALUES_LOW = 0.8, 0.7  # the class's share in a person's places, at the last layer
@@ -83,14 +82,14 @@ class FourTexts:
         return torch.cat([self.merged[:2], *(spread(row, self.places.start, count)[None] for row in self.merged[2:])])
 
 
-def places_of(method: "AdaFace", text_encoder: TextEncoder, ids: Tensor) -> slice:
+def places_of(method: Method, text_encoder: TextEncoder, ids: Tensor) -> slice:
     """Where the person first stands among token ids [T]."""
     start = int((ids >= text_encoder.clip.get_input_embeddings().num_embeddings).int().argmax())
     return slice(start, start + method.vectors)
 
 
 def four_texts(
-    method: "AdaFace",
+    method: Method,
     text_encoder: TextEncoder,
     words: Tensor,
     prompts: Sequence[str],
@@ -211,7 +210,7 @@ class Composition(Distillation):
         empty_text: Tensor,
         prompts: Sequence[str],
         settings: Any,
-        method: "AdaFace",
+        method: Method,
     ):
         super().__init__(config, zero_reference, empty_text, prompts, settings)
         self.before, self.empty_text = copy.deepcopy(method).requires_grad_(False), empty_text
