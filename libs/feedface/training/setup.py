@@ -1,6 +1,7 @@
 """What a training run is made of, from its config: accelerate, the models, the data."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -25,7 +26,8 @@ from feedface.data.cache import CachedDataset, FeatureCache
 from feedface.data.dataset import PictureDataset, PictureStore, check_broken
 from feedface.data.draws import DrawSettings
 from feedface.data.features import EncoderSources, FrozenEncoders
-from feedface.data.records import read_records
+from feedface.data.folders import folder_records
+from feedface.data.records import Record, read_records
 from feedface.methods.base import Features, Method, method_class
 from feedface.training.check import PRECISIONS, method_of
 from feedface.training.controlled import ControlledBackbone
@@ -290,12 +292,20 @@ def build_data(config: ml_collections.ConfigDict, models: Models, accelerator: A
 def build_store(config: ml_collections.ConfigDict, models: Models, in_memory: bool = False) -> PictureStore:
     """The records' files at the sizes the models want; `in_memory` keeps what was made of them."""
     return PictureStore(
-        read_records(list(config.data.records), faceless=True),
+        _records(config.data.records),
         image_size=models.image_size,
         latent_size=models.state_shapes["img"][-1],
         reference=models.trained.method.reference,
         in_memory=in_memory,
     )
+
+
+def _records(paths: Sequence[str]) -> list[Record]:
+    """Of files, and of AdaFace's folders, in their order."""
+    records = []
+    for path in map(Path, paths):
+        records += folder_records(path) if path.is_dir() else read_records([path], faceless=True)
+    return records or read_records([])
 
 
 def draw_settings(config: ml_collections.ConfigDict, models: Models, store: PictureStore) -> DrawSettings:
