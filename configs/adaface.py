@@ -57,9 +57,7 @@ def get_config() -> ConfigDict:
             },
         }
     )
-    # Files of records, or the authors' folders: ("VGGface2_HQ_masks", "FFHQ_masks"), whose masks want the next line.
-    config.data.records = ("data/records.jsonl",)
-    config.data.hair_in_mask = 1.0
+    config.data.records = ("data/records.jsonl",)  # or the authors' folders: ("VGGface2_HQ_masks", "FFHQ_masks")
     config.data.max_faces = 1
     config.loss.face_dropout = 0.0
     config.train.steps = 60_000

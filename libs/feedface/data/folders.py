@@ -3,8 +3,8 @@
     VGGface2_HQ_masks/n000002/0001_01.png        a folder with folders: each is a person
     FFHQ_masks/00000.png                         a folder of pictures: each is somebody else
 
-A mask is 255 where the person is and 0 elsewhere, which is read as hair: `config.data.hair_in_mask` must be 1. The box
-of a face is that of its mask. Captions are empty: such training has prompts of its own.
+A mask is 255 where the person is and 0 elsewhere. The box of a face is that of its mask. Captions are empty: such
+training has prompts of its own.
 """
 
 from collections.abc import Iterator, Sequence

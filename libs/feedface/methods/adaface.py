@@ -95,7 +95,7 @@ class ObjectiveSettings(BaseModel):
     weights: LossWeights = LossWeights()
 
 
-class Settings(arc2face.Settings):
+class Settings(arc2face.FaceSettings):
     """`config.control` of a training config; configs/adaface.py says what the keys mean."""
 
     teacher: str = ""
@@ -179,8 +179,8 @@ class AdaFace(Method):
         """
         settings = Settings(**config.control.to_dict())
         text = parts["text"]
-        shared = {key: getattr(settings, key) for key in arc2face.Settings.model_fields}
-        like = Arc2Face.like(text, arc2face.Settings(**shared))
+        shared = {key: getattr(settings, key) for key in arc2face.FaceSettings.model_fields}
+        like = Arc2Face.like(text, arc2face.FaceSettings(**shared))
         teacher = parts.get("teacher") or like
         for key in ("width", "start", "face_dim", "vectors", "recogniser"):
             if teacher.config[key] != like.config[key]:
