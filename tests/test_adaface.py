@@ -18,7 +18,7 @@ from tests.toy import toy_text_encoder, toy_unet
 from torch import nn
 
 from feedface.checkpoints.adaface import GENERATORS, KEPT, MIX, RESET, assembled, load_adaface, read_generators
-from feedface.checkpoints.arc2face import TABLE, read_teacher
+from feedface.checkpoints.arc2face import TABLE, read_teacher, read_teacher_network
 from feedface.checkpoints.bundle import load_bundle
 from feedface.checkpoints.clip_tokenizer import clip_tokenizer
 from feedface.checkpoints.extend import extend
@@ -271,7 +271,7 @@ def test_files_of_something_else(tmp_path, text):
 def teacher(tmp_path_factory):
     """A toy model, and its teacher, trained for some steps."""
     folder = tmp_path_factory.mktemp("teacher")
-    run = Run(Row("arc2face", "unet", FACE), folder)
+    run = Run(Row("arc2face", "unet", {**FACE, "backbone": "frozen"}), folder)
     run.train("arc2face", **{"train.steps": 3, "cache.dir": str(folder / "another")})
     return run, folder / "arc2face/checkpoints/last"
 
@@ -319,7 +319,14 @@ def test_distilled_the_student_comes_nearer_and_goes_on_exactly(teacher):
 
 
 def test_all_of_distillation_at_once(teacher):
-    run, path = teacher
+    run, _ = teacher
+    run.row = Row("arc2face", "unet", {**FACE, "backbone": "all"})
+    run.train("whole", **{"train.steps": 2, "cache.dir": str(run.folder / "another")})
+    path = run.folder / "whole/checkpoints/last"  # a backbone of its own
+    own, base = (load_bundle(at, components=["backbone"]).backbone for at in (path, run.folder / "model"))
+    assert not torch.equal(own.unet.conv_in.weight, base.unet.conv_in.weight)
+    network, _ = read_teacher_network(str(path), torch.device("cpu"))
+    assert torch.equal(network.unet.conv_in.weight, own.unet.conv_in.weight)
     for changes in (
         {"random_faces": 0.0, "perturbed": 1.0, "most_steps": 7},
         {"original_bugs": True, "perturbed": 0.0},
