@@ -7,7 +7,8 @@ A mask is 255 where the person is and 0 elsewhere. The box of a face is that of 
 training has prompts of its own.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -46,12 +47,7 @@ def _person(folder: Path) -> list[Record]:
     """The first `MOST` of one person, each with the others as references."""
     alone = [_record(picture, folder.name) for picture in _pictures(folder)[:MOST]]
     references = [RecordReference(record.path, record.square_bbox) for record in alone]
-    return [_with(record, [other for other in references if other.path != record.path]) for record in alone]
-
-
-def _with(record: Record, references: Sequence[RecordReference]) -> Record:
-    values = {name: getattr(record, name) for name in Record.__slots__}
-    return Record(**{**values, "ref": tuple(references)})
+    return [replace(one, ref=tuple(other for other in references if other.path != one.path)) for one in alone]
 
 
 def _pictures(folder: Path) -> list[Path]:

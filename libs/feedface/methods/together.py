@@ -80,6 +80,13 @@ class Together(Method):
             {kind: other for kind, other in found.items() if other is not None}
         )
 
+    def posed(self, identity: Identity, pose: Sequence[float]) -> Identity:
+        """Of the parts that can turn heads; `UserError` where none can."""
+        able = {kind: part for kind, part in self.parts.items() if type(part).posed is not Method.posed}
+        if not able:
+            return super().posed(identity, pose)
+        return {**identity, **_named({kind: part.posed(_of(kind, identity), pose) for kind, part in able.items()})}
+
     def prompt(
         self, text_encoder: TextEncoder, prompts: Sequence[str], identity: Identity | None = None, scale: float = 1.0
     ) -> Prompt:
