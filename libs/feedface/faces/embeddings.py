@@ -32,7 +32,7 @@ def references_of(
         faces_root: the model's own insightface root, where it has one, for the recogniser of embeddings.
     """
     if spec.kind == "several":
-        sized = ((part, resize_and_crop(pixels, part.crop_px)) for part in spec.parts)
+        sized = ((part, resize_and_crop(pixels.float(), part.crop_px).to(pixels)) for part in spec.parts)
         return [references_of(part, normalised(part, own), vae, faces_root) for part, own in sized]
     if spec.kind == "latent":
         return vae().encode(pixels, sample=False)
