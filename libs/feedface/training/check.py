@@ -39,6 +39,7 @@ class Data(Section):
     max_faces: AtLeastOne
     workers: Annotated[int, Field(ge=0, le=1024)]
     in_memory: bool
+    buckets: bool = False
     max_broken: Count
 
 
@@ -112,6 +113,11 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     settings = method_class(method_of(config)).settings
     if settings is not None:
         _check(settings, values["control"], "config", "control")
+    if config.data.get("buckets") and (config.data.in_memory or config.cache.enabled or config.cache.dir):
+        raise UserError(
+            "config.data.buckets: cuts each picture anew, at random, which neither the cache nor data.in_memory can "
+            "keep; leave one of them out"
+        )
     needs = {"adamw8bit": "bitsandbytes", "prodigy": "prodigyopt"}.get(config.train.optimizer)
     if needs and importlib.util.find_spec(needs) is None:
         raise UserError(f"config.train.optimizer: {config.train.optimizer} needs {needs}; `pip install {needs}`")
