@@ -61,12 +61,12 @@ class ControlledBackbone(nn.Module):
         constants = {name: torch.full((rows,), value, device=t.device) for name, value in self.constants.items()}
         # What is frozen is in low precision as a whole, and needs no autocast, which would make its tokens float32.
         with self._autocast(self.backbone.dtype != self.dtype):
-            control = None if identity is None else self._control(identity, prompt)
-            if watch is not None:
-                control = watch if control is None else Controls([control, watch])
+            own = None if identity is None else self._control(identity, prompt)
+            both = [control for control in (own, watch) if control is not None]
+            control = Controls(both) if len(both) > 1 else next(iter(both), None)
             conditions = self.backbone.conditions({**prompt, **constants}, tuple(state["img"].shape[-2:]))
             noise = self.backbone(state, t, conditions, control)
-            return noise if control is None else noise | self.method.read_out(control.control, state, t, noise)
+            return noise if own is None else noise | self.method.read_out(own.control, state, t, noise)
 
     def _control(self, identity: Identity, prompt: Prompt) -> Control | None:
         with self._autocast(True):
