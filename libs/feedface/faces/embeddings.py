@@ -26,11 +26,14 @@ def references_of(
     """What `Method.features` takes, out of the pixels [B,3,s,s] that `encoders.preprocess_reference` gave.
 
     Args:
-        vae: asked for where the method wants latents: of the posterior's mode, so that a reference is always the same.
+        vae: asked for where the method wants latents: of the posterior's mode, so that a reference is always the same,
+            or the posterior itself.
         faces_root: the model's own insightface root, where it has one, for the recogniser of embeddings.
     """
     if spec.kind == "latent":
         return vae().encode(pixels, sample=False)
+    if spec.kind == "posterior":
+        return torch.stack(vae().moments(pixels), dim=1)
     if spec.kind != "embedding":
         return pixels
     recogniser = pack_recogniser(spec.recogniser, faces_root)

@@ -134,7 +134,7 @@ def build_models(config: ml_collections.ConfigDict, device: torch.device, precis
     if left_over:
         raise UserError(f"{config.model}: image_size {bundle.image_size} does not fit its VAE and {backbone.kind}")
     side *= backbone.latent_multiple
-    if method.reference.kind == "latent" and method.reference.size % bundle.size_multiple:
+    if method.reference.kind in ("latent", "posterior") and method.reference.size % bundle.size_multiple:
         raise UserError(
             f"config.control.reference_px={method.reference.size}: must be a multiple of {bundle.size_multiple} for "
             f"{config.model}"
