@@ -39,7 +39,7 @@ reproduce: $(STAMP)
 
 # torch goes first: the other packages then find their requirement met and do not pull another build.
 # --no-deps for the package itself: its requirements are the pinned ones above; for insightface see its file.
-$(STAMP): requirements.txt requirements-insightface.txt requirements-dev.txt pyproject.toml setup.py
+$(STAMP): requirements.txt requirements-insightface.txt requirements-web.txt requirements-dev.txt pyproject.toml setup.py
 	@test -n "$(PYTHON)" || { echo "error: Python 3.11 or newer is needed; name one with make PYTHON=/path/to/python3.11" >&2; exit 2; }
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check $$(grep '^torch==' requirements.txt)

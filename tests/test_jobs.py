@@ -49,8 +49,7 @@ def test_how_a_job_is_drawn(folder):
     [
         ({"clas_word": "man"}, "clas_word", "is class_word meant?"),
         ({"Guidance": 3}, "Guidance", "is guidance meant?"),
-        ({"uncond": "paper"}, "uncond", "--uncond of inference.py"),
-        ({"steps": 5}, "steps", "--steps of inference.py"),
+        ({"n_iter": 5}, "n_iter", "--n_iter of inference.py"),
         ({"colour": 5}, "colour", "known are id, caption_list"),
         ({"source_group": [{"path": "face.png", "bbox": [1]}]}, "source_group[0].bbox", "known are path"),
     ],
@@ -63,6 +62,17 @@ def test_keys_that_are_not_used_are_named(folder, change, key, words):
     [notice] = job.notices
     line = 4 if "source_group" in change else 6
     assert notice.startswith(f"{folder / 'a.json'}:{line}: {key}: not used; ") and words in notice
+
+
+def test_every_setting_of_sampling_may_be_a_jobs_own(folder):
+    own = Settings(5, 3.0, 0.5, 64, "paper", "fast", "ddim", (0, 500), (100.0, 900.0), 2, True, "a hat").as_json()
+    (folder / "a.json").write_text(json.dumps(sound(detect=False, **own)))
+    [job], problems = read_jobs([folder / "a.json"])
+    assert not problems and not job.notices
+    assert job.settings.as_json() == own and job.detect is False
+    (folder / "a.json").write_text(json.dumps(sound(steps=0, detect="no", scheduler="euler")))
+    problems = read_jobs([folder / "a.json"])[1]
+    assert [problem.partition(": ")[2].partition(":")[0] for problem in problems] == ["detect", "steps", "scheduler"]
 
 
 def test_a_misspelt_key_that_is_needed(folder):

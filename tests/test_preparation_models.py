@@ -22,7 +22,8 @@ def model(tmp_path_factory):
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    """An empty ~/.insightface."""
+    """An empty ~/.insightface, and no YuNet."""
+    monkeypatch.setattr(detect, "find_weights", lambda weights: None)
     monkeypatch.setattr(detect, "INSIGHTFACE_ROOT", tmp_path / "home")
     return tmp_path / "home"
 

@@ -26,13 +26,13 @@ def test_pictures_of_all_folders_in_one_order(data):
 
 
 def test_the_rest_is_counted(data):
-    for name in ("notes.txt", "a/list.csv", "README", ".hidden.png", ".tmp-1-x.png", "clip.HEIC"):
+    for name in ("notes.txt", "a/list.csv", "README", ".hidden.png", ".tmp-1-x.png", "clip.HEVC"):
         (data / name).write_bytes(b"x")
     (data / ".git").mkdir()
     result = scan(data, data.parent / "out")
     assert len(result.pictures) == 6
-    assert result.left_out == {"hidden": 3, ".txt": 1, ".csv": 1, "no suffix": 1, ".heic": 1}
-    assert summary(result) == "6 picture(s); left out: 3 hidden, 1 .csv, 1 .heic, 1 .txt, 1 no suffix"
+    assert result.left_out == {"hidden": 3, ".txt": 1, ".csv": 1, "no suffix": 1, ".hevc": 1}
+    assert summary(result) == "6 picture(s); left out: 3 hidden, 1 .csv, 1 .hevc, 1 .txt, 1 no suffix"
 
 
 def test_links(data, tmp_path):

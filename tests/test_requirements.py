@@ -30,7 +30,7 @@ def test_one_opencv_and_every_need_of_insightface():
 
 def test_everything_is_pinned_and_make_installs_it_all():
     make = (ROOT / "Makefile").read_text()
-    for name in ("requirements.txt", "requirements-dev.txt", "requirements-insightface.txt"):
+    for name in ("requirements.txt", "requirements-web.txt", "requirements-dev.txt", "requirements-insightface.txt"):
         assert name in make
         assert all(str(one.specifier).startswith("==") for one in listed(name).values())
     for text in (make, (ROOT / "README.md").read_text()):
@@ -40,10 +40,10 @@ def test_everything_is_pinned_and_make_installs_it_all():
 def test_a_wheel_asks_for_ranges_that_hold_what_is_tested():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = {name: list(map(Requirement, texts)) for name, texts in project["optional-dependencies"].items()}
-    assert set(extras) == {"web", "eval", "gpu", "dev", "comfyui"}
+    assert set(extras) == {"web", "heic", "eval", "gpu", "dev", "comfyui"}
     core, pinned = list(map(Requirement, project["dependencies"])), listed("requirements.txt")
     assert {need.name.lower() for need in core} == set(pinned)
-    pinned |= listed("requirements-dev.txt")
+    pinned |= listed("requirements-web.txt") | listed("requirements-dev.txt")
     for need in [*core, *chain.from_iterable(extras.values())]:
         assert any(part.operator == ">=" for part in need.specifier), need
         assert not any(part.operator in ("==", "===", "~=") for part in need.specifier), need

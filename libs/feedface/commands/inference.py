@@ -72,7 +72,7 @@ def make_parser() -> Parser:
         nargs="+",
         metavar="FILE",
         help="job files, or folders of them, instead; a job may set its own "
-        "seed, n_samples, guidance, face_scale, size and negative_prompt",
+        "seed, n_samples, preset, guidance, face_scale, size, negative_prompt and others",
     )
     what.add_argument("--output", type=path_flag("--output"), default=Path("outputs"), help="folder to write to")
     faces = parser.add_argument_group("faces")
@@ -80,9 +80,9 @@ def make_parser() -> Parser:
     faces.add_argument(
         "--detector",
         default="auto",
-        help="mini (the model's own pack), opencv (needs no download), buffalo_l or another insightface pack "
-        "(non-commercial research only); auto (default): mini if the model has it, else buffalo_l if it is there, "
-        "else opencv",
+        help="mini (the model's own pack), yunet (photos; fetched when first used; yunet+sface or yunet+FILE.onnx for "
+        "a recogniser with it), opencv (needs no download), buffalo_l or another insightface pack (non-commercial "
+        "research only); auto (default): the first that is there of mini, buffalo_l, yunet and opencv",
     )
     faces.add_argument(
         "--face",

@@ -46,8 +46,9 @@ def make_parser() -> Parser:
     models.add_argument(
         "--detector",
         default="auto",
-        help="opencv (needs no download), buffalo_l or another insightface pack (non-commercial research only), mini "
-        "(for the miniature's portraits); auto (default): what --model brings, else buffalo_l, else opencv",
+        help="yunet (fetched when first used; yunet+sface or yunet+FILE.onnx for a recogniser with it), opencv (needs "
+        "no download), buffalo_l or another insightface pack (non-commercial research only), mini (for the miniature's "
+        "portraits); auto (default): what --model brings, else the first that is there of buffalo_l, yunet and opencv",
     )
     models.add_argument(
         "--parser", default="auto", help="facer, or mini; auto (default): what --model brings, else facer"

@@ -17,8 +17,8 @@ MAX_PIXELS = 100_000_000
 MIN_SIDE_PX = 16
 STRIP_ROWS = 64
 # An allow-list: Pillow also knows formats that start other programs (EPS) or are no pictures (PDF, fonts).
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO")
-KNOWN = "PNG, JPEG, WebP, GIF, BMP, TIFF, PPM, JPEG 2000 or AVIF"
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO", "HEIF")
+KNOWN = "PNG, JPEG, WebP, GIF, BMP, TIFF, PPM, JPEG 2000, AVIF or HEIC"
 
 
 def read_image(path: str | os.PathLike, convert: Callable[[Image.Image], np.ndarray] | None = None) -> np.ndarray:
@@ -46,11 +46,13 @@ def open_image(path: str | os.PathLike, formats: Sequence[str] = FORMATS) -> Ite
         warnings.simplefilter("ignore")  # Pillow warns of large sizes and odd metadata; the size is checked here.
         try:
             _silence_libtiff()
-            Image.init()  # all plugins, so that it is known which of the formats this Pillow was built with
+            _all_plugins()
             image = Image.open(path, formats=[name for name in formats if name in Image.OPEN])
         except Image.DecompressionBombError:
             raise UserError(f"{path}: more than {MAX_PIXELS // 10**6} megapixels; make the picture smaller") from None
         except Image.UnidentifiedImageError:
+            if "HEIF" in formats and "HEIF" not in Image.OPEN and _is_heif(path):
+                raise UserError(f"{path}: a HEIC picture; to read it: pip install pillow-heif") from None
             known = KNOWN if formats is FORMATS else " or ".join(formats)
             raise UserError(f"{path}: not a picture that can be read here; use {known}") from None
         # Any exception: decoders report damage as OSError, ValueError, SyntaxError, struct.error, zlib.error, …
@@ -63,6 +65,24 @@ def open_image(path: str | os.PathLike, formats: Sequence[str] = FORMATS) -> Ite
                 raise
             except Exception as error:
                 raise UserError(f"{path}: damaged or truncated picture ({error})") from None
+
+
+@cache
+def _all_plugins() -> None:
+    """So that it is known which of the formats this Pillow was built with; HEIC where its package is there."""
+    Image.init()
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        return
+    register_heif_opener()
+
+
+def _is_heif(path: str | os.PathLike) -> bool:
+    """Whether a file that Pillow cannot read says that it is HEIC or HEIF."""
+    with open(path, "rb") as file:
+        head = file.read(12)
+    return head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
 
 
 @cache

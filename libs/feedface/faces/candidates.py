@@ -27,6 +27,35 @@ def find_in_frame(find: Callable[[np.ndarray], list[Face]], image: np.ndarray, p
     return usable([face.moved(-left, -top) for face in find(framed)], image)
 
 
+def find_turned(find: Callable[[np.ndarray], list[Face]], image: np.ndarray, turns: Sequence[float]) -> list[Face]:
+    """What `find` sees of a uint8 [H, W, 3] picture turned by one of `turns`, degrees clockwise: the surest answer.
+
+    Boxes keep the size that they have where the face is upright.
+    """
+    import cv2
+
+    best: list[Face] = []
+    height, width = image.shape[:2]
+    for turn in turns:
+        matrix = cv2.getRotationMatrix2D((width / 2, height / 2), -turn, 1)
+        size = np.ceil(np.abs(matrix[:, :2]) @ (width, height)).astype(int)
+        matrix[:, 2] += size / 2 - (width / 2, height / 2)
+        found = find(cv2.warpAffine(image, matrix, size.tolist(), borderValue=(127, 127, 127)))
+        if found and (not best or max(face.score for face in found) > max(face.score for face in best)):
+            back = cv2.invertAffineTransform(matrix)
+            best = [_moved_back(face, back) for face in found]
+    return usable(best, image)
+
+
+def _moved_back(face: Face, matrix: np.ndarray) -> Face:
+    """A face of a turned picture where it is in the picture; `matrix` [2, 3] leads there."""
+    x0, y0, x1, y1 = face.box
+    middle = matrix @ ((x0 + x1) / 2, (y0 + y1) / 2, 1)
+    half = np.array([x1 - x0, y1 - y0]) / 2
+    landmarks = None if face.landmarks is None else (face.landmarks @ matrix[:, :2].T + matrix[:, 2]).astype(np.float32)
+    return replace(face, box=np.concatenate([middle - half, middle + half]).astype(np.float32), landmarks=landmarks)
+
+
 def usable(faces: Sequence[Face], image: np.ndarray) -> list[Face]:
     """Those with a box in the picture that can be cropped, the largest first.
 

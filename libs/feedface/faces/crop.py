@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image
 
 EXPAND = 1.1
+TILT = 30.0  # degrees between the line of the eyes and the horizontal
 
 
 def square_box(bbox: Sequence[float], expand: float = EXPAND) -> tuple[float, float, float, float]:
@@ -50,6 +51,30 @@ def crop_square(image: np.ndarray, box: Sequence[float], size: int | None = None
         return crop
     resample = Image.Resampling.NEAREST if image.ndim == 2 else Image.Resampling.BICUBIC
     return np.asarray(Image.fromarray(crop).resize((size, size), resample))
+
+
+def crop_upright(image: np.ndarray, box: Sequence[float], landmarks: np.ndarray | None) -> np.ndarray:
+    """`crop_square` at `square_box` of a face, turned upright where the head is tilted by more than `TILT`.
+
+    Args:
+        image: uint8 [H, W, 3] RGB.
+        box: x0, y0, x1, y1 in pixels.
+        landmarks: [5, 2] in insightface's order, or None.
+    """
+    square = square_box(box)
+    if landmarks is None:
+        return crop_square(image, square)
+    right, down = landmarks[1] - landmarks[0]  # from eye to eye
+    tilt = float(np.degrees(np.arctan2(down, right)))
+    if abs(tilt) <= TILT:
+        return crop_square(image, square)
+    import cv2
+
+    x0, y0, x1, y1 = square
+    side = max(1, round(x1 - x0))
+    matrix = cv2.getRotationMatrix2D(((x0 + x1) / 2, (y0 + y1) / 2), tilt, 1)
+    matrix[:, 2] += (side - x0 - x1) / 2, (side - y0 - y1) / 2
+    return cv2.warpAffine(image, matrix, (side, side), borderMode=cv2.BORDER_REPLICATE)
 
 
 def _checked_box(box: Sequence[float]) -> tuple[float, float, float, float]:

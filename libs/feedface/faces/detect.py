@@ -1,30 +1,36 @@
-"""Face detection behind one small interface: insightface's model packs (real or mini), or OpenCV (`opencv.py`).
+"""Face detection behind one small interface: insightface's model packs (real or mini), YuNet (`yunet.py`) or OpenCV's
+cascade (`opencv.py`).
 
 detector = make_detector("auto", faces_root="models/mini/faces")
 faces = detector.detect(image)      # uint8 [H, W, 3] RGB -> list[Face], the largest first
 """
 
 import re
-import warnings
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 
 from feedface.common.errors import UserError
-from feedface.common.opencv import import_cv2
-from feedface.common.registry import imported
 from feedface.faces.candidates import checked_image, find_in_frame, usable
+from feedface.faces.recogniser import (
+    find_recogniser,
+    import_insightface,
+    insight_embedding,
+    make_recogniser,
+    recogniser_beside,
+    session_options,
+)
 from feedface.faces.types import Face, FaceDetector
+from feedface.faces.weights import YUNET as YUNET_WEIGHTS
+from feedface.faces.weights import fetch_weights, find_weights
 
 INSIGHTFACE_ROOT = Path("~/.insightface")
 PACK_URL = "https://github.com/deepinsight/insightface/releases/tag/model-zoo"
 PHOTO_PACK = "buffalo_l"
 BUNDLE_PACK = "mini"
-OPENCV = "opencv"
-# Any other name is that of an insightface pack.
-DETECTORS = {OPENCV: "feedface.faces.opencv:OpenCVDetector"}
+OPENCV, YUNET = "opencv", "yunet"  # any other name is that of an insightface pack
+WITHOUT_RECOGNISER = (OPENCV, YUNET)  # as `resolve_detector` names them
 
 
 class InsightFaceDetector:
@@ -58,14 +64,14 @@ class InsightFaceDetector:
             raise UserError(missing_pack_message(pack, root))
         providers = _onnx_providers(device)
         self.name, self._folder = pack, folder
-        FaceAnalysis = _import_insightface()
+        FaceAnalysis = import_insightface()
         try:
             # The folder itself instead of its name: a folder of that name in the working directory would win.
             self._analysis = FaceAnalysis(
                 str(folder),
                 allowed_modules=["detection", "recognition"],
                 providers=providers,
-                sess_options=_session_options(threads),
+                sess_options=session_options(threads),
             )
         except AssertionError:
             raise UserError(f"{folder}: none of its .onnx files is a face detector; fetch the pack anew") from None
@@ -104,11 +110,11 @@ class InsightFaceDetector:
         faces = usable(faces, bgr)
         if recogniser is None:
             return faces
-        return [replace(face, embedding=_embed(recogniser, bgr, face)) for face in faces]
+        return [replace(face, embedding=_embedding(recogniser, bgr, face)) for face in faces]
 
     def embed(self, image: np.ndarray, face: Face) -> np.ndarray | None:
         """Who a face with landmarks in a uint8 [H, W, 3] RGB picture is: float32 [D] of unit length."""
-        return _embed(self._analysis.models["recognition"], np.ascontiguousarray(image[..., ::-1]), face)
+        return _embedding(self._analysis.models["recognition"], np.ascontiguousarray(image[..., ::-1]), face)
 
     def _check_providers(self, providers: list, device: str) -> None:
         wanted = providers[0] if isinstance(providers[0], str) else providers[0][0]
@@ -121,15 +127,9 @@ class InsightFaceDetector:
                 )
 
 
-def _embed(recogniser, bgr: np.ndarray, face: Face) -> np.ndarray | None:
-    """Unit vector [D] by an insightface recogniser; None without landmarks to align the face by."""
-    if face.landmarks is None:
-        return None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # insightface calls functions that scikit-image has deprecated
-        embedding = recogniser.get(bgr, SimpleNamespace(kps=face.landmarks))
-    length = np.linalg.norm(embedding)
-    return (embedding / length).astype(np.float32) if np.isfinite(length) and length else None
+def _embedding(recogniser, bgr: np.ndarray, face: Face) -> np.ndarray | None:
+    """None without landmarks to align the face by."""
+    return None if face.landmarks is None else insight_embedding(recogniser, bgr, face.landmarks)
 
 
 def make_detector(
@@ -142,34 +142,75 @@ def make_detector(
     """Build a detector by name.
 
     Args:
-        name: "auto", "opencv", "mini", "buffalo_l" or the name of any other insightface pack. "auto" takes the pack
-            that comes with the model; else buffalo_l where it is installed; else OpenCV.
+        name: "auto", "opencv", "yunet", "mini", "buffalo_l" or the name of any other insightface pack; "yunet+NAME"
+            is YuNet with a recogniser, see `recogniser.find_recogniser`. "auto" takes the pack that comes with the
+            model; else buffalo_l, else YuNet, where they are on this machine; else OpenCV.
         faces_root: the model's own insightface root, `<model>/faces`; packs are looked for here first, then under
             ~/.insightface.
-        device, threshold, threads: see `InsightFaceDetector`; OpenCV has none of them.
+        device, threshold, threads: see `InsightFaceDetector`; OpenCV has none of them, YuNet no device.
 
     Raises:
-        UserError: the pack is missing, unreadable or cannot run on that device.
+        UserError: the weights are missing, unreadable or cannot run on that device.
     """
     name, root = resolve_detector(name, faces_root)
-    if name in DETECTORS:
-        return imported(DETECTORS[name])()
+    if name == OPENCV:
+        from feedface.faces.opencv import OpenCVDetector
+
+        return OpenCVDetector()
+    if not is_pack(name):
+        from feedface.faces.yunet import YuNetDetector
+
+        recogniser = name.partition("+")[2]
+        return YuNetDetector(
+            fetch_weights(YUNET_WEIGHTS), threshold, make_recogniser(recogniser, threads) if recogniser else None
+        )
     return InsightFaceDetector(name, root, device, threshold=threshold, threads=threads)
 
 
 def resolve_detector(name: str, faces_root: str | Path | None = None) -> tuple[str, Path]:
-    """What "auto" means here, and the insightface root that the pack is in, or would be looked for in first.
+    """What a name means here, and the insightface root that the pack is in, or would be looked for in first.
 
+    "auto" becomes the detector's name; "yunet" gets the name of the recogniser that is there: "yunet+sface".
     `UserError` for what cannot be a name; whether the pack is there is not looked at.
     """
     roots = [Path(root) for root in (faces_root, INSIGHTFACE_ROOT) if root is not None]
-    if not re.fullmatch(r"\w[\w.-]*", name):
-        raise UserError(f"--detector {name!r}: not the name of a detector; use auto, opencv, mini or buffalo_l")
+    if not re.fullmatch(r"\w[\w.-]*|yunet\+.+", name):
+        raise UserError(f"--detector {name!r}: not the name of a detector; use auto, yunet, opencv, mini or buffalo_l")
     for pack in (BUNDLE_PACK, PHOTO_PACK) if name == "auto" else (name,):
         for root in roots:
             if find_pack(pack, root) is not None:
                 return pack, root
-    return OPENCV if name == "auto" else name, roots[0]
+    if name == "auto":
+        name = YUNET if find_weights(YUNET_WEIGHTS) else OPENCV
+    if name == YUNET and (recogniser := recogniser_beside()):
+        name = f"{YUNET}+{recogniser}"
+    return name, roots[0]
+
+
+def is_pack(name: str) -> bool:
+    """Whether a detector's name is that of an insightface pack."""
+    return name != OPENCV and name.partition("+")[0] != YUNET
+
+
+def check_detector(name: str, root: Path) -> None:
+    """`UserError` unless the weights of a resolved detector are there; YuNet's and SFace's are fetched."""
+    if is_pack(name):
+        if find_pack(name, root) is None:
+            raise UserError(missing_pack_message(name, root))
+    elif name != OPENCV:
+        make_detector(name)
+
+
+def detector_files(name: str, root: Path) -> list[Path]:
+    """The files that a resolved detector is read from, as far as they are there."""
+    if is_pack(name):
+        pack = find_pack(name, root)
+        return sorted(pack.glob("*.onnx")) if pack else []
+    if name == OPENCV:
+        return []
+    recogniser = name.partition("+")[2]
+    files = (find_weights(YUNET_WEIGHTS), find_recogniser(recogniser) if recogniser else None)
+    return [file for file in files if file is not None]
 
 
 def find_pack(pack: str, root: str | Path) -> Path | None:
@@ -188,22 +229,9 @@ def missing_pack_message(pack: str, root: str | Path) -> str:
     else:
         source = (
             f"unzip {pack}.zip from {PACK_URL} there (insightface's packs are for non-commercial research only), "
-            "or use --detector opencv, which needs no download"
+            "or use --detector yunet, which is fetched by itself, or opencv, which needs no download"
         )
     return f"no face model pack {pack!r}: there are no .onnx files in {folder}; {source}"
-
-
-def _import_insightface() -> type:
-    """`FaceAnalysis`. Importing it costs a second, and only one detector needs it."""
-    import_cv2()
-    try:
-        from insightface.app import FaceAnalysis
-    except ImportError as error:
-        raise UserError(
-            f"insightface cannot be loaded ({error}): pip install --no-deps -r requirements-insightface.txt, or use "
-            "--detector opencv"
-        ) from None
-    return FaceAnalysis
 
 
 def _onnx_providers(device: str) -> list:
@@ -218,11 +246,3 @@ def _onnx_providers(device: str) -> list:
             f"onnxruntime-gpu=={onnxruntime.__version__}), or detect faces on the CPU"
         )
     return [("CUDAExecutionProvider", {"device_id": int(index or 0)}), "CPUExecutionProvider"]
-
-
-def _session_options(threads: int | None):
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or 0
-    return options

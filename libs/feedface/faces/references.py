@@ -14,7 +14,7 @@ from PIL import Image
 from feedface.common.errors import UserError
 from feedface.common.images import check_size, read_image, to_rgb
 from feedface.faces.choose import check_choice, choose, unlike
-from feedface.faces.crop import crop_square, square_box
+from feedface.faces.crop import crop_upright
 from feedface.faces.detect import BUNDLE_PACK
 from feedface.faces.identity import same_person
 
@@ -149,7 +149,7 @@ def _all_faces(picture: Picture, detector: FaceDetector, name: str) -> list[Refe
     return [
         Reference(
             name,
-            _limited(crop_square(image, square_box(face.box))),
+            _limited(crop_upright(image, face.box, face.landmarks)),
             faces_found=len(faces),
             box=tuple(round(float(side), 1) for side in face.box),
             score=round(float(face.score), 4),
@@ -162,7 +162,7 @@ def _all_faces(picture: Picture, detector: FaceDetector, name: str) -> list[Refe
 def _advice(detector: FaceDetector) -> str:
     other = "try another --detector"
     if detector.name == BUNDLE_PACK:
-        other = f"the detector {BUNDLE_PACK!r} knows drawn portraits only: for photos use --detector opencv"
+        other = f"the detector {BUNDLE_PACK!r} knows drawn portraits only: for photos use --detector opencv or yunet"
     return f"{other}, or --no_detect if the picture already is a face crop"
 
 

@@ -3,13 +3,13 @@
 {"id": 1433, "class_word": "woman", "caption_list": ["a woman on a beach", …], "source_group": [{"path": "0.jpg"}, …]}
 
 A file holds one job, or a list of them. Picture paths are relative to the file, else to the working directory. A job
-may also say how it is drawn: seed, n_samples, guidance, face_scale, size and negative_prompt mean what inference.py's
-options of these names do, and come before them. Other keys are not used, and are named.
+may also say how it is drawn: seed, n_samples and `OWN` mean what inference.py's options of these names do, and come
+before them; "detect": false says that its pictures are face crops. Other keys are not used, and are named.
 """
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
@@ -33,7 +33,8 @@ class Job:
         images: existing files; none for a model that shows nobody.
         class_word: the authors' word for the person ("man", "woman"); kept in the results, not used.
         seed, n_samples: of this job; None: the run's.
-        settings: what this job sets of guidance, face_scale, size and negative_prompt.
+        detect: whether faces are looked for in this job's pictures; None: as the run says.
+        settings: what this job sets of `Settings`.
         notices: one line for each key that is not used.
         source: where the job was written, for messages: "file:line", or "--image".
     """
@@ -44,6 +45,7 @@ class Job:
     class_word: str | None = None
     seed: int | None = None
     n_samples: int | None = None
+    detect: bool | None = None
     settings: Settings = field(default_factory=Settings)
     notices: tuple[str, ...] = ()
     source: str = "--image"
@@ -51,7 +53,7 @@ class Job:
     @property
     def own(self) -> dict[str, object]:
         """What the job says itself about how it is drawn, by key."""
-        said = {"seed": self.seed, "n_samples": self.n_samples, **self.settings.as_json()}
+        said = {"seed": self.seed, "n_samples": self.n_samples, "detect": self.detect, **self.settings.as_json()}
         return {key: value for key, value in said.items() if value is not None}
 
 
@@ -167,14 +169,24 @@ class _Job(_Schema):
     class_word: str | None = None
     seed: int | None = Field(None, ge=0, le=MAX_SEED)
     n_samples: int | None = Field(None, ge=1, le=MAX_SAMPLES)
+    detect: bool | None = None
     guidance: Annotated[Any, _setting("guidance")] = None
     face_scale: Annotated[Any, _setting("face_scale")] = None
     size: Annotated[Any, _setting("size")] = None
     negative_prompt: Annotated[Any, _setting("negative_prompt")] = None
+    preset: Annotated[Any, _setting("preset")] = None
+    steps: Annotated[Any, _setting("steps")] = None
+    scheduler: Annotated[Any, _setting("scheduler")] = None
+    uncond: Annotated[Any, _setting("uncond")] = None
+    guidance_interval: Annotated[Any, _setting("guidance_interval")] = None
+    face_interval: Annotated[Any, _setting("face_interval")] = None
+    reuse: Annotated[Any, _setting("reuse")] = None
+    few_step: Annotated[Any, _setting("few_step")] = None
 
 
+OWN = tuple(setting.name for setting in fields(Settings) if setting.name in _Job.model_fields)
 # What is set for a whole run only.
-OPTIONS = ("n_iter", "steps", "preset", "uncond", "scheduler", "guidance_interval", "face_interval", "reuse")
+OPTIONS = ("n_iter",)
 # What a message says that a value must be, by key, else by the kind of pydantic's error.
 WANTED = {
     "id": "the job's name, text or a whole number",
@@ -183,6 +195,7 @@ WANTED = {
     "path": "the name of a face picture's file",
     "string_type": "text",
     "int_type": "a whole number",
+    "bool_type": "true or false",
     "model_type": 'an object {"path": …}',
 }
 
@@ -209,12 +222,8 @@ def _read_job(entry: object, place: _Place) -> tuple[Job | None, list[str]]:
         class_word=read.class_word,
         seed=read.seed,
         n_samples=read.n_samples,
-        settings=Settings(
-            guidance=read.guidance,
-            face_scale=read.face_scale,
-            size=read.size,
-            negative_prompt=read.negative_prompt,
-        ),
+        detect=read.detect,
+        settings=Settings(**{name: getattr(read, name) for name in OWN}),
         notices=tuple(_unused(read, place)),
         source=place.line,
     ), []

@@ -30,5 +30,5 @@ def photo_notice(bundle: Bundle, detector: FaceDetector | None, references: Sequ
         return None
     return (
         f"{unsure[0].name}: hardly a face (score {unsure[0].score:.2f}); model and detector {BUNDLE_PACK!r} know drawn "
-        "portraits only: for photos use --detector opencv, and the full-size model (models/README.md)"
+        "portraits only: for photos use --detector opencv or yunet, and the full-size model (models/README.md)"
     )

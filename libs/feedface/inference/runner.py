@@ -70,7 +70,8 @@ class RunPlan:
         seed = self.seed if job.seed is None else job.seed
         n_samples = job.n_samples or self.n_samples
         check_range("seed", seed, 0, MAX_SEED - n_samples * self.n_iter)
-        return replace(self, settings=job.settings.over(self.settings), seed=seed, n_samples=n_samples)
+        detect = self.detect if job.detect is None else job.detect
+        return replace(self, settings=job.settings.over(self.settings), seed=seed, n_samples=n_samples, detect=detect)
 
     @property
     def seeds(self) -> range:

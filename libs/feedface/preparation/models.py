@@ -7,7 +7,7 @@ from pathlib import Path
 
 from feedface.common.device import pick_device, pick_devices
 from feedface.common.errors import UserError
-from feedface.faces.detect import OPENCV, find_pack, make_detector, missing_pack_message, resolve_detector
+from feedface.faces.detect import check_detector, detector_files, make_detector, resolve_detector
 from feedface.faces.types import FaceDetector, FaceParser
 
 
@@ -16,7 +16,7 @@ class Choice:
     """Names that "auto" has been resolved to.
 
     Attributes:
-        detector: "opencv", or the name of an insightface pack.
+        detector: "opencv", "yunet", "yunet+NAME" with a recogniser, or the name of an insightface pack.
         parser: "mini" or "facer".
         model: folder of the model that may bring a pack and a parser, or None.
         threshold: score a detected face needs.
@@ -39,7 +39,6 @@ class Choice:
 
     def files(self) -> dict[str, list[Path]]:
         """The files that detector and parser are read from, as far as they are there."""
-        pack = None if self.detector == OPENCV else find_pack(self.detector, self.pack_root)
         if self.parser == "facer":
             import torch
 
@@ -49,13 +48,13 @@ class Choice:
         else:
             parser = [self.model / "parser" / name for name in ("config.json", "model.safetensors") if self.model]
         return {
-            "detector": sorted(pack.glob("*.onnx")) if pack else [],
+            "detector": detector_files(self.detector, self.pack_root),
             "parser": [path for path in parser if path.is_file()],
         }
 
 
 def choose(detector: str, parser: str, model: Path | None, threshold: float) -> Choice:
-    """Resolve "auto": what comes with the model, else buffalo_l and facer; OpenCV where buffalo_l is not installed."""
+    """Resolve "auto": what comes with the model, else facer, and of buffalo_l, YuNet and OpenCV the first there is."""
     detector = resolve_detector(detector, model and model / "faces")[0]
     if parser == "auto":
         parser = "mini" if model is not None and (model / "parser").is_dir() else "facer"
@@ -69,8 +68,7 @@ def check_models(choice: Choice, device: str) -> None:
         raise UserError(
             f"--model {choice.model}: no such folder; name one with a pack in faces/ and a parser in parser/"
         )
-    if choice.detector != OPENCV and find_pack(choice.detector, choice.pack_root) is None:
-        raise UserError(missing_pack_message(choice.detector, choice.pack_root))
+    check_detector(choice.detector, choice.pack_root)
 
 
 def digests(choice: Choice) -> dict[str, str]:

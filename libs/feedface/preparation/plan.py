@@ -14,7 +14,7 @@ from feedface.common.errors import UserError
 from feedface.common.files import folder_lock
 from feedface.common.saving import check_writable
 from feedface.common.validation import OPEN, read_json_as
-from feedface.faces.detect import OPENCV
+from feedface.faces.detect import WITHOUT_RECOGNISER
 from feedface.preparation import formats
 from feedface.preparation.captions import Captioner, caption_or_reason
 from feedface.preparation.filters import MEASURES, reject
@@ -72,7 +72,7 @@ def prepare(options: Options, held: ExitStack) -> PreparationPlan:
         _say_notes([f"--caption_file: no picture is called {name}" for name in captioner.unused])
     if options.identity == "list":
         options.group([], found.pictures, choice.detector)  # is the list a list?
-    if options.identity == "cluster" and choice.detector == OPENCV:
+    if options.identity == "cluster" and choice.detector in WITHOUT_RECOGNISER:
         options.group([(found.pictures[0], None)], found.pictures, choice.detector)  # says that there is no recogniser
     _check_own(options.out)
     settings = _merged(options.out / SETTINGS, _settings(options, choice))

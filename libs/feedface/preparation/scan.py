@@ -14,8 +14,23 @@ SUFFIXES = frozenset(
     (
         ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".ppm",
         ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".jpx", ".avif", ".avifs", ".ico",
+        ".heic", ".heif", ".hif",
     )
 )  # fmt: skip
+# What file managers, photo stations and bins leave beside photos: thumbnails and copies of them.
+JUNK = frozenset(
+    (
+        "@eadir",
+        "#recycle",
+        "#snapshot",
+        "@recycle",
+        "@recently-snapshot",
+        "$recycle.bin",
+        "__macosx",
+        "lost+found",
+        "system volume information",
+    )
+)
 MAX_NAME_BYTES = 255  # of a file name, on all usual file systems
 OWN_BYTES = len(".tmp-01234567-") + len("_0000.json")  # what a run adds to a picture's name
 
@@ -118,7 +133,7 @@ def _left_out(entry: os.DirEntry, notes: list[str]) -> str:
         notes.append(f"{os.fsencode(entry.path)!r}: the name is not UTF-8; rename it")
         return "name not UTF-8"
     if _is_folder(entry):
-        return ""
+        return "of other programs" if entry.name.lower() in JUNK else ""
     if suffix not in SUFFIXES:
         return suffix or "no suffix"
     if len(os.fsencode(entry.name)) > most:
