@@ -19,7 +19,7 @@ from feedface.diffusion.sampling import sample
 from feedface.diffusion.state import join, length, take
 from feedface.encoders import to_uint8
 from feedface.methods.base import Identity
-from feedface.settings import WITHOUT_PROMPT, Settings
+from feedface.settings import NOWHERE, WITHOUT_PROMPT, Settings
 
 # Four pictures of 512 px leave room beside the full-size weights on a GPU of 8 GiB; larger ones take more at a time.
 BATCH_PX, MAX_BATCH = 4 * 512 * 512, 64
@@ -205,6 +205,8 @@ def _latents(
         identity = bundle.method.prompted(identity, prompt)
     backbone, method = bundle.networks(settings.few_step)
     width, height = (side * backbone.latent_multiple // bundle.size_multiple for side in settings.size)
+    if identity is not None and settings.face_box != NOWHERE:
+        prompt = bundle.method_class.placed(prompt, settings.face_box, (height, width))
     latents = sample(
         backbone,
         prompt=prompt,

@@ -38,6 +38,7 @@ class Method(nn.Module):
         subject_word: the person's word in prompts, of one that puts them there; None for others.
         text_width: of one that writes tokens: how many numbers each has; None for others.
         reads_prompt: whether `prompted` has something to do.
+        places_faces: whether a prompt may say where the face shall be.
         settings: describes `config.control` of a training config (a pydantic type); None: anything goes.
         uses_clip: `features` needs a CLIP vision model. Then `fresh` is given its `clip_config`, and a method that was
             made without it (`with_encoder` False) takes it as `features(references, encoder=…)`.
@@ -51,6 +52,7 @@ class Method(nn.Module):
     subject_word: str | None = None
     text_width: int | None = None
     reads_prompt = False
+    places_faces = False
     settings: ClassVar[Any] = None
     uses_clip = False
     guided_model: ClassVar[type] = GuidedModel
@@ -92,6 +94,11 @@ class Method(nn.Module):
     def blended(self, first: Identity, second: Identity, weight: float) -> Identity:
         """Two people in one, row by row: the first at `weight` 0, the second at 1. `UserError` where it cannot."""
         raise UserError(f"the method {self.kind} cannot blend people; flashface can")
+
+    @classmethod
+    def placed(cls, prompt: Prompt, box: Sequence[float], latent_size: tuple[int, int]) -> Prompt:
+        """The prompt, with the face in a box: x1, y1, x2, y2 in shares of the picture; where it `places_faces`."""
+        raise NotImplementedError
 
     def prompt(
         self,
