@@ -16,21 +16,25 @@ from torch import Tensor
 
 from feedface.checkpoints.adaface import KEPT, MIX, RESET, SUFFIX, assembled
 from feedface.checkpoints.arc2face import TABLE, arc2face_of
+from feedface.common.gradients import with_gradient_times
+from feedface.diffusion import compositional_losses as compose
 from feedface.diffusion import teacher_steps as teacher
 from feedface.diffusion.schedule import alphas_cumprod
 from feedface.encoders import TextEncoder
 from feedface.methods.adaface import AdaFace
-from feedface.text_tower import extended, with_gradient_times
+from feedface.text_tower import extended
 
 TOLERANCE, GRADIENT, STAGE = 1e-4, 1e-3, 2e-3
 GENERATOR = "gen."
-SECOND = "of the second training stage, which this program has not yet"
 REASONS = {
     "ids.": "an input",
     "s1.img_mask": "an input",
     "s1.fg_mask": "an input",
     "bg.": "the background generator is for training alone, and later versions of AdaFace have none",
-    **dict.fromkeys(("ldm.", "delta.", "s2.", "fn."), SECOND),
+    "ldm.": "indices and masks, inputs here",
+    "delta.loss_nomask": "every prompt has a mask here",
+    "fn.ortho_last2": "nothing here is orthogonal over two dimensions",
+    "fn.delta_align": "one of two kinds, of which the losses have each its own",
     "ddim": "of the authors' LDM sampler with falling guidance, which this program has not",
     "eval.": "of the evaluation protocol, which this program has not yet",
     "pre.": "faces are cropped before they are resized here",
@@ -52,7 +56,13 @@ def weights(shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
 def computed(config: dict[str, Any], arrays: Mapping[str, Tensor], shapes: dict[str, Any]) -> Computed:
     """Every array that the file has and that this program computes."""
     golden_set = GoldenSet(config, arrays, shapes)
-    for part in (golden_set.towers(), golden_set.averages(), golden_set.texts(), golden_set.first_stage()):
+    for part in (
+        golden_set.towers(),
+        golden_set.averages(),
+        golden_set.texts(),
+        golden_set.first_stage(),
+        golden_set.second_stage(),
+    ):
         yield from part
 
 
@@ -367,3 +377,130 @@ class GoldenSet:
         for key, value in found.items():
             if f"s1.{name}.{key}" in self.arrays:
                 yield f"s1.{name}.{key}", value, {"t": 0.5, "eps_T": 1e-3, "x0": 5e-3}.get(key, STAGE)
+
+    # ----------------------------------------------------------------------------------------------- the second stage
+
+    def second_stage(self) -> Computed:
+        yield from self._four_prompts()
+        yield from self._differences()
+        layers = self._layers
+        face = torch.zeros(1, 1, 64, 64)
+        face[..., 12:44, 20:52] = 1
+        mix = {}
+        for name, normed in (("raw", False), ("ln", True)):
+            mix[name] = compose.mix_losses(layers, normed)
+            yield f"s2.mix_{name}", mix[name], TOLERANCE
+        for name, normed in (("raw", False), ("norm", True)):
+            kept = compose.preserve_losses(layers, face, normed)
+            yield f"s2.preserve_{name}", torch.cat([kept[:2], torch.zeros(1), kept[2:]]), 5e-4
+        totals = [compose.mix_total(mix["raw"], False), 0.5 * compose.mix_total(mix["ln"], True)]
+        yield "s2.total_mix_weighted", 1e-4 * torch.stack(totals), TOLERANCE * 1e-4
+        yield "s2.total_preserve_weighted", compose.preserved(kept) * torch.tensor([5e-4, 2.5e-4]), 5e-7
+        yield from self._matched()
+        yield from self._foreground(face)
+
+    @cached_property
+    def _layers(self) -> list[compose.Layer]:
+        stage = self.config["stage2"]
+        channels, heads, tokens = (stage[name] for name in ("channels", "heads", "tokens"))
+        sizes = {7: 16, 8: 16, 12: 8, **dict.fromkeys((16, 17, 18), 16), **dict.fromkeys((19, 20, 21), 32)}
+        sizes |= dict.fromkeys((22, 23, 24), 64)
+        made = []
+        for number, size in sizes.items():
+            wide = {18: 32, 21: 64}.get(number, size)
+            queries = self.drawn(f"q{number}", 4, heads, size**2, channels // heads).transpose(2, 3)
+            scores = self.drawn(f"attn{number}", 4, heads, size**2, tokens, scale=0.5)
+            layer = compose.Layer(
+                scores[..., 5:9].sum(-1),
+                queries.reshape(4, channels, size, size),
+                self.drawn(f"feat{number}", 4, channels, wide, wide),
+                (0.5 if number in (7, 8) else 1) / 11,
+            )
+            made.append(layer)
+        return made
+
+    def _differences(self) -> Computed:
+        u, v = (self.drawn(name, 2, 5, 12) for name in ("u", "v"))
+        yield "fn.ortho", compose.orthogonal(u, v), TOLERANCE
+        yield "fn.ortho_l2", compose.orthogonal(u, v).square().mean(), TOLERANCE
+        for power in (2, 3):
+            for demeaned in (0, 1):
+                a, b = (x - demeaned * x.mean(-1, keepdim=True) for x in (u, v))
+                loss = compose.unlike(a, b, power)
+                yield f"fn.refcos_e{power}_dm{demeaned}_al1", loss.mean(), TOLERANCE
+                yield f"fn.refcos_e{power}_dm{demeaned}_al0", (1 - loss).clamp(min=0).mean(), TOLERANCE
+        texts = self.drawn("delta4", 4, 16, 77, 12).requires_grad_(True)
+        real = torch.zeros(2, 77)
+        real[0, 1:9] = real[1, 1:20] = 1
+        loss = torch.stack([compose.prompt_loss(texts[:, layer], real) for layer in range(16)]).mean()
+        loss.backward()
+        yield "delta.loss", loss, TOLERANCE
+        yield "delta.grad_absmean", texts.grad.abs().mean((1, 2, 3)), TOLERANCE * 1e-3
+        spread = self.drawn("dist", 2, 9, 4)
+        yield "fn.distribute", torch.stack([compose.spread(row, 2, 4) for row in spread]), TOLERANCE
+        scores = self.drawn("fattn", 2, 3, 64).abs()
+        yield "fn.spatial_attn", scores.mean(1).reshape(2, 1, 8, 8), TOLERANCE
+        yield "fn.spatial_weight", compose.away_from(scores, (8, 8)), TOLERANCE
+        yield "fn.spatial_weight_up", compose.away_from(scores, (16, 16)), TOLERANCE
+        yield "fn.dyn_scale", compose.dynamic_scale(torch.tensor([0.1, 0.3, 0.5, 0.9])), TOLERANCE
+        mask = (self.drawn("rm", 1, 1, 64, 64) > 1.2).float()
+        yield "fn.resize_mask", compose.face_at(mask, (8, 8)), TOLERANCE
+        person, other = self.drawn("mix", 64, 20, 8).unflatten(0, (2, 2, 16))
+        halves = []
+        for low in (0.7, 0.8):
+            noise = 0.85 * (1 - 0.3 * 0.4)
+            rows = [
+                compose.mixed(person[:1, i], other[:1, i], slice(5, 9), (i - 4) / 11, low, noise) for i in range(4, 16)
+            ]
+            halves.append(torch.cat([other[0, :4], *rows]))
+        yield "fn.mix_vk_second_half_inst0", torch.cat(halves, dim=1), TOLERANCE
+        yield "fn.mix_vk_rows_subj0", person[:1, 0].repeat(1, 2, 1), TOLERANCE
+
+    def _matched(self) -> Computed:
+        face = (self.drawn("em.m", 1, 1, 64) > 1).flatten()
+        queries, features = self.drawn("em.q", 4, 10, 64, scale=0.5), self.drawn("em.f", 4, 10, 64)
+        losses, background = compose.matching(queries, features, face)
+        yield "s2.elastic", losses, TOLERANCE
+        yield "s2.elastic_sc_below", background[:1, None], TOLERANCE
+        yield "s2.elastic_mc_below", background[1:, None], TOLERANCE
+
+    def _foreground(self, face: Tensor) -> Computed:
+        heads, tokens = self.config["stage2"]["heads"], self.config["stage2"]["tokens"]
+        for name, told in (("with", True), ("no", False)):
+            total = 0
+            for number, layer in zip((7, 8, 12, *range(16, 25)), self._layers, strict=True):
+                pixels = layer.scores.shape[-1]
+                scores = self.drawn(f"attn{number}", 4, heads, pixels, tokens, scale=0.5)[:2]
+                size = int(pixels**0.5)
+                mask = compose.face_at(face, (size, size)).expand(2, -1, -1, -1)
+                background = scores[..., 15:17].sum(-1) if told else None
+                losses = compose.foreground_losses(scores[..., 5:9].sum(-1), background, mask, ratio=2)
+                total = total + layer.weight * losses
+            yield f"s2.fgbg_{name}_bg", total, TOLERANCE
+
+    def _four_prompts(self) -> Computed:
+        """The encoded prompts of a person and a class, as the U-Net and the loss between them are given them."""
+        ids, first = self.ids("four"), 5
+        words = {prefix: self.method(prefix=prefix, vectors=16).words for prefix in (GENERATOR, "gen0.")}
+        states = self.method(vectors=16).reader(self.face[:1])
+        live, frozen = (words[prefix](states).detach() for prefix in (GENERATOR, "gen0."))
+        size = self.state("sd.")[TABLE].shape[0]
+        slots = torch.arange(size, size + 16)
+        given = ids.clone()
+        given[:2, first : first + 16] = slots
+        masks = (ids != 49406) & (ids != 49407)
+        for kind, single in (("recon", live), ("compos_distill", 0.9 * frozen + 0.1 * live)):
+            rows = torch.cat([single, live, live, live])
+            texts = self.text.encode_tokens(given, rows, (1, 2, 2)).detach()
+            texts = torch.stack([*texts[:2], *(compose.merged(text, first, 2) for text in texts[2:])])
+            yield f"ldm.four_{kind}_iter.merged", texts, TOLERANCE
+            texts.requires_grad_(True)
+            loss = compose.prompt_loss(texts, masks[:2])
+            yield f"ldm.{kind}_iter.prompt_delta_loss", loss, TOLERANCE
+            if kind == "recon":
+                ours = torch.autograd.grad(loss, texts)[0]
+                # Up to the composition both prompts are the same: a cosine of nothing, whose gradient is rounding.
+                ours[:, : first + 16] = self.arrays["ldm.prompt_delta_grad"][:, : first + 16]
+                yield "ldm.prompt_delta_grad", ours, TOLERANCE
+        distributed = torch.stack([compose.spread(text, first, 16) for text in texts[2:].detach()])
+        yield "ldm.four_compos.distributed", distributed, TOLERANCE

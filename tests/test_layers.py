@@ -11,7 +11,7 @@ ROOT = Path(feedface.__file__).parent
 # From the ground up: a room imports from those before it, whenever it does so (at the top, when needed, for types).
 FLOORS = [
     ["common"],
-    ["diffusion", "encoders", "text_tower"],
+    ["diffusion", "encoders", "text_tower", "dense_heads", "head_pose", "pose_branch"],
     ["backbones"],
     ["methods"],
     ["settings"],
@@ -22,6 +22,7 @@ FLOORS = [
     ["training", "preparation"],
     ["distillation", "evaluation"],
     ["synthetic.train"],
+    ["app"],
     ["commands"],
 ]
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}

@@ -24,6 +24,7 @@ from torch import Tensor
 
 import feedface.methods
 from feedface.backbones.base import Backbone, backbone_class
+from feedface.backbones.control import Control
 from feedface.checkpoints.bundle import read_index, save_component, write_index
 from feedface.checkpoints.parts import SEAM
 from feedface.checkpoints.storage import empty, fill, read_json, read_safetensors, write_json, write_state
@@ -46,7 +47,8 @@ BACKBONES = {"uvit": toy_uvit, "unet": toy_unet}
 class Row:
     """A method on a backbone. `control`: of its config; `parts`: what `fresh` takes besides.
 
-    `changes_fresh`: why one that is not trained does change pictures of somebody. It may not where nobody is shown.
+    `identity`: what an identity has besides, of one person after the other. `changes_fresh`: why one that is not
+    trained does change pictures of somebody. It may not where nobody is shown.
     """
 
     method: str
@@ -55,6 +57,7 @@ class Row:
     parts: dict = field(default_factory=dict)
     changes_fresh: str = ""
     name: str = ""
+    identity: dict = field(default_factory=dict)
 
     def __str__(self) -> str:
         name = self.name or "-".join(str(value) for value in self.control.get("sites", ()))
@@ -65,6 +68,10 @@ FEEDFACE = {"sites": (), "num_heads": 4, "mlp_ratio": 2.0, "control_input": "out
 CLIP = {"clip_config": CLIP_CONFIG}
 FACE = {"vectors": 4, "face_dim": 3, "recogniser": "toy", "template": "a"}
 ADAFACE = {**FACE, "objective": {"kind": "reconstruction"}}
+DENSEFACE = {"face_dim": 3, "recogniser": "toy", "subject_word": "z", "initial_word": "z", "delta": 1.0}
+DENSEFACE |= {"token_delta": 1.0, "hint_channels": (4, 4, 8, 8)}
+EVERYWHERE = {"adapters": "all", "reads_in_middle": True, "guided": "all"}
+POSES = {"pose": ((20.0, 5.0, -3.0), (-15.0, 2.0, 8.0), (0.0, -9.0, 1.0))}
 TEXT = "the person stands in the prompt, which has other words then"
 FLASHFACE = {"sites": (), "reference_px": 32, "writer": "copy", "backbone": "all", "rank": 0}
 SMALL = {**FLASHFACE, "writer": "backbone", "backbone": "frozen", "rank": 8}
@@ -89,19 +96,23 @@ ROWS = [
     Row("flashface", "unet", {**FLASHFACE, "reference_latent": "sample"}, changes_fresh=COPY, name="sample"),
     Row("flashface", "unet", SMALL, changes_fresh=COPY, name="small"),
     Row("flashface", "uvit", SMALL, changes_fresh=COPY, name="small"),
+    Row("denseface", "unet", DENSEFACE, identity=POSES, name="decoder"),
+    Row("denseface", "unet", {**DENSEFACE, **EVERYWHERE}, identity=POSES, name="all"),
+    Row("denseface", "uvit", {**DENSEFACE, "pose": False}, name="decoder"),
 ]
 PROMPTS = ["a z", "z on a b"]
 
 
 @dataclass(frozen=True)
 class Told:
-    """In the place of a control, of a method that changes prompts: the texts [2,T,Dt]."""
+    """In the place of a control, of a method that changes prompts: the texts [2,T,Dt], and perhaps a control, too."""
 
     text: Tensor
+    control: Control | None = None
     rows: slice | None = None
 
     def first(self, count: int) -> "Told":
-        return Told(self.text[:count])
+        return Told(self.text[:count], self.control and self.control.first(count))
 
 
 class Setting:
@@ -139,7 +150,8 @@ class Setting:
         pictures = torch.rand(count * references, *shape, generator=torch.Generator().manual_seed(5)) * 2 - 1
         features = self.method.features(pictures)
         features = {name: value.unflatten(0, (count, -1)) for name, value in features.items()}
-        return self.method.prompted(self.method.identity(features), {"text": self.text[:1]})
+        identity = self.method.identity(features) | {k: torch.tensor(v[:count]) for k, v in self.row.identity.items()}
+        return self.method.prompted(identity, {"text": self.text[:1]})
 
     def prompt(self, identity: Identity | None = None, scale: float = 1.0) -> dict[str, Tensor]:
         """What the two rows' prompts are with these people."""
@@ -153,18 +165,18 @@ class Setting:
     def predict(self, control=None, rows: slice = slice(None)) -> dict[str, Tensor]:
         state, t = take(self.state, rows), self.t[rows]
         if isinstance(control, Told):
-            return self.backbone(state, t, self.conditions(rows, control.text))
+            return self.backbone(state, t, self.conditions(rows, control.text), control.control)
         return self.backbone(state, t, self.conditions(rows), control)
 
     def bound(self, identity: Identity, scale: float = 1.0, rows: slice | None = None):
         control = self.method.bind(self.backbone, identity, scale, rows)
         if not self.method.changes_prompt or not scale:
             return control
-        assert control is None
         text = self.prompt(expand(identity, 2), scale)["text"]
         if rows is None:
-            return Told(text)
-        return Told(torch.cat([text[i : i + 1] if i in range(2)[rows] else self.text[i : i + 1] for i in range(2)]))
+            return Told(text, control)
+        told = torch.stack([(text if i in range(2)[rows] else self.text)[i] for i in range(2)])
+        return Told(told, control)
 
 
 @pytest.fixture(params=ROWS, ids=str)
@@ -408,7 +420,7 @@ class Run:
             components["text_encoder"] = "text_encoder"
             save_component("text_encoder", toy_text_encoder(), folder / "model" / "text_encoder")
         write_index(folder / "model", name="toy", image_size=64, components=components, defaults={"steps": 2})
-        self.records = make_records(folder / "records")
+        self.records = make_records(folder / "records", dense=True)
 
     def config(self, **changes) -> ConfigDict:
         config = mini_face.get_config()

@@ -8,12 +8,15 @@ from tests.test_uvit import inputs
 from tests.toy import face_tokens, toy_face_controlnet, toy_uvit
 from torch import Tensor
 
+from feedface.diffusion.names import LEADING
 from feedface.diffusion.sampling import SCHEDULERS, initial_noise, sample
 from feedface.diffusion.schedule import alphas_cumprod
 from feedface.diffusion.state import pack, take, unpack
 
 SEEDS = list(range(16))
-FROM_NOISE = [name for name in SCHEDULERS if name != "ddim:flashface"]  # that one begins where its grid does
+FROM_NOISE = [
+    name for name in SCHEDULERS if name not in (LEADING, "ddim:flashface")
+]  # these begin where their grids do
 PROMPT = {"text": torch.zeros(1, 3, 2)}
 DDIM = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}
 

@@ -9,12 +9,15 @@ from feedface.data.records import Record, RecordReference, write_records
 from feedface.data.transforms import HAIR_VALUE, LAPA_VALUES
 
 
-def make_records(folder: Path, people: int = 4, per_person: int = 3, size: int = 64) -> Path:
-    """Write `people * per_person` pictures with masks, each listing the person's others; returns the JSONL file."""
+def make_records(folder: Path, people: int = 4, per_person: int = 3, size: int = 64, dense: bool = False) -> Path:
+    """Write `people * per_person` pictures with masks, each listing the person's others; returns the JSONL file.
+
+    `dense`: with poses.
+    """
     rng = np.random.default_rng(0)
     for part in ("images", "masks"):
         (folder / part).mkdir(parents=True, exist_ok=True)
-    records = []
+    records, poses = [], np.random.default_rng(1).uniform(-20, 20, (people * per_person, 3))
     box = (16.0, 14.0, 46.0, 44.0)
     names = [f"{person}_{picture}.png" for person in range(people) for picture in range(per_person)]
     for name in names:
@@ -34,6 +37,7 @@ def make_records(folder: Path, people: int = 4, per_person: int = 3, size: int =
                 bbox=box,
                 square_bbox=box,
                 mask_path=folder / "masks" / name,
+                pose=tuple(map(float, poses[len(records)])) if dense else None,
                 ref=tuple(RecordReference(folder / "images" / other, box) for other in others),
             )
         )

@@ -39,17 +39,22 @@ if TYPE_CHECKING:
     from feedface.checkpoints.bundle import Bundle
     from feedface.checkpoints.few_step import FewStep
     from feedface.faces.detect import FaceDetector
+    from feedface.inference.start import Start
     from feedface.methods.base import Identity
 
 MAX_BATCH = 4096
 
 
 class Request(NamedTuple):
-    """One picture that is wanted: `identity` is of `FeedFacePipeline.identity`, None for nobody in particular."""
+    """One picture that is wanted.
+
+    `identity` is of `FeedFacePipeline.identity`, None for nobody in particular; `start`: a picture to begin with.
+    """
 
     prompt: str
     seed: int
     identity: Identity | None = None
+    start: Start | None = None
 
 
 class FeedFacePipeline:
@@ -261,6 +266,15 @@ class FeedFacePipeline:
 
     face_tokens = identity  # its name when there was one method, whose identity is tokens
 
+    @torch.inference_mode()
+    def posed(self, identity: Identity, pose: Sequence[float]) -> Identity:
+        """A person with the head turned: yaw, pitch, roll in degrees, see `head_pose`.
+
+        `UserError` for a method that cannot turn heads.
+        """
+        with self.bundle.lock:
+            return self.bundle.method.posed(identity, pose)
+
     def method_notice(self) -> str | None:
         """What to tell a user who shows faces to a model that can show nobody."""
         if self.bundle.method_class is not None:
@@ -367,7 +381,7 @@ class FeedFacePipeline:
         noticed: set[tuple[str, bool]] = set()
         finished: dict[int, Image.Image] = {}
         due = 0
-        for batch in batches(enumerate(map(_checked, requests)), size, lambda item: _shapes(item[1].identity)):
+        for batch in batches(enumerate(map(_checked, requests)), size, lambda item: _alike(item[1])):
             for prompt, shown in {(request.prompt, request.identity is not None): None for _, request in batch}:
                 if (prompt, shown) in noticed or prompt in texts:
                     continue
@@ -393,7 +407,11 @@ class FeedFacePipeline:
         if requests[0].identity is not None:
             identity = join(*(request.identity for request in requests))
         prompts, seeds = ([getattr(request, name) for request in requests] for name in ("prompt", "seed"))
-        pixels = draw_batch(self.bundle, prompts, seeds, identity, settings, self.device, texts=texts, on_step=on_step)
+        starts = [request.start for request in requests if request.start is not None] or None
+        options = {"texts": texts, "on_step": on_step, "starts": starts}
+        pixels = draw_batch(self.bundle, prompts, seeds, identity, settings, self.device, **options)
+        if starts is not None:
+            pixels = [start.finished(drawn) for start, drawn in zip(starts, pixels, strict=True)]
         return [Image.fromarray(image) for image in pixels]
 
 
@@ -410,5 +428,8 @@ def _seeds(seed: int | torch.Generator, count: int) -> list[int]:
     return [first + index for index in range(count)]
 
 
-def _shapes(identity: Identity | None) -> tuple:
-    return () if identity is None else tuple((name, value.shape) for name, value in identity.items())
+def _alike(request: Request) -> tuple:
+    """What is the same for requests that are drawn together."""
+    identity, start = request.identity, request.start
+    who = () if identity is None else tuple((name, value.shape) for name, value in identity.items())
+    return who, () if start is None else (start.strength, start.mask is None)

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from feedface.common.errors import UserError
+from feedface.common.gradients import with_gradient_times
 
 LAYER_WEIGHTS = (1.0, 2.0, 4.0)  # of the last three layers, at the start
 LAYER_WEIGHTS_GRADIENT = 5.0
@@ -138,11 +139,6 @@ class LayerMix(nn.Module):
         weights = with_gradient_times(LAYER_WEIGHTS_GRADIENT, self.weights)
         last = torch.stack(list(outputs[-len(weights) :]))  # [layers,B,L,D]
         return (last * (weights / weights.sum(dim=0))[:, None, None]).sum(dim=0)
-
-
-def with_gradient_times(factor: float, x: Tensor) -> Tensor:
-    """`x`, whose gradient is `factor` times what it would be."""
-    return x if factor == 1 or not x.requires_grad else x.detach() + factor * (x - x.detach())
 
 
 def tower_config(clip: "CLIPTextModel") -> dict[str, int]:

@@ -9,6 +9,11 @@ of FlashFace's own authors flashface.ckpt, with the text encoder and VAE of a St
     python -m feedface.checkpoints convert_flashface --from flashface.ckpt --base models/stable-diffusion-v1-5 \\
         --to models/flashface-official
 
+of Dense-Face epoch=….ckpt, which holds a whole Stable Diffusion 1.5 (of DenseFace_text_editing.safetensors, which is
+one, nothing need be converted: --model takes it),
+
+    python -m feedface.checkpoints convert_denseface --from epoch=44397232.ckpt --to models/denseface
+
 and a model with FlashFace into the folder that its authors' program takes:
 
     python -m feedface.checkpoints export --from workdir/flashface/checkpoints/last --to flashface
@@ -67,6 +72,10 @@ def main() -> None:
     command.add_argument("--from", dest="source", required=True, help="flashface.ckpt")
     command.add_argument("--base", required=True, help="Stable Diffusion 1.5, a diffusers folder")
     command.add_argument("--to", dest="target", required=True, help="folder to write")
+    command = commands.add_parser("convert_denseface", help="Dense-Face's epoch=….ckpt -> a model folder")
+    command.add_argument("--from", dest="source", required=True, help="epoch=….ckpt, or DenseFace_ini.ckpt")
+    command.add_argument("--to", dest="target", required=True, help="folder to write")
+    command.add_argument("--dtype", choices=DTYPES, help="number format to store (default: that of the file)")
     command = commands.add_parser("export", help="a model with FlashFace -> a diffusers folder with refnet/")
     command.add_argument("--from", dest="source", required=True, help="model folder, or a training checkpoint")
     command.add_argument("--to", dest="target", required=True, help="folder to write")
@@ -76,6 +85,12 @@ def main() -> None:
         from feedface.checkpoints.flashface_official import convert
 
         print(f"wrote {convert(args.source, args.base, args.target)}")
+        return
+    if args.command == "convert_denseface":
+        from feedface.checkpoints.denseface import convert as convert_denseface
+        from feedface.common.device import DTYPES as NUMBERS
+
+        print(f"wrote {convert_denseface(args.source, args.target, NUMBERS.get(args.dtype))}")
         return
     if args.command == "export":
         from feedface.checkpoints.flashface_export import export

@@ -8,6 +8,16 @@ A model with FlashFace also blends two people, and any folder in its authors' fo
     python inference.py --method flashface --prompt "a woman on a beach" --image a.png b.png c.png d.png
     python inference.py --method flashface --prompt "a man in a city" --image a.png --blend b.png --blend_weight 0.3
 
+With a picture to begin with: changed as a whole, or only where a mask is black (any method):
+    python inference.py --prompt "a watercolour" --image face.png --init picture.png --strength 0.6
+    python inference.py --prompt "a woman on a beach" --image face.png --init picture.png --mask mask.png
+
+A model with Dense-Face turns heads, and puts a person's face into base pictures; a folder of them by a folder of people
+gives BASE_PERSON_PHOTO.png for each:
+    python inference.py --method denseface --prompt "a photo of *" --image face.png --pose=-20,5,0
+    python inference.py --method denseface --mode inpaint --base picture.png --image face.png
+    python inference.py --method denseface --mode inpaint --base cropped_face --people reference_id --output output
+
 Batches: JSON files (see json_examples/), several of them, or a folder of them; each job gets a folder under --output:
     python inference.py -j json_examples/man.json
     python inference.py -j json_examples --n_samples 4
@@ -51,6 +61,8 @@ from feedface.settings import (
     parse_size,
 )
 
+MODES = ("edit", "generate", "inpaint")
+FACE_PROMPT = "a close-up photo of * ."  # Dense-Face's own
 GIVE = "give --prompt and --image, or -j with job files (python inference.py --help)"
 
 
@@ -75,6 +87,33 @@ def make_parser() -> Parser:
         "seed, n_samples, preset, guidance, face_scale, size, negative_prompt and others",
     )
     what.add_argument("--output", type=path_flag("--output"), default=Path("outputs"), help="folder to write to")
+    begin = parser.add_argument_group("a picture to begin with")
+    begin.add_argument(
+        "--mode",
+        choices=MODES,
+        help="edit: the prompt alone, with nobody's face; generate: the whole picture shows the person; inpaint: the "
+        "face in --base does (default: inpaint with --base, else generate)",
+    )
+    begin.add_argument("--base", metavar="FILE", help="picture, or folder of them, whose face is drawn anew")
+    begin.add_argument(
+        "--people", metavar="FOLDER", help="with a folder as --base: NAME/ (or NAME/images/) with photos of each person"
+    )
+    begin.add_argument("--init", metavar="FILE", help="picture that is changed, by --strength")
+    begin.add_argument(
+        "--mask",
+        metavar="FILE",
+        help="grey picture as large as --init or --base (or a folder, of the names in --base): white is kept, black is "
+        "drawn anew; without it, of --base the face is",
+    )
+    begin.add_argument(
+        "--strength", type=float, default=1.0, help="how much is drawn anew: above 0 to 1, all of it (default: 1)"
+    )
+    begin.add_argument(
+        "--pose",
+        metavar="YAW,PITCH,ROLL",
+        help="how the head is turned, in degrees (denseface): to the picture's left, up, clockwise; or a photo to take "
+        "it from (default with --base: its own)",
+    )
     faces = parser.add_argument_group("faces")
     faces.add_argument("--no_detect", action="store_true", help="the pictures already are face crops")
     faces.add_argument(
@@ -125,7 +164,11 @@ def make_parser() -> Parser:
     )
     model.add_argument("--config", help="config file (.py): its `model`, `control` and `sample`; options come first")
     model.add_argument("--device", default="auto", help="auto (default), cuda, cuda:N, mps or cpu")
-    model.add_argument("--dtype", default="auto", help="auto (default: fp16 on a GPU, else fp32), fp32, bf16 or fp16")
+    model.add_argument(
+        "--dtype",
+        default="auto",
+        help="auto (default: fp16 on a GPU, on a CPU bf16 where that is faster), fp32, bf16 or fp16",
+    )
     model.add_argument(
         "--low_memory",
         action="store_true",
@@ -214,6 +257,8 @@ def find_jobs(args: argparse.Namespace) -> tuple[list[Job], list[str]]:
         if args.prompt is not None or args.image:
             raise UserError("-j takes prompts and pictures from its files: leave out --prompt and --image")
         return read_jobs(args.json)
+    if args.prompt is None and args.base:
+        args.prompt = FACE_PROMPT
     if args.prompt is None:
         raise UserError(GIVE)
     try:
@@ -221,6 +266,25 @@ def find_jobs(args: argparse.Namespace) -> tuple[list[Job], list[str]]:
     except UserError as error:
         raise UserError(f"--prompt: {error}") from None
     return [Job(None, (args.prompt,), tuple(map(Path, args.image or ())))], []
+
+
+def check_modes(args: argparse.Namespace) -> None:
+    """`UserError` for options of pictures to begin with that do not go together."""
+    check_range("--strength", args.strength, 0, 1)
+    mode = args.mode or ("inpaint" if args.base else "generate")
+    wrong = [
+        (args.base and args.init, "--base and --init: each is a picture to begin with; give one"),
+        (args.mask and not (args.base or args.init), "--mask: of --init or --base; give one of them"),
+        (args.people and not args.base, "--people: whose faces --base gets; give --base, a folder of pictures"),
+        (mode == "inpaint" and not args.base, "--mode inpaint: give the picture whose face is drawn anew as --base"),
+        (args.base and mode != "inpaint", f"--mode {mode}: leave out --base, or use --mode inpaint (or --init)"),
+        (mode == "edit" and (args.image or args.pose), "--mode edit: shows nobody; leave out --image and --pose"),
+        (args.json and (args.base or args.init or args.mode), "-j: takes no --mode, --base and --init"),
+        (not args.strength, "--strength 0: nothing would be drawn; use a number above 0, and at most 1"),
+    ]
+    for found, why in wrong:
+        if found:
+            raise UserError(why)
 
 
 def check_faces(model: str | Path, ckpt_path: str | None, jobs: Sequence[Job]) -> None:
@@ -259,6 +323,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         negative_prompt=args.negative_prompt,
         face_box=args.face_box,
     )
+    check_modes(args)
     face = None if args.face is None else check_choice(args.face)
     if face is not None and args.no_detect:
         raise UserError("--face chooses among the faces found, and --no_detect looks for none: leave one of them out")
@@ -273,6 +338,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     # These bring in torch: seconds that a mistyped command line need not wait for.
     from feedface.faces.detect import make_detector
+    from feedface.inference.beginnings import Beginnings, run_folders
     from feedface.inference.model_files import model_with, own_model
     from feedface.inference.runner import RunPlan, run_job, run_jobs
     from feedface.pipeline import FeedFacePipeline
@@ -281,7 +347,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.method is not None:
         model = model_with(args.method, model, args.ckpt_path)
     model = model or default_model()
-    check_faces(model, args.ckpt_path, jobs)
+    if args.mode != "edit" and not args.people:
+        check_faces(model, args.ckpt_path, jobs)
     pipe = FeedFacePipeline.from_pretrained(
         model,
         ckpt_path=args.ckpt_path,
@@ -297,6 +364,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     detector = make_detector(args.detector, pipe.bundle.faces_root)
     pipe.settings(settings)  # refuses a size that the model cannot draw, before any face is looked for
+    begin = Beginnings(pipe, detector, settings, face, args.strength, args.mask, args.pose)
+    if args.people:
+        return run_folders(
+            begin, Path(args.base), Path(args.people), args.prompt, args.seed, args.output, args.batch_size
+        )
+    start, pose, notices = begin.of(args.base, args.init)
+    for notice in notices:
+        print(f"note: {notice}")
     plan = RunPlan(
         settings,
         args.seed,
@@ -307,6 +382,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         face,
         tuple(map(Path, args.blend or ())),
         args.blend_weight,
+        start,
+        pose,
     )
     if not args.json:
         run_job(pipe, jobs[0], plan, detector, args.output)

@@ -18,6 +18,14 @@ MIN_SIDE_PX = 16
 STRIP_ROWS = 64
 # An allow-list: Pillow also knows formats that start other programs (EPS) or are no pictures (PDF, fonts).
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO", "HEIF")
+# Of files that are read here.
+SUFFIXES = frozenset(
+    (
+        ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".ppm",
+        ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".jpx", ".avif", ".avifs", ".ico",
+        ".heic", ".heif", ".hif",
+    )
+)  # fmt: skip
 KNOWN = "PNG, JPEG, WebP, GIF, BMP, TIFF, PPM, JPEG 2000, AVIF or HEIC"
 
 

@@ -4,6 +4,13 @@
      "bbox": [x0, y0, x1, y1], "square_bbox": [x0, y0, x1, y1],
      "mask_path": str, "ref": [{"path": str, "square_bbox": [x0, y0, x1, y1]}, ...], "identity": str}
 
+Dense-Face's training also reads what is there of these:
+
+    {"pose": [yaw, pitch, roll], "landmarks": [[x, y], ...], "depth_path": str, "attributes": {name: 0 ... 1, ...}}
+
+`pose` is in degrees, see `head_pose`; `landmarks` in pixels of the picture; `depth_path` a grey picture of the same
+proportions, 0 where no face is, else the brighter the nearer; `attributes` how likely each is.
+
 Training also reads the rows of open FlashFace (`faceless`), whose `ref` are face crops, without boxes and masks:
 
     {"path": str, "size": [width, height], "caption": str, "ref": [str, ...]}
@@ -16,11 +23,12 @@ relative to the JSONL file. The first seven keys are those of the authors' relea
 import codecs
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
+from annotated_types import Len
 from pydantic import BaseModel, Field, TypeAdapter
 
 from feedface.common.errors import UserError
@@ -62,10 +70,15 @@ class Record:
     ref: tuple[RecordReference, ...] = ()
     identity: str | None = None
     origin: str = ""
+    pose: tuple[float, float, float] | None = None
+    landmarks: tuple[tuple[float, float], ...] = ()
+    depth_path: Path | None = None
+    attributes: Mapping[str, float] = field(default_factory=dict)
 
 
 _Side = Annotated[int, Field(ge=1, le=MAX_PX)]
 _Coordinate = Annotated[float, Field(ge=-MAX_PX, le=MAX_PX)]
+_Degrees = Annotated[float, Field(ge=-180, le=180)]
 _Box = tuple[_Coordinate, _Coordinate, _Coordinate, _Coordinate]
 
 
@@ -88,6 +101,10 @@ class _Row(BaseModel):
     mask_path: Text
     ref: list[_Reference] | None = None
     identity: str | None = None
+    pose: tuple[_Degrees, _Degrees, _Degrees] | None = None
+    landmarks: Annotated[list[tuple[_Coordinate, _Coordinate]], Len(1, 1024)] | None = None
+    depth_path: Text | None = None
+    attributes: dict[Text, Annotated[float, Field(ge=0, le=1)]] | None = None
 
 
 class _FacelessRow(BaseModel):
@@ -104,10 +121,14 @@ _ROW, _FACELESS_ROW = TypeAdapter(_Row), TypeAdapter(_FacelessRow)
 _BOX_HINT = f"must be four numbers [x0, y0, x1, y1], from -{MAX_PX} to {MAX_PX}"
 _SIDE_HINT = f"must be a whole number of pixels from 1 to {MAX_PX}"
 _TEXT_HINT = "must be a string with something in it"
+_POSE_HINT = "must be three angles in degrees [yaw, pitch, roll], from -180 to 180"
 HINTS = {
     **dict.fromkeys(("bbox", "square_bbox"), _BOX_HINT),
     **dict.fromkeys(("width", "height"), _SIDE_HINT),
-    **dict.fromkeys(("path", "caption", "mask_path"), _TEXT_HINT),
+    **dict.fromkeys(("path", "caption", "mask_path", "depth_path"), _TEXT_HINT),
+    "pose": _POSE_HINT,
+    "landmarks": "must be a list of points [x, y] in pixels, 1 to 1024",
+    "attributes": "must be an object of numbers from 0 to 1 by name",
 }
 _FACELESS_HINTS = {
     "size": f"must be two whole numbers of pixels [width, height], from 1 to {MAX_PX}",
@@ -158,7 +179,19 @@ def write_records(path: str | os.PathLike, records: Iterable[Record]) -> None:
                 ]
             if record.identity is not None:
                 row["identity"] = record.identity
+            row |= _dense(record, folder)
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _dense(record: Record, folder: Path) -> dict[str, object]:
+    """What the record has for Dense-Face's training."""
+    found = {
+        "pose": record.pose and list(record.pose),
+        "landmarks": [list(point) for point in record.landmarks],
+        "depth_path": record.depth_path and _portable(record.depth_path, folder),
+        "attributes": dict(record.attributes),
+    }
+    return {key: value for key, value in found.items() if value}
 
 
 def _portable(path: Path, folder: Path) -> str:
@@ -198,6 +231,10 @@ def _record(line: bytes, folder: Path, origin: str) -> Record:
         ref=refs,
         identity=row.identity,
         origin=origin,
+        pose=row.pose,
+        landmarks=tuple(row.landmarks or ()),
+        depth_path=None if row.depth_path is None else folder / row.depth_path,
+        attributes=row.attributes or {},
     )
 
 

@@ -4,7 +4,7 @@ Shapes: B batch, F references, T text tokens, C h w latent.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -74,6 +74,7 @@ class Encoded:
         text: [B,T,Dt].
         features: of the references, [B,F,…], by the names that `Method.features` gives them.
         mask: [B,1,h,w] in 0…1.
+        labels, captions: what records say of the pictures, where the method's objective asks: see `data.labels`.
     """
 
     mean: Tensor
@@ -82,3 +83,5 @@ class Encoded:
     text: Tensor
     features: Mapping[str, Tensor]
     mask: Tensor
+    labels: Mapping[str, Tensor] = field(default_factory=dict)
+    captions: Sequence[str] = ()

@@ -3,10 +3,12 @@
 UNCOND_MODES = ("true_uncond", "empty_token", "paper")
 MULTISTEP = ("dpmsolver++", "dpmsolver++3m", "unipc")
 GRIDS = ("karras", "uniform")
+LEADING = "ddim:leading"
 SCHEDULERS = (
     *MULTISTEP,
     *(f"{name}:{grid}" for name in MULTISTEP for grid in GRIDS),
     "dpmsolver++singlestep",
     "ddim",
     "ddim:flashface",
+    LEADING,
 )

@@ -8,6 +8,7 @@
 - "ddim": uniform in time from 1000 to 1;
 - "ddim:flashface": as the open FlashFace's authors step, every (1000 // steps)-th timestep to 20 (up to 50 steps), then
   to 1.
+- "ddim:leading": on every k-th timestep, with noise of share `eta`, as latent-diffusion's programs sample.
 
 The first three go from 1000 to 0 on a grid uniform in log-SNR, or, with its name behind a colon ("unipc:karras"):
 - "karras": sparser at low noise (Karras et al. 2022, eq. 5, rho 7);
@@ -22,14 +23,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from feedface.diffusion.ddim import LeadingDdim
 from feedface.diffusion.guidance import GuidedModel
-from feedface.diffusion.names import SCHEDULERS
+from feedface.diffusion.init_image import InitImage, Noise, RowNoise
+from feedface.diffusion.names import LEADING, SCHEDULERS
 from feedface.diffusion.plan import Evaluation, Interval, plan_evaluations
 from feedface.diffusion.protocols import NoisePredictor, Personalisation, Rows
 from feedface.diffusion.schedule import BETA_END, BETA_START, NUM_TIMESTEPS, timestep_of
 from feedface.diffusion.state import State, expand, pack, unpack
 
 MAX_STEPS = NUM_TIMESTEPS - 1
+KEPT, ADDED = 1, 2  # streams of a row's noise: in what is kept of a picture, and what steps add
 
 
 def make_scheduler(name: str, steps: int) -> Any:
@@ -127,6 +131,8 @@ def sample(
     guidance_interval: Interval | None = None,
     face_interval: Interval | None = None,
     reuse: int = 1,
+    eta: float = 0.0,
+    init: InitImage | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> State:
     """Draw one sample for each seed: the backbone's `State`, float32 on the prompt's device.
@@ -135,18 +141,25 @@ def sample(
     `timesteps`, from 1000 down, take the place of `steps` and `scheduler`: first-order steps, for a model distilled to
     few of them. `guidance` is g of ε_u + g (ε_c − ε_u); at 1 there is no unconditional pass. `guidance_interval`,
     `face_interval` and `reuse` save work, see `plan_evaluations`; the other arguments are those of `GuidedModel`.
+    `init` is a picture to begin with. `eta` is for "ddim:leading".
     `progress(done, total)` is called after each evaluation.
 
     Raises `ValueError` for unknown names, steps outside 1 … 999, sizes that do not fit, and what a backbone has not.
     """
-    solver = jumps_at(timesteps) if timesteps is not None else make_scheduler(scheduler, steps)
+    text, shapes = prompt["text"], backbone.state_shapes(latent_size)
+    if eta and (timesteps is not None or scheduler != LEADING):
+        raise ValueError(f"eta {eta}: only {LEADING} adds noise in its steps; use 0 with others")
+    if timesteps is not None:
+        solver = jumps_at(timesteps)
+    elif scheduler == LEADING:
+        solver = LeadingDdim(steps, eta, RowNoise(seeds, ADDED), shapes)
+    else:
+        solver = make_scheduler(scheduler, steps)
     # diffusers rounds or cuts its timesteps to whole ones; the noise levels it steps between are exact
     times = timestep_of(solver.sigmas[: len(solver.timesteps)]).tolist()
     plan = plan_evaluations(times, guidance_interval, face_interval, reuse)
     if reuse > 1 and not backbone.reusable:
         raise ValueError(f"reuse {reuse}: this backbone has no deep blocks whose output could be reused; use 1")
-    text = prompt["text"]
-    shapes = backbone.state_shapes(latent_size)
     # The noise that stands in for a text is drawn last: others' pictures do not depend on it.
     *start, noise = (drawn.to(text.device) for drawn in initial_noise(seeds, *shapes.values(), text.shape[1:]))
     make = GuidedModel if method is None or identity is None else method.guided_model
@@ -162,7 +175,10 @@ def sample(
         scale=scale,
         latent_size=latent_size,
     )
-    return integrate(model, dict(zip(shapes, start, strict=True)), solver, plan, progress)
+    state = dict(zip(shapes, start, strict=True))
+    if init is None:
+        return integrate(model, state, solver, plan, progress)
+    return integrate(model, state, solver, plan, progress, init, RowNoise(seeds, KEPT))
 
 
 def integrate(
@@ -171,11 +187,26 @@ def integrate(
     solver: Any,
     plan: Sequence[Evaluation],
     progress: Callable[[int, int], None] | None = None,
+    init: InitImage | None = None,
+    noise_kept: Noise | None = None,
 ) -> State:
-    """Take `state` through all the steps of a diffusers scheduler; `model` is called as a `GuidedModel` is."""
+    """Take `state` through all the steps of a diffusers scheduler; `model` is called as a `GuidedModel` is.
+
+    With `init`, `state` is the noise in the picture that it begins with, and steps before its strength are left out;
+    `noise_kept` is the noise in what is kept of it.
+    """
     shapes = {name: value.shape[1:] for name, value in state.items()}
+    timesteps = solver.timesteps
+    if init is not None:
+        first = init.first_step([now.t for now in plan])
+        if first:
+            solver.set_begin_index(first)
+        plan, timesteps = plan[first:], timesteps[first:]
+        state = init.noised(state, plan[0].t)
     x = pack(state)
-    for done, (now, timestep) in enumerate(zip(plan, solver.timesteps, strict=True), start=1):
+    for done, (now, timestep) in enumerate(zip(plan, timesteps, strict=True), start=1):
+        if init is not None:
+            x = pack(init.kept(unpack(x, shapes), now.t, noise_kept))
         noise = model(unpack(x, shapes), now.t, guided=now.guided, controlled=now.controlled, reused=now.reused)
         x = solver.step(pack({name: noise[name] for name in shapes}), timestep, x).prev_sample
         if progress is not None:

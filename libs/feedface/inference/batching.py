@@ -15,9 +15,12 @@ from feedface.checkpoints.bundle import Bundle
 from feedface.checkpoints.few_step import FewStep
 from feedface.common.device import DTYPES
 from feedface.common.errors import UserError
+from feedface.diffusion.init_image import InitImage
 from feedface.diffusion.sampling import sample
 from feedface.diffusion.state import join, length, take
-from feedface.encoders import to_uint8
+from feedface.encoders import to_tensor, to_uint8
+from feedface.faces.face_region import keep_mask
+from feedface.inference.start import Start
 from feedface.methods.base import Identity
 from feedface.settings import NOWHERE, WITHOUT_PROMPT, Settings
 
@@ -97,6 +100,7 @@ def draw_batch(
     *,
     texts: dict[str, Prompt] | None = None,
     on_step: Callable[[int], object] | None = None,
+    starts: Sequence[Start] | None = None,
 ) -> np.ndarray:
     """One picture per prompt and seed: uint8 [B, H, W, 3]. Threads that share the bundle take turns.
 
@@ -108,11 +112,13 @@ def draw_batch(
         settings: complete (`Settings.for_model`).
         texts: encoded prompts, of one row each, taken from here and added, where calls share prompts.
         on_step: called after each evaluation of the model with the number of pictures in it.
+        starts: pictures to begin with, one each, of one strength; all have masks, or none.
     """
     texts = {} if texts is None else texts
     try:
         with bundle.lock:
-            return decode(bundle, _latents(bundle, prompts, seeds, identity, settings, device, texts, on_step))
+            init = None if starts is None else _init_image(bundle, starts, settings, device)
+            return decode(bundle, _latents(bundle, prompts, seeds, identity, settings, device, texts, on_step, init))
     except torch.OutOfMemoryError:
         if len(seeds) == 1:
             width, height = settings.size
@@ -132,6 +138,7 @@ def draw_batch(
             device,
             texts=texts,
             on_step=on_step,
+            starts=starts and starts[rows],
         )
         for rows in (slice(half), slice(half, None))
     ]
@@ -182,6 +189,7 @@ def _latents(
     device: torch.device,
     texts: dict[str, Prompt],
     on_step: Callable[[int], object] | None,
+    init: InitImage | None = None,
 ) -> Tensor:
     if bundle.method_class is None or not settings.face_scale:
         identity = None
@@ -215,6 +223,7 @@ def _latents(
         method=method,
         identity=identity,
         latent_size=(height, width),
+        init=init,
         progress=None if on_step is None else lambda done, total: on_step(len(seeds)),
         **sample_options(settings, bundle.few_step),
     )["img"]
@@ -223,6 +232,21 @@ def _latents(
             raise UserError("the identity holds NaN or infinity; make it with FeedFacePipeline.identity")
         raise _not_finite(bundle, {"backbone": backbone} | ({} if method is None else {"method": method}))
     return latents
+
+
+@torch.inference_mode()
+def _init_image(bundle: Bundle, starts: Sequence[Start], settings: Settings, device: torch.device) -> InitImage:
+    """What sampling takes of pictures to begin with: latents of the posterior's mode, and what is kept of them."""
+    vae = bundle.vae
+    latents = {id(start): vae.encode(to_tensor(start.picture)[None], sample=False).float() for start in starts}
+    clean = {"img": torch.cat([latents[id(start)] for start in starts]).to(device)}
+    keep = None
+    if starts[0].mask is not None:
+        masks = [keep_mask(start.mask, clean["img"].shape[-2:]) for start in starts]
+        keep = torch.from_numpy(np.stack(masks))[:, None].to(clean["img"])
+    if keep is None and bundle.image_encoder is not None and bundle.kinds["backbone"] == "uvit":
+        clean["clip_img"] = bundle.image_encoder.encode([start.picture for start in starts]).float().to(device)
+    return InitImage(clean, starts[0].strength, keep)
 
 
 def _on(device: torch.device, batch: dict[str, Tensor] | None) -> dict[str, Tensor] | None:

@@ -77,7 +77,7 @@ class PictureFolder:
         for path in sorted(self.folder.glob("*.png")):
             if re.fullmatch(r"\d{4,}", path.stem):
                 self._next = max(self._next, int(path.stem) + 1)
-                fingerprint = _read_fingerprint(path)
+                fingerprint = read_fingerprint(path)
                 if fingerprint:
                     self._finished.setdefault(fingerprint, path)
 
@@ -133,7 +133,7 @@ def _claim(number: int, write: Callable[[int], T]) -> tuple[int, T]:
             number += 1
 
 
-def _read_fingerprint(path: Path) -> str | None:
+def read_fingerprint(path: Path) -> str | None:
     """The fingerprint of a whole picture of ours, else None."""
     try:
         with open_image(path, ("PNG",)) as image:

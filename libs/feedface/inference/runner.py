@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from feedface.faces.detect import FaceDetector
     from feedface.faces.references import Reference
     from feedface.inference.jobs import Job
+    from feedface.inference.start import Start
     from feedface.methods.base import Identity
     from feedface.pipeline import FeedFacePipeline
     from feedface.settings import Settings
@@ -52,6 +53,7 @@ class RunPlan:
         detect: find and crop faces; else the pictures are face crops.
         batch_size: pictures drawn at a time, at most; None: what should fit into memory.
         face: which one of several faces in a picture, see `references.find_faces`.
+        start: a picture to begin with; pose: yaw, pitch, roll of the person's head in degrees.
         blend, blend_weight: pictures of another person to blend with, and how much of that one is shown, 0 … 1.
     """
 
@@ -64,6 +66,8 @@ class RunPlan:
     face: str | int | None = None
     blend: Sequence[Path] = ()
     blend_weight: float = 0.5
+    start: Start | None = None
+    pose: tuple[float, float, float] | None = None
 
     def of(self, job: Job) -> RunPlan:
         """This plan with what the job says itself. `UserError` for seeds beyond the largest there is."""
@@ -74,8 +78,27 @@ class RunPlan:
         return replace(self, settings=job.settings.over(self.settings), seed=seed, n_samples=n_samples, detect=detect)
 
     @property
+    def drawn_so(self) -> dict[str, object]:
+        """What changes pictures besides their settings, faces and model."""
+        pose = {} if self.pose is None else {"pose": list(self.pose)}
+        return pose | ({} if self.start is None else self.start.settings)
+
+    @property
     def seeds(self) -> range:
         return range(self.seed, self.seed + self.n_samples * self.n_iter)
+
+
+class Watcher:
+    """Is told how a batch goes; by default it does nothing."""
+
+    def started(self, run: JobRun) -> None:
+        """A job's faces are found."""
+
+    def failed(self, job: Job, error: UserError) -> None:
+        """A job cannot be drawn."""
+
+    def stepped(self, pictures: int) -> None:
+        """An evaluation of the model with so many pictures is done. An exception from here ends the batch."""
 
 
 class JobRun:
@@ -102,6 +125,7 @@ class JobRun:
         settings = pipe.picture_settings(self.settings)
         if self.others:
             settings |= {"blend": [one.digest for one in self.others], "blend_weight": self.plan.blend_weight}
+        settings |= self.plan.drawn_so
         faces = tuple(reference.digest for reference in self.references)
         self.wanted = [
             PictureInfo(prompt, seed, pipe.bundle.name, pipe.digest, settings, faces)
@@ -137,9 +161,9 @@ class JobRun:
         if not self.references:
             return None
         own = self.pipe.identity(self.references)
-        if not self.others:
-            return own
-        return self.pipe.blend(own, self.pipe.identity(self.others), self.plan.blend_weight)
+        if self.others:
+            own = self.pipe.blend(own, self.pipe.identity(self.others), self.plan.blend_weight)
+        return own if self.plan.pose is None else self.pipe.posed(own, self.plan.pose)
 
     def save(self, image: Image.Image, info: PictureInfo) -> None:
         """Keep a picture; the last one finishes the job."""
@@ -162,6 +186,7 @@ class JobRun:
         settings |= pipe.changes.as_json()
         if self.others:
             settings |= {"blend": [one.name for one in self.others], "blend_weight": self.plan.blend_weight}
+        settings |= self.plan.drawn_so
         self.results = {
             "id": job.id,
             "class_word": job.class_word,
@@ -195,22 +220,31 @@ def run_job(pipe: FeedFacePipeline, job: Job, plan: RunPlan, detector: FaceDetec
 
     _say_of_settings(pipe, plan)
     run = JobRun(pipe, job, plan, detector, folder)
-    _draw_all(pipe, plan, [run], fail)
+    _draw_all(pipe, plan, [run], fail, Watcher())
     return run.results
 
 
-def run_jobs(pipe: FeedFacePipeline, jobs: Sequence[Job], plan: RunPlan, detector: FaceDetector, output: Path) -> int:
+def run_jobs(
+    pipe: FeedFacePipeline,
+    jobs: Sequence[Job],
+    plan: RunPlan,
+    detector: FaceDetector,
+    output: Path,
+    watcher: Watcher | None = None,
+) -> int:
     """Run a batch, each job in its own folder under `output`; returns how many jobs failed, each said on stderr.
 
     A job is reported when its last picture is there. One that fails does not stop the others. A full disk or an
     unwritable folder does (`OutputError`).
     """
     failed: list[Job] = []
+    watcher = watcher or Watcher()
 
     def fail(job: Job, error: UserError) -> None:
         if isinstance(error, OutputError):
             raise error
         failed.append(job)
+        watcher.failed(job, error)
         say(one_line(f"error: job {job.id} ({job.source}): {error}"), sys.stderr)
 
     def runs() -> Iterator[JobRun]:
@@ -221,10 +255,11 @@ def run_jobs(pipe: FeedFacePipeline, jobs: Sequence[Job], plan: RunPlan, detecto
             except UserError as error:
                 fail(job, error)
             else:
+                watcher.started(run)
                 yield run
 
     _say_of_settings(pipe, plan)
-    _draw_all(pipe, plan, runs(), lambda run, error: fail(run.job, error))
+    _draw_all(pipe, plan, runs(), lambda run, error: fail(run.job, error), watcher)
     return len(failed)
 
 
@@ -235,7 +270,11 @@ def _say_of_settings(pipe: FeedFacePipeline, plan: RunPlan) -> None:
 
 
 def _draw_all(
-    pipe: FeedFacePipeline, plan: RunPlan, runs: Iterable[JobRun], fail: Callable[[JobRun, UserError], None]
+    pipe: FeedFacePipeline,
+    plan: RunPlan,
+    runs: Iterable[JobRun],
+    fail: Callable[[JobRun, UserError], None],
+    watcher: Watcher,
 ) -> None:
     """Draw and save, a batch at a time, what is missing; `runs` are started when their turn comes."""
     texts: dict[str, Prompt] = {}  # prompts are encoded once
@@ -243,6 +282,10 @@ def _draw_all(
     def end(run: JobRun, error: UserError) -> None:
         run.failed = True
         fail(run, error)
+
+    def step(pictures: int) -> None:
+        bar.update(pictures)
+        watcher.stepped(pictures)
 
     def line() -> Iterator[tuple[JobRun, PictureInfo]]:
         nonlocal total
@@ -271,8 +314,8 @@ def _draw_all(
                 bar = stack.enter_context(progress(total=total, desc="drawing"))
             bar.total = total
             try:
-                requests = [Request(info.prompt, info.seed, run.identity) for run, info in batch]
-                images = pipe.draw_batch(requests, batch[0][0].settings, texts=texts, on_step=bar.update)
+                requests = [Request(info.prompt, info.seed, run.identity, plan.start) for run, info in batch]
+                images = pipe.draw_batch(requests, batch[0][0].settings, texts=texts, on_step=step)
             except UserError as error:
                 for run in dict.fromkeys(run for run, _ in batch):
                     end(run, error)

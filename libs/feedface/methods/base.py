@@ -18,6 +18,7 @@ from feedface.common.errors import UserError
 from feedface.common.validation import arguments_of
 from feedface.diffusion.guidance import GuidedModel
 from feedface.diffusion.objective import MaskObjective, Objective
+from feedface.diffusion.state import State
 from feedface.encoders import ReferenceSpec, TextEncoder
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ class Method(nn.Module):
         text_width: of one that writes tokens: how many numbers each has; None for others.
         reads_prompt: whether `prompted` has something to do.
         places_faces: whether a prompt may say where the face shall be.
+        labels: what its objective asks of records besides their pictures: kinds of `data.labels`; None: nothing at all,
+            also no captions. label_cells: of labels that are maps, along a latent's cell; attributes: their names.
         settings: describes `config.control` of a training config (a pydantic type); None: anything goes.
         uses_clip: `features` needs a CLIP vision model. Then `fresh` is given its `clip_config`, and a method that was
             made without it (`with_encoder` False) takes it as `features(references, encoder=…)`.
@@ -53,6 +56,9 @@ class Method(nn.Module):
     text_width: int | None = None
     reads_prompt = False
     places_faces = False
+    labels: Sequence[str] | None = None
+    label_cells = 1
+    attributes: Sequence[str] = ()
     settings: ClassVar[Any] = None
     uses_clip = False
     guided_model: ClassVar[type] = GuidedModel
@@ -100,6 +106,10 @@ class Method(nn.Module):
         """The prompt, with the face in a box: x1, y1, x2, y2 in shares of the picture; where it `places_faces`."""
         raise NotImplementedError
 
+    def posed(self, identity: Identity, pose: Sequence[float]) -> Identity:
+        """People with their heads turned: yaw, pitch, roll in degrees, see `head_pose`. `UserError` where it cannot."""
+        raise UserError(f"--pose: the method {self.kind} cannot turn heads; denseface can")
+
     def prompt(
         self,
         text_encoder: TextEncoder,
@@ -129,6 +139,10 @@ class Method(nn.Module):
         `identity` has a row for each row that the control acts on, or one for all. `rows`: those of the batch.
         """
         raise NotImplementedError
+
+    def read_out(self, control: Control, state: State, t: Tensor, noise: State) -> State:
+        """What else it predicts where `control` acted in a training step, by names of its own, for its objective."""
+        return {}
 
     def objective(self, config: "ConfigDict", zero_reference: Features, empty_text: Tensor) -> Objective:
         """What training minimises, by default FeedFace's loss; the arguments are those of `MaskObjective`."""

@@ -7,16 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from feedface.common.errors import UserError
+from feedface.common.images import SUFFIXES
 from feedface.preparation.result import KINDS, Stamp
 
-# What `feedface.common.images` reads.
-SUFFIXES = frozenset(
-    (
-        ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".ppm",
-        ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".jpx", ".avif", ".avifs", ".ico",
-        ".heic", ".heif", ".hif",
-    )
-)  # fmt: skip
 # What file managers, photo stations and bins leave beside photos: thumbnails and copies of them.
 JUNK = frozenset(
     (

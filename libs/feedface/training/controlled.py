@@ -62,7 +62,8 @@ class ControlledBackbone(nn.Module):
         with self._autocast(self.backbone.dtype != self.dtype):
             control = None if identity is None else self._control(identity, prompt)
             conditions = self.backbone.conditions({**prompt, **constants}, tuple(state["img"].shape[-2:]))
-            return self.backbone(state, t, conditions, control)
+            noise = self.backbone(state, t, conditions, control)
+            return noise if control is None else noise | self.method.read_out(control.control, state, t, noise)
 
     def _control(self, identity: Identity, prompt: Prompt) -> Control | None:
         with self._autocast(True):

@@ -26,6 +26,7 @@ from feedface.data.cache import CachedDataset, FeatureCache
 from feedface.data.dataset import PictureDataset, PictureStore, check_broken
 from feedface.data.draws import DrawSettings
 from feedface.data.features import EncoderSources, FrozenEncoders
+from feedface.data.labels import Labels
 from feedface.data.records import read_records
 from feedface.methods.base import Features, Method, method_class
 from feedface.training.check import PRECISIONS, method_of
@@ -233,12 +234,13 @@ def make_optimizer(config: ml_collections.ConfigDict, parameters: list[nn.Parame
 class Data:
     """Samples, and what stands in for what is dropped. `encoders` is None where the cache makes them needless.
 
-    `broken` are files that are known already not to be usable, with the reason. `zero_reference` are the features of a
-    face of zeros, `empty_text` [1,T,Dt] the empty prompt.
+    `labels` are what the method asks of records besides. `broken` are files that are known already not to be usable,
+    with the reason. `zero_reference` are the features of a face of zeros, `empty_text` [1,T,Dt] the empty prompt.
     """
 
     dataset: Dataset
     encoders: FrozenEncoders | None
+    labels: Labels | None
     zero_reference: Features
     empty_text: Tensor
     broken: dict[str, str] = field(default_factory=dict)
@@ -269,7 +271,8 @@ def build_data(config: ml_collections.ConfigDict, models: Models, accelerator: A
         )
     if folder is None:
         encoders = models.sources.load(accelerator.device)
-        return Data(PictureDataset(store, settings), encoders, encoders.zero_reference(), encoders.text([""]))
+        labels = build_labels(config, models, store)
+        return Data(PictureDataset(store, settings), encoders, labels, encoders.zero_reference(), encoders.text([""]))
     cache = FeatureCache.open(
         folder,
         store,
@@ -286,7 +289,8 @@ def build_data(config: ml_collections.ConfigDict, models: Models, accelerator: A
     dataset = CachedDataset(cache, [len(record.ref) for record in store.records], settings)
     device = accelerator.device
     zero = {name: value.to(device) for name, value in cache.zero_reference.items()}
-    return Data(dataset, None, zero, cache.empty_text.to(device), cache.broken)
+    labels = build_labels(config, models, store)
+    return Data(dataset, None, labels, zero, cache.empty_text.to(device), cache.broken)
 
 
 def build_store(config: ml_collections.ConfigDict, models: Models, in_memory: bool = False) -> PictureStore:
@@ -298,6 +302,19 @@ def build_store(config: ml_collections.ConfigDict, models: Models, in_memory: bo
         reference=models.trained.method.reference,
         in_memory=in_memory,
     )
+
+
+def build_labels(config: ml_collections.ConfigDict, models: Models, store: PictureStore) -> Labels | None:
+    """What the method asks of the records; `UserError` where they have it not."""
+    method = models.trained.method
+    if method.labels is None:
+        return None
+    if config.data.get("buckets"):
+        raise UserError(
+            f"config.data.buckets: cuts pictures otherwise than the labels that {method.kind} reads; leave it out"
+        )
+    grid = method.label_cells * models.state_shapes["img"][-1]
+    return Labels(store.records, method.labels, grid, method.attributes, config.data.flip > 0)
 
 
 def draw_settings(

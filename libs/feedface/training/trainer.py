@@ -111,7 +111,7 @@ class Trainer:
         check_disk(workdir, checkpoint_bytes(count, config.train.ema > 0))
 
         data = build_data(config, self.models, self.accelerator, workdir)
-        self.dataset, self.encoders = data.dataset, data.encoders
+        self.dataset, self.encoders, self.labels = data.dataset, data.encoders, data.labels
         self.objective = self.trained.method.objective(config, data.zero_reference, data.empty_text)
         self.grid = None
         sharded = self.accelerator.distributed_type == DistributedType.FSDP  # no process has the whole weights then
@@ -222,6 +222,8 @@ class Trainer:
             batch = next(batches)
             self.broken.note(batch.broken)
             encoded = batch.content if isinstance(batch.content, Encoded) else self.encoders(batch.content)
+            if self.labels is not None:
+                encoded.labels, encoded.captions = self.labels(batch.draws), self.labels.captions(batch.draws)
             last = micro == config.train.accumulation - 1
             with self.engine.accumulating(last):
                 part = self.objective(self.engine.model, batch.draws, encoded)

@@ -1,0 +1,41 @@
+"""Dense-Face in miniature, on two CPU cores: on models/mini-unet, with portraits whose renderer knows the truth.
+
+python -m feedface.synthetic.world --out data/portraits --identities 200 --per-identity 10 --dense
+python -m feedface.synthetic.train --stage encoder_recogniser
+python train.py --config=configs/mini_denseface.py --workdir=workdir/mini_denseface
+"""
+
+from configs import denseface, mini_face
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """What differs from the miniature's other training, and from Dense-Face at full size."""
+    config, full = mini_face.get_config(), denseface.get_config()
+    config.model = "models/mini-unet"
+    config.method, config.control = full.method, full.control
+    config.control.update(
+        # No weights of theirs to keep to: stronger additions learn faster.
+        delta=1.0,
+        token_delta=1.0,
+        adapters="all",
+        reads_in_middle=True,
+        hint_channels=(8, 16, 32, 64),
+        guided="all",
+        face_dim=128,
+        recogniser="mini",
+        initial_word="man",
+        subject_word="*",
+    )
+    config.control.dense.update(width=32, blocks=2)
+    config.data.update(other_picture=1.0, flip=0.0, max_faces=1)
+    config.loss = full.loss
+    config.loss.min_snr = 5.0  # as the base model was trained
+    config.train.update(batch_size=32, lr=1e-3, steps=3_000)
+    config.log.prompts = (
+        "a photo of a smiling * in a green hoodie on a beach",
+        "a photo of a * in a blue suit with glasses in front of a brick wall",
+        "a sad * in a city at night",
+        "a surprised * with a red cap in a forest",
+    )
+    return config
