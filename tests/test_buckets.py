@@ -93,7 +93,7 @@ def test_samples_of_a_step_have_their_buckets_size(tmp_path: Path):
     records = read_records(picture_rows(tmp_path), faceless=True)
     store = PictureStore(records, 64, 8, ReferenceSpec("latent", 32), in_memory=False)
     buckets = Buckets(0, [(r.width, r.height) for r in records], 4, base=64, multiple=8)
-    settings = DrawSettings(0, {"img": (4, 8, 8)}, buckets=buckets, flip=0.0, faceless=frozenset(range(24)))
+    settings = DrawSettings(0, {"img": (4, 8, 8)}, buckets=buckets, flip=0.0, faceless=[True] * 24)
     data, seen = PictureDataset(store, settings), set()
     for start in range(0, 24, 4):
         batch = data.__getitems__([(sample, 1) for sample in range(start, start + 4)])

@@ -14,9 +14,8 @@ from feedface.diffusion.schedule import alphas_cumprod
 from feedface.diffusion.state import pack, take, unpack
 
 SEEDS = list(range(16))
-FROM_NOISE = [
-    name for name in SCHEDULERS if name not in (LEADING, "ddim:flashface")
-]  # these begin where their grids do
+# Two begin where their grids do.
+FROM_NOISE = [name for name in SCHEDULERS if name not in (LEADING, "ddim:flashface")]
 PROMPT = {"text": torch.zeros(1, 3, 2)}
 DDIM = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}
 

@@ -65,7 +65,7 @@ class Buckets:
     all sizes, or no larger than the smallest side, are in none.
 
     Args:
-        pictures: their sizes, by row.
+        pictures: their sizes, by row: [N,2].
         step: samples of a step, of all processes together.
         base: side of the square; `multiple`: what all sides are a multiple of.
     """
@@ -75,9 +75,11 @@ class Buckets:
         low = -(-base // 2 // grain) * grain
         self.seed, self.step, self.base = seed, step, (base, base)
         self.sizes = bucket_sizes(base, low, base * 3 // 2 // grain * grain, grain)
-        found = [bucket_of(size, self.sizes) if max(size) > low else None for size in pictures]
-        self.rows = np.array([row for row, size in enumerate(found) if size is not None], dtype=np.int64)
-        self._by_size = {size: np.array([row for row, one in enumerate(found) if one == size]) for size in self.sizes}
+        different, which = np.unique(np.asarray(pictures).reshape(-1, 2), axis=0, return_inverse=True)
+        found = [bucket_of(size, self.sizes) if max(size) > low else None for size in map(tuple, different.tolist())]
+        number = np.array([-1 if size is None else self.sizes.index(size) for size in found], dtype=np.int64)[which]
+        self.rows = np.flatnonzero(number >= 0)
+        self._by_size = {size: np.flatnonzero(number == one) for one, size in enumerate(self.sizes)}
         self.left_out = len(pictures) - len(self.rows)
         if len(self.rows) < step:
             raise UserError(

@@ -19,9 +19,10 @@ from feedface.data.buckets import Size, covering, covering_box, covering_crop, o
 from feedface.data.draws import DrawSettings, draw, faces_in_batch
 from feedface.data.kept import OnceMade
 from feedface.data.masks import read_mask
+from feedface.data.record_table import RecordList, Records
 from feedface.data.records import Box, Record
 from feedface.data.transforms import centre_crop, face_masks, face_masks_in
-from feedface.diffusion.batch import Draw, Draws
+from feedface.diffusion.batch import Draw, Draws, Tensors
 from feedface.encoders import preprocess_reference, to_tensor
 from feedface.faces.crop import crop_square
 from feedface.methods.base import ReferenceSpec
@@ -35,7 +36,7 @@ class BrokenPicture(Exception):
 
 
 @dataclass(slots=True)
-class Pixels:
+class Pixels(Tensors):
     """A batch before the encoders: RGB `image` [B,3,H,W] in [-1,1], face crops `references` [B,F,3,s,s].
 
     The crops are as the method's `ReferenceSpec` wants pixels. `mask` [B,1,h,w] in 0…1 is the face's share of each
@@ -49,7 +50,7 @@ class Pixels:
 
 
 @dataclass(slots=True)
-class Batch:
+class Batch(Tensors):
     """What a dataset returns; `broken` are files passed over so far, with the reason."""
 
     draws: Draws
@@ -66,7 +67,7 @@ class PictureStore:
     def __init__(
         self, records: Sequence[Record], image_size: int, latent_size: int, reference: ReferenceSpec, in_memory: bool
     ):
-        self.records = records
+        self.records = records if isinstance(records, Records) else RecordList(records)
         self.image_size, self.latent_size, self.reference = image_size, latent_size, reference
         self.broken: dict[str, str] = {}
         self._kept: dict[str, OnceMade] = {}
@@ -178,7 +179,7 @@ class PictureDataset(Dataset):
 
     def __init__(self, store: PictureStore, settings: DrawSettings):
         self.store, self.settings = store, settings
-        self.refs = [len(record.ref) for record in store.records]
+        self.refs = store.records.refs
 
     def __getitems__(self, items: Sequence[tuple[int, int]]) -> Batch:
         """`items`: (sample number, faces); `faces` is the same for all. Content: `Pixels`."""

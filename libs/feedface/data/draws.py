@@ -35,7 +35,7 @@ class DrawSettings:
     standard_loss: float = 0.1
     face_dropout: float = 0.1
     text_dropout: float = 0.0
-    faceless: frozenset[int] = frozenset()  # records whose own picture is no reference: others are, or none is
+    faceless: Sequence[bool] | None = None  # by record, whether its own picture is no reference: others are, or none is
     buckets: Buckets | None = None
 
     def shapes(self, size: Size | None) -> Mapping[str, tuple[int, ...]]:
@@ -79,13 +79,14 @@ def draw(settings: DrawSettings, sample: int, faces: int, refs: Sequence[int], a
         row = dealt
     else:
         row = int(_order(settings.seed, sample // len(refs), len(refs))[sample % len(refs)])
-    others = list(rng.permutation(refs[row]) + 1) if refs[row] else []
-    faceless = row in settings.faceless
+    others = list(rng.permutation(int(refs[row])) + 1) if refs[row] else []
+    faceless = settings.faceless is not None and bool(settings.faceless[row])
     pool = others if others and (faceless or chances[2] < settings.other_picture) else [0, *others]
     # Drawn last, so that all else is as it was before references had a flip of their own.
     flips = rng.random(faces) < settings.flip_reference
     shown = int(rng.integers(1, faces + 1))  # and these after them, in this order
     place = (0.0, 0.0) if size is None else tuple(rng.random(2).tolist())
+    seed = int(rng.integers(2**62))
     return Draw(
         row=row,
         flip=bool(chances[0] < settings.flip),
@@ -99,6 +100,7 @@ def draw(settings: DrawSettings, sample: int, faces: int, refs: Sequence[int], a
         shown=shown,
         size=size,
         place=place,
+        seed=seed,
         vae_noise=vae_noise,
         noise=noise,
     )

@@ -3,8 +3,9 @@
 Shapes: B batch, F references, T text tokens, C h w latent.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ class Draw:
     says which of them are mirrored. `shown`: how many of them a method shows that can show fewer to some samples.
 
     `size`: (width, height) in pixels that the picture is cut to, at `place` of what it has more, 0 … 1 across and down;
-    None: its centre square."""
+    None: its centre square. `seed`: of what an objective draws besides."""
 
     row: int
     flip: bool
@@ -35,11 +36,38 @@ class Draw:
     shown: int = 1
     size: tuple[int, int] | None = None
     place: tuple[float, float] = (0.0, 0.0)
+    seed: int = 0
+
+
+class Tensors:
+    """A dataclass of tensors, of mappings and dataclasses of them, and of other things."""
+
+    __slots__ = ()
+
+    def pin_memory(self) -> Self:
+        """With tensors in memory that a GPU copies from by itself; `DataLoader` calls it."""
+        return self._each(lambda name, value: value.pin_memory())
+
+    def to(self, device: torch.device) -> Self:
+        """With tensors on a device; from pinned memory they go there while the caller goes on."""
+        return self._each(lambda name, value: value.to(device, non_blocking=True))
+
+    def _each(self, change: Callable[[str, Tensor], Tensor]) -> Self:
+        def changed(name: str, value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return change(name, value)
+            if isinstance(value, Tensors):
+                return value._each(change)
+            if isinstance(value, Mapping):
+                return {key: changed(name, one) for key, one in value.items()}
+            return value
+
+        return replace(self, **{one.name: changed(one.name, getattr(self, one.name)) for one in fields(self)})
 
 
 @dataclass(slots=True)
-class Draws:
-    """A batch of them. [B]: bool, or int64 of rows, timesteps and counts. Float32: `vae_noise` [B,C,h,w] picks a latent
+class Draws(Tensors):
+    """A batch of them. [B]: bool, or int64 of rows, timesteps, counts and seeds. Float32: `vae_noise` [B,C,h,w] picks a latent
     of the posterior, `noise` is added to each part of the state."""
 
     rows: Tensor
@@ -52,6 +80,12 @@ class Draws:
     vae_noise: Tensor
     noise: State
     shown: Tensor
+    seeds: Tensor | None = None
+
+    def to(self, device: torch.device) -> Self:
+        """With timesteps and noise on a device. Flags and rows stay: what is computed depends on them."""
+        moved = ("t", "vae_noise", "noise")
+        return self._each(lambda name, value: value.to(device, non_blocking=True) if name in moved else value)
 
     @classmethod
     def collate(cls, draws: Sequence[Draw]) -> "Draws":
@@ -61,11 +95,19 @@ class Draws:
         vae_noise = torch.from_numpy(np.stack([d.vae_noise for d in draws]))
         noise = {name: torch.from_numpy(np.stack([d.noise[name] for d in draws])) for name in draws[0].noise}
         flags = (flag.bool() for flag in (flip, hair, standard, drop_face, drop_text))
-        return cls(rows, *flags, t, vae_noise, noise, torch.tensor([d.shown for d in draws]))
+        return cls(
+            rows,
+            *flags,
+            t,
+            vae_noise,
+            noise,
+            torch.tensor([d.shown for d in draws]),
+            torch.tensor([d.seed for d in draws]),
+        )
 
 
 @dataclass(slots=True)
-class Encoded:
+class Encoded(Tensors):
     """A batch as the objective takes it.
 
     Attributes:

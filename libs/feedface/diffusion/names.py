@@ -9,6 +9,6 @@ SCHEDULERS = (
     *(f"{name}:{grid}" for name in MULTISTEP for grid in GRIDS),
     "dpmsolver++singlestep",
     "ddim",
-    "ddim:flashface",
     LEADING,
+    "ddim:flashface",
 )

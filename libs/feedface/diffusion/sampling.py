@@ -6,9 +6,9 @@
 - "unipc": order 2;
 - "dpmsolver++singlestep": order 3, uniform in time from 1000 to 1, as the release samples;
 - "ddim": uniform in time from 1000 to 1;
+- "ddim:leading": on every k-th timestep, with noise of share `eta`, as latent-diffusion's programs sample;
 - "ddim:flashface": as the open FlashFace's authors step, every (1000 // steps)-th timestep to 20 (up to 50 steps), then
   to 1.
-- "ddim:leading": on every k-th timestep, with noise of share `eta`, as latent-diffusion's programs sample.
 
 The first three go from 1000 to 0 on a grid uniform in log-SNR, or, with its name behind a colon ("unipc:karras"):
 - "karras": sparser at low noise (Karras et al. 2022, eq. 5, rho 7);

@@ -57,19 +57,19 @@ class ReferenceObjective(MaskObjective):
     """The loss that `config.loss` says; each sample shows as many of its references as were drawn, or none."""
 
     def features(self, draws: Draws, batch: Encoded) -> Features:
-        device = self.empty_text.device
-        features = {name: value.to(device) for name, value in batch.features.items()}
-        slots = torch.arange(features["latent"].shape[1])
+        latents = batch.features["latent"]
+        slots = torch.arange(latents.shape[1])
         weights = (slots < draws.shown[:, None]) & ~draws.drop_face[:, None]
+        features = dict(batch.features)
         if (std := features.pop("std", None)) is not None:
-            noise = reference_noise(draws, std.shape[1:]).to(device)
-            features["latent"] = features["latent"] + std * noise
-        return {**features, "weights": weights.float().to(device)}
+            noise = reference_noise(draws, std.shape[1:]).to(std.device, non_blocking=True)
+            features["latent"] = latents + std * noise
+        return {**features, "weights": weights.float().to(latents.device, non_blocking=True)}
 
 
 def reference_noise(draws: Draws, shape: Sequence[int]) -> Tensor:
-    """Standard normal [B,*shape], each row from its sample's own draws: in whatever batch, it is the same."""
-    rngs = [np.random.default_rng(list(noise.numpy().tobytes()[:32])) for noise in draws.vae_noise]
+    """Standard normal [B,*shape], each row from its sample's own seed: in whatever batch, it is the same."""
+    rngs = [np.random.default_rng(seed) for seed in draws.seeds.tolist()]
     return torch.from_numpy(np.stack([rng.standard_normal(tuple(shape), np.float32) for rng in rngs]))
 
 

@@ -27,7 +27,7 @@ from feedface.data.dataset import PictureDataset, PictureStore, check_broken
 from feedface.data.draws import DrawSettings
 from feedface.data.features import EncoderSources, FrozenEncoders
 from feedface.data.labels import Labels
-from feedface.data.records import read_records
+from feedface.data.record_table import open_records
 from feedface.methods.base import Features, Method, method_class
 from feedface.training.check import PRECISIONS, method_of
 from feedface.training.controlled import ControlledBackbone
@@ -286,7 +286,7 @@ def build_data(config: ml_collections.ConfigDict, models: Models, accelerator: A
     if cache.broken:
         files = ", ".join(list(cache.broken)[:5])
         accelerator.print(f"{len(cache.broken)} files cannot be used and are passed over: {files} …")
-    dataset = CachedDataset(cache, [len(record.ref) for record in store.records], settings)
+    dataset = CachedDataset(cache, store.records.refs, settings)
     device = accelerator.device
     zero = {name: value.to(device) for name, value in cache.zero_reference.items()}
     labels = build_labels(config, models, store)
@@ -296,7 +296,7 @@ def build_data(config: ml_collections.ConfigDict, models: Models, accelerator: A
 def build_store(config: ml_collections.ConfigDict, models: Models, in_memory: bool = False) -> PictureStore:
     """The records' files at the sizes the models want; `in_memory` keeps what was made of them."""
     return PictureStore(
-        read_records(list(config.data.records), faceless=True),
+        open_records(list(config.data.records), faceless=True),
         image_size=models.image_size,
         latent_size=models.state_shapes["img"][-1],
         reference=models.trained.method.reference,
@@ -323,9 +323,8 @@ def draw_settings(
     """The probabilities of the config, and how it deals pictures to this many processes."""
     buckets = None
     if config.data.get("buckets"):  # configs of before there were some do not say it
-        sizes = [(record.width, record.height) for record in store.records]
         step = config.train.batch_size * config.train.accumulation * processes
-        buckets = Buckets(config.seed, sizes, step, models.image_size, models.size_multiple)
+        buckets = Buckets(config.seed, store.records.sizes, step, models.image_size, models.size_multiple)
     return DrawSettings(
         seed=config.seed,
         state_shapes=models.state_shapes,
@@ -336,6 +335,6 @@ def draw_settings(
         standard_loss=config.loss.standard_share,
         face_dropout=config.loss.face_dropout,
         text_dropout=config.loss.text_dropout,
-        faceless=frozenset(row for row, record in enumerate(store.records) if record.mask_path is None),
+        faceless=store.records.faceless,
         buckets=buckets,
     )
