@@ -202,9 +202,7 @@ def test_training_shows_samples_of_the_posterior():
 
     def shown(rows: slice) -> Tensor:
         batch = SimpleNamespace(features={name: value[rows] for name, value in features.items()})
-        part = SimpleNamespace(
-            vae_noise=draws.vae_noise[rows], shown=draws.shown[rows], drop_face=draws.drop_face[rows]
-        )
+        part = SimpleNamespace(seeds=draws.seeds[rows], shown=draws.shown[rows], drop_face=draws.drop_face[rows])
         found = objective.features(part, batch)
         assert found.keys() == {"latent", "weights"}
         return found["latent"]

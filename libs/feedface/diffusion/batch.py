@@ -67,8 +67,8 @@ class Tensors:
 
 @dataclass(slots=True)
 class Draws(Tensors):
-    """A batch of them. [B]: bool, or int64 of rows, timesteps, counts and seeds. Float32: `vae_noise` [B,C,h,w] picks a latent
-    of the posterior, `noise` is added to each part of the state."""
+    """A batch of them. [B]: bool, or int64 of rows, timesteps, counts and seeds. Float32: `vae_noise` [B,C,h,w] picks a
+    latent of the posterior, `noise` is added to each part of the state."""
 
     rows: Tensor
     flip: Tensor
