@@ -12,12 +12,12 @@ from tests.test_methods import FLASHFACE, SMALL
 from tests.toy import toy_unet, toy_uvit
 from torch import Tensor
 
-from feedface.backbones.shared_attention import ReferenceControl, Writer
 from feedface.common.errors import UserError
 from feedface.data.draws import DrawSettings, draw
 from feedface.diffusion.batch import Draws
 from feedface.diffusion.guidance import GuidedModel
 from feedface.methods.flashface import FlashFace, ReferenceObjective
+from feedface.shared_attention import ReferenceControl, Writer
 from feedface.training.check import check_config
 
 SITE = "mid_block.attentions.0.attn1"

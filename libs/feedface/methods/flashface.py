@@ -23,7 +23,6 @@ from pydantic import BaseModel, Field, TypeAdapter
 from torch import Tensor, nn
 
 from feedface.backbones.base import Backbone, Prompt, backbone_class
-from feedface.backbones.shared_attention import ReferenceControl, Writer
 from feedface.common.errors import UserError
 from feedface.common.sizes import SidePx, Width
 from feedface.common.validation import CLOSED, Text, check_as
@@ -31,6 +30,7 @@ from feedface.diffusion.batch import Draws, Encoded
 from feedface.diffusion.objective import MaskObjective
 from feedface.diffusion.state import expand, length
 from feedface.methods.base import Features, Identity, Method, ReferenceSpec
+from feedface.shared_attention import ReferenceControl, Writer
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict

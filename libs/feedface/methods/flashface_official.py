@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from feedface.backbones.base import Backbone, Prompt, Site
 from feedface.backbones.control import Control, Operator
-from feedface.backbones.shared_attention import log_weights
 from feedface.common.errors import UserError
 from feedface.common.sizes import SidePx, Width
 from feedface.common.validation import Text
@@ -29,6 +28,7 @@ from feedface.diffusion.guidance import rescaled
 from feedface.diffusion.state import State, expand, join, length
 from feedface.methods.base import Identity
 from feedface.methods.flashface import FlashFace, slot
+from feedface.shared_attention import log_weights
 
 Strength = Annotated[float, Field(ge=0, le=50, allow_inf_nan=False)]
 
