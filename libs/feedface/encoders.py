@@ -39,11 +39,12 @@ class ReferenceSpec:
 
     `kind`: "crop", a square face crop [3,size,size]; "aligned", the same turned and scaled to ArcFace's five points;
     "embedding", a face recogniser's vector [size], of length 1; "latent", the VAE's latent [C,h,w] (the mean, scaled)
-    of a crop of `size` px; "several", what each of the `parts` takes. Pixels are RGB, (x − mean) / std of values 0 … 1.
-    `recogniser`: of embeddings, which are only good for who learned that one's: the insightface pack with it.
+    of a crop of `size` px; "posterior", mean and standard deviation of that [2,C,h,w]; "several", what each of the
+    `parts` takes. Pixels are RGB, (x − mean) / std of values 0 … 1. `recogniser`: of embeddings, which are only good
+    for who learned that one's: the insightface pack with it.
     """
 
-    kind: Literal["crop", "aligned", "embedding", "latent", "several"]
+    kind: Literal["crop", "aligned", "embedding", "latent", "posterior", "several"]
     size: int
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
@@ -89,7 +90,7 @@ def preprocess_reference(spec: ReferenceSpec, crop: np.ndarray) -> Tensor:
 
     What follows, `faces.embeddings.references_of` says.
     """
-    if spec.kind == "latent":
+    if spec.kind in ("latent", "posterior"):
         return to_tensor(np.array(Image.fromarray(crop).resize((spec.size, spec.size), Image.Resampling.LANCZOS)))
     if spec.kind not in ("crop", "embedding", "several"):
         raise UserError(f"this method takes references of kind {spec.kind!r}, and only crops can be made here")

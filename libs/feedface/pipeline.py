@@ -32,7 +32,7 @@ from feedface.faces.references import Picture, Reference, as_pictures, find_face
 from feedface.inference.acceleration import channels_last, compile_blocks, quantise_int8
 from feedface.inference.batching import batches, check_finite, default_batch_size, draw_batch, picture_settings
 from feedface.inference.model_files import NO_CHANGES, Changes, load_model, model_digest, parse_lora
-from feedface.settings import MAX_SAMPLES, MAX_SEED, Settings, check_prompt, check_range, whole_number
+from feedface.settings import MAX_SAMPLES, MAX_SEED, NOWHERE, Settings, check_prompt, check_range, whole_number
 
 if TYPE_CHECKING:
     from feedface.backbones.base import Prompt
@@ -159,8 +159,8 @@ class FeedFacePipeline:
     def settings(self, wanted: Settings | None = None) -> Settings:
         """`wanted`, complete: with the preset's and the model's; `UserError` for what the model cannot draw."""
         bundle = self.bundle
-        backbone = bundle.backbone_class
-        return (wanted or Settings()).for_model(
+        backbone, method = bundle.backbone_class, bundle.method_class
+        full = (wanted or Settings()).for_model(
             bundle.defaults,
             bundle.image_size,
             bundle.size_multiple,
@@ -168,6 +168,12 @@ class FeedFacePipeline:
             backbone.uncond_modes,
             backbone.reusable,
         )
+        if full.face_box != NOWHERE and not (method and method.places_faces):
+            raise UserError(
+                f"--face_box: the model's method ({method.kind if method else 'none'}) cannot place a face; "
+                "flashface_official can"
+            )
+        return full
 
     def settings_notice(self, wanted: Settings) -> str | None:
         """What to tell the user if something in `wanted` has not the effect it is meant to have."""
@@ -299,6 +305,7 @@ class FeedFacePipeline:
         reuse: int | None = None,
         few_step: bool | None = None,
         negative_prompt: str | None = None,
+        face_box: tuple[float, float, float, float] | None = None,
         batch_size: int | None = None,
         progress: bool | Callable[[], None] = True,
     ) -> list[Image.Image]:
@@ -313,7 +320,7 @@ class FeedFacePipeline:
             n_samples: how many; they get the seeds `seed`, `seed` + 1, …
             seed: or a `torch.Generator`, from which the seeds are drawn.
             seeds: one seed per sample instead.
-            steps … negative_prompt: see `Settings`; by default the model's own.
+            steps … face_box: see `Settings`; by default the model's own.
             batch_size: samples drawn at a time, at most: memory against speed; by default what should fit.
             progress: show a bar, or call this after each step of each batch.
 
@@ -337,6 +344,7 @@ class FeedFacePipeline:
             reuse,
             few_step,
             negative_prompt,
+            face_box,
         )
         full = self.settings(wanted)
         if notice := self.settings_notice(wanted):

@@ -20,6 +20,7 @@ MAX_SAMPLES = 256  # pictures of a prompt at once
 MAX_SIZE_PX = 4096
 PRESET_NAMES, DEFAULT_PRESET = ("quality", "balanced", "fast"), "balanced"
 EVERYWHERE = (0.0, 1000.0)  # the interval of timesteps that leaves nothing out
+NOWHERE = (0.0, 0.0, 0.0, 0.0)  # the face box that leaves a face's place open
 # What decides how long a picture takes: all that a preset fixes.
 COST_KNOBS = ("steps", "scheduler", "guidance_interval", "face_interval", "reuse", "few_step")
 WITHOUT_PROMPT = ("true_uncond",)  # the unconditional modes that no empty or negative prompt belongs to
@@ -88,6 +89,8 @@ class Settings:
         reuse: the deep blocks are evaluated at every so many steps, 1 to 999; 1: at each.
         few_step: draw with the model's few-step adapter, which fixes steps, solver and guidance.
         negative_prompt: what guidance leads away from, in the place of the empty prompt; not with "true_uncond".
+        face_box: where the face shall be, x1, y1, x2, y2 in shares of the picture, for a method that can place it; 0 0
+            0 0 leaves it open.
     """
 
     steps: int | None = None
@@ -102,6 +105,7 @@ class Settings:
     reuse: int | None = None
     few_step: bool | None = None
     negative_prompt: str | None = None
+    face_box: tuple[float, float, float, float] | None = None
 
     def __post_init__(self):
         # Always Python's own numbers, and floats or tuples: equal settings look the same in every file.
@@ -126,6 +130,8 @@ class Settings:
         for name in ("guidance_interval", "face_interval"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, _interval(f"--{name}", getattr(self, name)))
+        if self.face_box is not None:
+            object.__setattr__(self, "face_box", _face_box(self.face_box))
         if self.few_step is not None and not isinstance(self.few_step, bool):
             raise UserError(f"few_step {self.few_step!r}: use true or false")
         if self.negative_prompt not in (None, ""):
@@ -161,7 +167,7 @@ class Settings:
             adapter: the model's few-step adapter, None where it has none or cannot use it.
             uncond_modes, reusable: what the backbone can do; None: any mode.
         """
-        full = self.over(Settings(size=(image_size, image_size), negative_prompt="", **defaults))
+        full = self.over(Settings(size=(image_size, image_size), negative_prompt="", face_box=NOWHERE, **defaults))
         full = replace(full, preset=full.preset or DEFAULT_PRESET)
         for knob in COST_KNOBS:
             if getattr(full, knob) is None:
@@ -243,6 +249,7 @@ class Settings:
         always = ("steps", "guidance", "face_scale", "size", "uncond")
         knobs = [knob for knob in COST_KNOBS if knob not in always and getattr(self, knob) != getattr(PLAIN, knob)]
         said = ["negative_prompt"] if self.negative_prompt else []
+        said += ["face_box"] if self.face_box not in (None, NOWHERE) else []
         return {key: getattr(self, key) for key in (*always, *knobs, *said)}
 
 
@@ -293,6 +300,17 @@ def _two(name: str, value: Sequence, low: float, high: float) -> float | tuple[f
     for number in value:
         check_range(name, number, low, high)
     return float(value[0]) if value[0] == value[-1] else (float(value[0]), float(value[1]))
+
+
+def _face_box(value: object) -> tuple[float, ...]:
+    if not isinstance(value, tuple | list) or len(value) != 4:
+        raise UserError(f"--face_box {value!r}: give four numbers, x1, y1, x2, y2")
+    for side in value:
+        check_range("--face_box", side, 0, 1)
+    x1, y1, x2, y2 = box = tuple(map(float, value))
+    if box != NOWHERE and (x1 >= x2 or y1 >= y2):
+        raise UserError(f"--face_box {x1:g} {y1:g} {x2:g} {y2:g}: is empty; x2 must be above x1, and y2 above y1")
+    return box
 
 
 def _interval(name: str, value: object) -> tuple[float, float]:

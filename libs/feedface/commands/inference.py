@@ -245,6 +245,13 @@ def make_parser() -> Parser:
         "prompt (empty_token), or that with a zero face (paper); default: the model's",
     )
     sampling.add_argument("--face_scale", type=float, help="strength of the face, 0 to 5 (release: 0.8)")
+    sampling.add_argument(
+        "--face_box",
+        nargs=4,
+        type=float,
+        metavar=("X1", "Y1", "X2", "Y2"),
+        help="where the face shall be, in shares of width and height, 0 to 1 (flashface_official)",
+    )
     sampling.add_argument("--size", help="of the pictures in pixels: 512, or 512x768 (width x height)")
     return parser
 
@@ -319,6 +326,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         reuse=args.reuse,
         uncond=args.uncond,
         negative_prompt=args.negative_prompt,
+        face_box=args.face_box,
     )
     check_modes(args)
     face = None if args.face is None else check_choice(args.face)

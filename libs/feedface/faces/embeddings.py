@@ -28,7 +28,8 @@ def references_of(
     A list where several methods take theirs, in their order.
 
     Args:
-        vae: asked for where the method wants latents: of the posterior's mode, so that a reference is always the same.
+        vae: asked for where the method wants latents: of the posterior's mode, so that a reference is always the same,
+            or the posterior itself.
         faces_root: the model's own insightface root, where it has one, for the recogniser of embeddings.
     """
     if spec.kind == "several":
@@ -36,6 +37,8 @@ def references_of(
         return [references_of(part, normalised(part, own), vae, faces_root) for part, own in sized]
     if spec.kind == "latent":
         return vae().encode(pixels, sample=False)
+    if spec.kind == "posterior":
+        return torch.stack(vae().moments(pixels), dim=1)
     if spec.kind != "embedding":
         return pixels
     recogniser = pack_recogniser(spec.recogniser, faces_root)

@@ -23,7 +23,7 @@ from feedface.encoders import to_tensor, to_uint8
 from feedface.faces.face_region import keep_mask
 from feedface.inference.start import Start
 from feedface.methods.base import Identity
-from feedface.settings import WITHOUT_PROMPT, Settings
+from feedface.settings import NOWHERE, WITHOUT_PROMPT, Settings
 
 # Four pictures of 512 px leave room beside the full-size weights on a GPU of 8 GiB; larger ones take more at a time.
 BATCH_PX, MAX_BATCH = 4 * 512 * 512, 64
@@ -217,6 +217,8 @@ def _latents(
         raise UserError(f"--guidance: one number, please; {bundle.method_class.kind} is guided in its own way")
     backbone, method = bundle.networks(settings.few_step)
     width, height = (side * backbone.latent_multiple // bundle.size_multiple for side in settings.size)
+    if identity is not None and settings.face_box != NOWHERE:
+        prompt = bundle.method_class.placed(prompt, settings.face_box, (height, width))
     latents = sample(
         backbone,
         prompt=prompt,

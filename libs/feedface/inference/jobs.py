@@ -195,6 +195,7 @@ class _Job(_Schema):
     face_interval: Annotated[Any, _setting("face_interval")] = None
     reuse: Annotated[Any, _setting("reuse")] = None
     few_step: Annotated[Any, _setting("few_step")] = None
+    face_box: Annotated[Any, _setting("face_box")] = None
 
 
 OWN = tuple(setting.name for setting in fields(Settings) if setting.name in _Job.model_fields)

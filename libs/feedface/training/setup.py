@@ -138,7 +138,7 @@ def build_models(config: ml_collections.ConfigDict, device: torch.device, precis
     if left_over:
         raise UserError(f"{config.model}: image_size {bundle.image_size} does not fit its VAE and {backbone.kind}")
     side *= backbone.latent_multiple
-    if method.reference.kind == "latent" and method.reference.size % bundle.size_multiple:
+    if method.reference.kind in ("latent", "posterior") and method.reference.size % bundle.size_multiple:
         raise UserError(
             f"config.control.reference_px={method.reference.size}: must be a multiple of {bundle.size_multiple} for "
             f"{config.model}"
@@ -329,6 +329,10 @@ def build_labels(config: ml_collections.ConfigDict, models: Models, store: Pictu
     method = models.trained.method
     if method.labels is None:
         return None
+    if config.data.get("buckets"):
+        raise UserError(
+            f"config.data.buckets: cuts pictures otherwise than the labels that {method.kind} reads; leave it out"
+        )
     grid = method.label_cells * models.state_shapes["img"][-1]
     return Labels(store.records, method.labels, grid, method.attributes, config.data.flip > 0)
 

@@ -5,7 +5,7 @@ several with a part each (FSDP2, DeepSpeed's ZeRO-2). So a run can go on from an
 every function here does the plain thing. "Collective" ones must be called by all processes, in the same order.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,17 @@ def gathered(value: Tensor, keep: bool = True) -> Tensor | None:
     if isinstance(value, DTensor):
         value = value.full_tensor()
     return value.to("cpu", copy=True) if keep else None
+
+
+def gathered_frozen(networks: Iterable[nn.Module], keep: bool = True) -> dict[int, Tensor | None]:
+    """By their id, the frozen parameters that are spread, as `gathered`: FSDP spreads a network whole, of which a part
+    is trained. Collective."""
+    parameters = (parameter for network in networks for parameter in network.parameters())
+    return {
+        id(parameter): gathered(parameter, keep)
+        for parameter in parameters
+        if isinstance(parameter, DTensor) and not parameter.requires_grad
+    }
 
 
 @torch.no_grad()

@@ -41,7 +41,7 @@ from feedface.training.setup import (
     make_optimizer,
     precision_of,
 )
-from feedface.training.sharding import assign, gathered
+from feedface.training.sharding import assign, gathered, gathered_frozen
 from feedface.training.state import (
     Checkpoint,
     Progress,
@@ -278,6 +278,7 @@ class Trainer:
         # All processes take part where the weights are sharded; only the first needs the result.
         weights = {name: gathered(value, main) for name, value in self.trained.trained().items()}
         averages = [gathered(value, main) for value in self.ema.averages] if self.ema else None
+        frozen = gathered_frozen((self.trained.method, self.trained.backbone), main)
         optimizer = self.engine.optimizer_state(main)
         if main:
             scaler = self.accelerator.scaler
@@ -290,7 +291,7 @@ class Trainer:
             best = dict(zip(weights, averages, strict=True)) if averages else weights
             config = json.loads(self.config.to_json())
             method = self.trained.method
-            content = self._method_state(best)
+            content = self._method_state(best, frozen)
             folder = save_checkpoint(
                 self.workdir,
                 self.progress,
@@ -300,7 +301,7 @@ class Trainer:
                 content,
                 state,
                 config,
-                self._backbone(best),
+                self._backbone(best, frozen),
             )
             self.damaged.discard(folder)
             keep = self.config.checkpoint
@@ -310,26 +311,28 @@ class Trainer:
                 self.opened = True
         self.accelerator.wait_for_everyone()
 
-    def _method_state(self, best: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _method_state(self, best: dict[str, Tensor], frozen: dict[int, Tensor]) -> dict[str, Tensor]:
         """All weights of the method, whole as a model needs them: what is trained as in `best`, and what is frozen."""
-        state = self._whole(self.trained.method, best)
+        state = self._whole(self.trained.method, best, frozen)
         encoder = self.models.sources.face_encoder
         if encoder is not None:
             weights = load_face_encoder(encoder, "cpu", torch.float16).state_dict()
             state |= {PREFIX + name: value for name, value in weights.items()}
         return state
 
-    def _backbone(self, best: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+    def _backbone(
+        self, best: dict[str, Tensor], frozen: dict[int, Tensor]
+    ) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
         """Config and weights of the backbone, where it is trained too."""
         backbone = self.trained.backbone
         if not any(name.startswith("backbone.") for name in best):
             return None
-        return {"kind": backbone.kind, **backbone.config}, self._whole(backbone, best)
+        return {"kind": backbone.kind, **backbone.config}, self._whole(backbone, best, frozen)
 
-    def _whole(self, network: nn.Module, best: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Its state: what is trained as in `best`, and the rest as it is."""
-        trained = {id(parameter): best[name] for name, parameter in self.trained.trained().items()}
-        return {name: trained.get(id(value), value) for name, value in network.state_dict(keep_vars=True).items()}
+    def _whole(self, network: nn.Module, best: dict[str, Tensor], frozen: dict[int, Tensor]) -> dict[str, Tensor]:
+        """Its state: what is trained as in `best`, what is spread as in `frozen`, and the rest as it is."""
+        known = frozen | {id(parameter): best[name] for name, parameter in self.trained.trained().items()}
+        return {name: known.get(id(value), value) for name, value in network.state_dict(keep_vars=True).items()}
 
     def _resume(self, checkpoint: Checkpoint) -> None:
         check_belongs(checkpoint, self.config, self.trained)
