@@ -61,6 +61,7 @@ class DenseConfig(TypedDict, total=False):
     sites: Annotated[dict[str, Width], Len(1, 1024)]
     latent_channels: Width
     landmarks: Annotated[int, Field(ge=0, le=1024)]
+    depth: bool
     attributes: Annotated[list[Text], Len(0, 1024)]
     width: Width
     blocks: Layers
@@ -81,6 +82,7 @@ class DenseSettings(BaseModel):
 
     model_config = CLOSED
     landmarks: Annotated[int, Field(ge=0, le=1024)] = 5
+    depth: bool = True
     attributes: Sequence[str] = ()
     width: Width = 128
     blocks: Layers = 4
@@ -462,7 +464,7 @@ def described_sites(
 
 def dense_config(backbone: Backbone, settings: DenseSettings) -> dict[str, object]:
     """`DenseFace`'s `dense` for a backbone: all blocks on the way up are seen."""
-    shared = settings.model_dump(include={"landmarks", "width", "blocks", "factor"})
+    shared = settings.model_dump(include={"landmarks", "depth", "width", "blocks", "factor"})
     blocks = {name: s.width for name, s in backbone.sites.items() if s.kind == "block" and name.startswith(WAY_UP)}
     attributes = list(settings.attributes)
     return {"sites": blocks, "latent_channels": backbone.latent_channels, "attributes": attributes, **shared}
