@@ -25,7 +25,7 @@ from feedface.faces.parse import CLASS_NAMES
 from feedface.faces.pose import MEDIAPIPE, face_pose, five_points, parse_pose
 from feedface.faces.types import LAPA_VALUES, Face
 from feedface.head_pose import draw_pose, mirrored
-from feedface.methods.denseface import described_sites
+from feedface.methods.denseface_config import described_sites
 from feedface.pose_branch import PoseBranch
 from feedface.synthetic.world.dataset import make_portraits
 

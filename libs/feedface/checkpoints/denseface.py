@@ -16,7 +16,8 @@ from feedface.backbones.unet import UNet
 from feedface.checkpoints.ldm import UNET, VERSIONS, LdmFile, Version
 from feedface.checkpoints.storage import empty, fill
 from feedface.common.errors import UserError
-from feedface.methods.denseface import DenseFace, described_sites, pose_config, slot
+from feedface.methods.denseface import DenseFace, slot
+from feedface.methods.denseface_config import described_sites, pose_config
 
 POSE, TOKEN, WORD = "control_model.", "embedding_manager.", "*"
 PROJECTOR, NORM = f"{TOKEN}projector.weight", f"{TOKEN}projector_norm."
