@@ -1,5 +1,7 @@
 # make demo   set everything up, then put the person of assets/demo_face.png into new pictures (models/mini, CPU)
+# make app    set everything up, then serve the web page at http://127.0.0.1:7860
 # make test   set everything up, then run the tests (make test-all: the slow ones too)
+# make test-browser   the web page in a real browser (installs Chromium where it can)
 # make mini   rebuild models/mini from nothing (hours on a CPU, minutes on a GPU); resumable
 # make reproduce   the paper's claims again, into docs/reproduction.md (hours); make reproduce QUICK=1: some minutes
 # The first Python that is new enough (diffusers and transformers, as pinned, need 3.11).
@@ -11,10 +13,13 @@ STAMP := $(VENV)/.installed
 DEMO_PROMPT ?= a photo of a smiling woman in a green hoodie on a beach
 PRESET ?= cpu
 
-.PHONY: demo test test-all lint mini evaluate reproduce clean
+.PHONY: demo app test test-all test-browser lint mini evaluate reproduce clean
 
 demo: $(STAMP)
 	$(RUN) inference.py --prompt "$(DEMO_PROMPT)" --image assets/demo_face.png --n_samples 4 --output outputs/demo
+
+app: $(STAMP)
+	$(RUN) app.py --inbrowser
 
 # A worker for each core, one thread each: many tests are too small to use more.
 test: $(STAMP)
@@ -23,6 +28,12 @@ test: $(STAMP)
 
 test-all: $(STAMP)
 	HF_HUB_OFFLINE=1 $(RUN) -m pytest -m ""
+
+# Debian's Chromium; where it is not and cannot be installed, the tests are left out, which is said.
+test-browser: $(STAMP)
+	@command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium; } || true
+	@if command -v chromium >/dev/null; then HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(RUN) -m pytest -m browser; \
+	else echo "no Chromium here, and it cannot be installed: the tests in a browser were left out"; fi
 
 lint: $(STAMP)
 	$(RUN) -m ruff check .

@@ -22,6 +22,7 @@ FLOORS = [
     ["training", "preparation"],
     ["distillation", "evaluation"],
     ["synthetic.train"],
+    ["app"],
     ["commands"],
 ]
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}

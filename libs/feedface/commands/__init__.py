@@ -11,6 +11,7 @@ from feedface.common.errors import UserError, run_cli
 
 COMMANDS = {
     "inference": "put a given person into pictures that a text describes",
+    "app": "the same in a browser: a web page",
     "train": "train the face-controlnet beside a frozen backbone",
     "make-data": "turn a folder of photos into training records",
     "evaluate": "measure how well models keep the person and follow the prompt",

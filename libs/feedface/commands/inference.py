@@ -170,7 +170,11 @@ def make_parser() -> Parser:
     )
     model.add_argument("--config", help="config file (.py): its `model`, `control` and `sample`; options come first")
     model.add_argument("--device", default="auto", help="auto (default), cuda, cuda:N, mps or cpu")
-    model.add_argument("--dtype", default="auto", help="auto (default: fp16 on a GPU, else fp32), fp32, bf16 or fp16")
+    model.add_argument(
+        "--dtype",
+        default="auto",
+        help="auto (default: fp16 on a GPU, on a CPU bf16 where that is faster), fp32, bf16 or fp16",
+    )
     model.add_argument(
         "--low_memory",
         action="store_true",

@@ -8,7 +8,7 @@ from feedface import __version__
 from feedface.common.errors import UserError
 
 VERSION = f"FeedFace {__version__}"
-SCRIPTS = r"(inference|train|make_data|evaluate|distill)\.py"
+SCRIPTS = r"(inference|app|train|make_data|evaluate|distill)\.py"
 
 
 class Parser(argparse.ArgumentParser):

@@ -54,7 +54,11 @@ def make_parser(description: str) -> Parser:
     common.add_argument("--seed", type=int, default=0, help="of the noise (default: %(default)s)")
     common.add_argument("--batch_size", type=int, help="pictures at a time (default: as many as fill 4 of 512 px)")
     common.add_argument("--device", default="auto", help="auto (default), cuda, cuda:N, mps or cpu")
-    common.add_argument("--dtype", default="auto", help="auto (default: fp16 on a GPU, else fp32), fp32, bf16 or fp16")
+    common.add_argument(
+        "--dtype",
+        default="auto",
+        help="auto (default: fp16 on a GPU, on a CPU bf16 where that is faster), fp32, bf16 or fp16",
+    )
     common.add_argument("--clip", help="CLIP that judges, a folder or a name (default: the model's, if it has one)")
     photos = parser.add_argument_group("--protocol ppr10k")
     photos.add_argument("--data", type=Path, help="folder that the cases' pictures are in")

@@ -122,7 +122,7 @@ def find_faces(
     found, notices = [], []
     for name, picture in named:
         try:
-            found.append(_all_faces(picture, detector, name))
+            found.append(all_faces(picture, detector, name))
         except NoFaceError as error:
             if len(named) == 1:
                 raise
@@ -139,7 +139,7 @@ def find_faces(
     return references, notices + _strangers(references, threshold)
 
 
-def _all_faces(picture: Picture, detector: FaceDetector, name: str) -> list[Reference]:
+def all_faces(picture: Picture, detector: FaceDetector, name: str) -> list[Reference]:
     """Each face of a picture, the largest first; `NoFaceError` if there is none."""
     image = as_rgb(picture, name)
     faces = detector.detect(image)

@@ -8,7 +8,7 @@ before them; "detect": false says that its pictures are face crops. Other keys a
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -71,8 +71,21 @@ def find_job_files(paths: Sequence[str | Path]) -> list[Path]:
     return list(dict.fromkeys(files))
 
 
-def read_jobs(paths: Sequence[str | Path]) -> tuple[list[Job], list[str]]:
-    """Read and check job files or folders of them.
+def find_picture(name: str, folder: Path) -> Path | None:
+    """The picture that a job file in `folder` names, beside it or in the working directory; None if there is none."""
+    for path in (folder / name, Path(name)):
+        try:
+            if path.exists():
+                return path
+        except (OSError, ValueError):  # a name too long, or with a NUL character
+            return None
+    return None
+
+
+def read_jobs(
+    paths: Sequence[str | Path], find: Callable[[str, Path], Path | None] = find_picture
+) -> tuple[list[Job], list[str]]:
+    """Read and check job files or folders of them. `find` looks for pictures.
 
     Returns the sound jobs and, for the others, every problem: one line each, naming file, line and key.
     """
@@ -90,7 +103,7 @@ def read_jobs(paths: Sequence[str | Path]) -> tuple[list[Job], list[str]]:
             problems.append(f"{path}:1: an empty list; a job looks like {EXAMPLE}")
         for index, entry in enumerate(entries):
             place = _Place(file, (index,) if isinstance(file.data, list) else ())
-            job, wrong = _read_job(entry, place)
+            job, wrong = _read_job(entry, place, find)
             if job is not None and job.id.casefold() in used:
                 wrong = [place.say(("id",), f"{job.id!r} was already used at {used[job.id.casefold()]}")]
             problems.extend(wrong)
@@ -200,7 +213,7 @@ WANTED = {
 }
 
 
-def _read_job(entry: object, place: _Place) -> tuple[Job | None, list[str]]:
+def _read_job(entry: object, place: _Place, find: Callable[[str, Path], Path | None]) -> tuple[Job | None, list[str]]:
     """The job, or what is wrong with it: one line each."""
     try:
         read = _Job.model_validate(entry)
@@ -208,7 +221,7 @@ def _read_job(entry: object, place: _Place) -> tuple[Job | None, list[str]]:
         return None, [place.say(error["loc"], _explain(error)) for error in errors.errors(include_url=False)]
     images, wrong = [], []
     for index, picture in enumerate(read.source_group):
-        path = _find_picture(picture.path, place.file.path.parent)
+        path = find(picture.path, place.file.path.parent)
         if path is None:
             where = f"(relative to {place.file.path.parent.absolute()} or to {Path.cwd()})"
             wrong.append(place.say(("source_group", index, "path"), f"no such picture: {picture.path} {where}"))
@@ -227,16 +240,6 @@ def _read_job(entry: object, place: _Place) -> tuple[Job | None, list[str]]:
         notices=tuple(_unused(read, place)),
         source=place.line,
     ), []
-
-
-def _find_picture(name: str, folder: Path) -> Path | None:
-    for path in (folder / name, Path(name)):
-        try:
-            if path.exists():
-                return path
-        except (OSError, ValueError):  # a name too long, or with a NUL character
-            return None
-    return None
 
 
 def _explain(error: dict[str, Any]) -> str:

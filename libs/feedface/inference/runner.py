@@ -92,6 +92,19 @@ class RunPlan:
         return range(self.seed, self.seed + self.n_samples * self.n_iter)
 
 
+class Watcher:
+    """Is told how a batch goes; by default it does nothing."""
+
+    def started(self, run: JobRun) -> None:
+        """A job's faces are found."""
+
+    def failed(self, job: Job, error: UserError) -> None:
+        """A job cannot be drawn."""
+
+    def stepped(self, pictures: int) -> None:
+        """An evaluation of the model with so many pictures is done. An exception from here ends the batch."""
+
+
 class JobRun:
     """A job under way: its faces, the pictures it wants and those that are there. Making one finds the faces."""
 
@@ -216,22 +229,31 @@ def run_job(pipe: FeedFacePipeline, job: Job, plan: RunPlan, detector: FaceDetec
 
     _say_of_settings(pipe, plan)
     run = JobRun(pipe, job, plan, detector, folder)
-    _draw_all(pipe, plan, [run], fail)
+    _draw_all(pipe, plan, [run], fail, Watcher())
     return run.results
 
 
-def run_jobs(pipe: FeedFacePipeline, jobs: Sequence[Job], plan: RunPlan, detector: FaceDetector, output: Path) -> int:
+def run_jobs(
+    pipe: FeedFacePipeline,
+    jobs: Sequence[Job],
+    plan: RunPlan,
+    detector: FaceDetector,
+    output: Path,
+    watcher: Watcher | None = None,
+) -> int:
     """Run a batch, each job in its own folder under `output`; returns how many jobs failed, each said on stderr.
 
     A job is reported when its last picture is there. One that fails does not stop the others. A full disk or an
     unwritable folder does (`OutputError`).
     """
     failed: list[Job] = []
+    watcher = watcher or Watcher()
 
     def fail(job: Job, error: UserError) -> None:
         if isinstance(error, OutputError):
             raise error
         failed.append(job)
+        watcher.failed(job, error)
         say(one_line(f"error: job {job.id} ({job.source}): {error}"), sys.stderr)
 
     def runs() -> Iterator[JobRun]:
@@ -242,10 +264,11 @@ def run_jobs(pipe: FeedFacePipeline, jobs: Sequence[Job], plan: RunPlan, detecto
             except UserError as error:
                 fail(job, error)
             else:
+                watcher.started(run)
                 yield run
 
     _say_of_settings(pipe, plan)
-    _draw_all(pipe, plan, runs(), lambda run, error: fail(run.job, error))
+    _draw_all(pipe, plan, runs(), lambda run, error: fail(run.job, error), watcher)
     return len(failed)
 
 
@@ -256,7 +279,11 @@ def _say_of_settings(pipe: FeedFacePipeline, plan: RunPlan) -> None:
 
 
 def _draw_all(
-    pipe: FeedFacePipeline, plan: RunPlan, runs: Iterable[JobRun], fail: Callable[[JobRun, UserError], None]
+    pipe: FeedFacePipeline,
+    plan: RunPlan,
+    runs: Iterable[JobRun],
+    fail: Callable[[JobRun, UserError], None],
+    watcher: Watcher,
 ) -> None:
     """Draw and save, a batch at a time, what is missing; `runs` are started when their turn comes."""
     texts: dict[str, Prompt] = {}  # prompts are encoded once
@@ -264,6 +291,10 @@ def _draw_all(
     def end(run: JobRun, error: UserError) -> None:
         run.failed = True
         fail(run, error)
+
+    def step(pictures: int) -> None:
+        bar.update(pictures)
+        watcher.stepped(pictures)
 
     def line() -> Iterator[tuple[JobRun, PictureInfo]]:
         nonlocal total
@@ -293,7 +324,7 @@ def _draw_all(
             bar.total = total
             try:
                 requests = [Request(info.prompt, info.seed, run.identity, plan.start) for run, info in batch]
-                images = pipe.draw_batch(requests, batch[0][0].settings, texts=texts, on_step=bar.update)
+                images = pipe.draw_batch(requests, batch[0][0].settings, texts=texts, on_step=step)
             except UserError as error:
                 for run in dict.fromkeys(run for run, _ in batch):
                     end(run, error)
