@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +97,37 @@ def test_what_is_no_checkpoint_of_theirs_is_refused(tmp_path):
         made["control_model.new.0.weight"] = torch.empty(1)
         with pytest.raises(UserError, match=r"has no place in"):
             method_of(made, backbone, "here")
+
+
+def narrow(shape: list[int]) -> list[int]:
+    """A tenth as wide; texts of 16 numbers."""
+    return [16 if size == 768 else size // 10 if size >= 320 and size % 320 == 0 else size for size in shape]
+
+
+@torch.no_grad()
+def test_a_file_of_theirs_is_read_part_by_part(tmp_path):
+    from feedface.backbones.unet import UNet
+    from feedface.checkpoints.ldm import SD1
+
+    parts = (
+        "model.diffusion_model.",
+        "control_model.",
+        "embedding_manager.",
+        "first_stage_model.",
+        "cond_stage_model.",
+    )
+    keys = {name: narrow(shape) for name, shape in packed("denseface_official").items() if name.startswith(parts)}
+    state = {name: 0.1 * torch.randn(shape) for name, shape in keys.items() if "num_batches" not in name}
+    torch.save({"state_dict": state, "global_step": 3}, tmp_path / "epoch=1.ckpt")
+    unet = {"block_out_channels": (32, 64, 128, 128), "cross_attention_dim": 16, "attention_head_dim": 8}
+    file = DenseFaceFile(tmp_path / "epoch=1.ckpt", (replace(SD1, unet=unet),))
+    backbone = UNet(file.unet(8, torch.float32))
+    method = file.method(backbone, torch.float32)
+    method.check(backbone, "here")
+    theirs = state["model.diffusion_model.output_blocks.4.1.transformer_blocks.0.attn2.per_k.weight"]
+    assert torch.equal(method.adapter("up_blocks.1.attentions.1.attn2").key.weight, theirs)
+    assert torch.equal(method.token.word, state["embedding_manager.string_to_param_dict.*"][0])
+    assert torch.equal(method.pose.controlnet_down_blocks[3].bias, state["control_model.zero_convs.3.0.bias"])
 
 
 # -------------------------------------------------------------------------------------------------------------- poses
@@ -272,8 +304,6 @@ def test_labels_are_read_and_mirrored(tmp_path):
 
 def test_records_without_labels_are_refused(tmp_path):
     (record,) = labelled(tmp_path)
-    from dataclasses import replace
-
     for kind, missing in {
         "pose": {"pose": None},
         "depth": {"depth_path": None},

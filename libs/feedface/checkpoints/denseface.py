@@ -56,7 +56,7 @@ class DenseFaceFile(LdmFile):
 
     def method(self, backbone: UNet, dtype: torch.dtype | None, delta: float = 0.01) -> DenseFace:
         """What Dense-Face adds."""
-        parts = {prefix: super()._tensors(prefix, dtype) for prefix in (UNET, POSE, TOKEN)}
+        parts = {prefix: LdmFile._tensors(self, prefix, dtype) for prefix in (UNET, POSE, TOKEN)}
         state = {prefix + key: value for prefix, part in parts.items() for key, value in part.items()}
         return method_of(state, backbone, self.path, delta)
 
