@@ -167,6 +167,6 @@ def convert(file: str | os.PathLike, target: str | os.PathLike, dtype: torch.dty
             name="dense-face",
             image_size=8 * SAMPLE_SIZE,
             components={name: name for name in (*parts, "tokenizer")},
-            defaults={"guidance": 4.0, "face_scale": 1.0, "steps": 50, "scheduler": "ddim"},
+            defaults={"guidance": 4.0, "face_scale": 1.0, "steps": 50},
         )
     return target
