@@ -31,6 +31,7 @@ def get_config() -> ConfigDict:
         }
     )
     config.data.flip = 0.0
+    config.data.buckets = True
     config.data.other_picture = 1.0  # never the target itself, where the record lists others
     config.data.max_faces = 4  # each sample shows 1 to as many as the step has, and that is 1 to 4
     config.loss.kind = "standard"

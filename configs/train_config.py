@@ -39,6 +39,8 @@ def get_config() -> ConfigDict:
                 "max_faces": 1,  # references of a sample: 1 to this many, the same for all samples of a step
                 "workers": 4,  # processes that read pictures; they are not used with the cache
                 "in_memory": False,  # keep what training sees of the pictures, once for all workers
+                # Pictures of 15 aspect ratios, each step's of one, cut at random, instead of their centre squares.
+                "buckets": False,
                 "max_broken": 100,  # more files than this that cannot be used stop the run
             },
             "cache": {

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers import DDIMScheduler
 from ml_collections import ConfigDict
 from tests import golden, golden_flashface_official
 from tests.golden_check import Computed
@@ -22,7 +23,7 @@ from feedface.data.buckets import bucket_of, bucket_sizes, covering_crop
 from feedface.diffusion.batch import Draws, Encoded
 from feedface.diffusion.guidance import GuidedModel
 from feedface.diffusion.plan import plan_evaluations
-from feedface.diffusion.sampling import integrate
+from feedface.diffusion.sampling import integrate, make_scheduler
 from feedface.diffusion.schedule import add_noise
 from feedface.encoders import ReferenceSpec, TextEncoder, preprocess_reference, to_tensor
 from feedface.methods.flashface import FlashFace
@@ -223,13 +224,14 @@ class OpenModel:
 
     @torch.no_grad()
     def _trajectory(self, refs: Tensor, scale: float, last: dict, steps: list[Tensor], options: dict) -> Tensor:
-        """The authors' solver is diffusers' DDIM; who steps and guides is this project's sampler."""
-        from diffusers import DDIMScheduler
-
+        """This project's sampler; `last` is another noise level to end at, which is only diffusers' own."""
         described, latent = self.config["traj"], self.inputs["traj.latent"]
         text = self.inputs["traj.text"]
-        solver = DDIMScheduler(**{**described["scheduler"], **last})
-        solver.set_timesteps(described["steps"])
+        if last:
+            solver = DDIMScheduler(**{**described["scheduler"], **last})
+            solver.set_timesteps(described["steps"])
+        else:
+            solver = make_scheduler("ddim:flashface", described["steps"])
         assert solver.timesteps.tolist() == described["timesteps"]
         model = GuidedModel(
             self.unet,

@@ -38,7 +38,7 @@ def rows(folder: Path, *more: dict) -> Path:
 def dataset(file: Path, **settings) -> PictureDataset:
     records = read_records(file, faceless=True)
     store = PictureStore(records, 64, 8, ReferenceSpec("latent", 32), in_memory=False)
-    faceless = frozenset(range(len(records)))
+    faceless = [True] * len(records)
     return PictureDataset(store, DrawSettings(0, SHAPES, faceless=faceless, **settings))
 
 

@@ -5,6 +5,7 @@ import torch
 from configs import mini_face
 from ml_collections import ConfigDict
 from tests.toy import toy_face_controlnet, toy_uvit
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from feedface.data.draws import DrawSettings, draw
 from feedface.diffusion.batch import Draw, Draws, Encoded
@@ -167,3 +168,35 @@ def test_draw_fields_reach_the_batch():
     flags = [getattr(batch, name)[0].item() for name in ("flip", "hair", "standard", "drop_face", "drop_text")]
     assert flags == [True, False, True, False, True]
     assert {name: noise.tolist() for name, noise in batch.noise.items()} == {"img": [[1], [1]], "more": [[2], [2]]}
+
+
+class Waits(TorchDispatchMode):
+    """Counts what a GPU's host waits for: numbers read from the device, and copies that block."""
+
+    def __init__(self, device):
+        super().__init__()
+        self.device, self.count = device, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is torch.ops.aten._to_copy.default:
+            there = [args[0].device.type, torch.device(kwargs.get("device") or args[0].device).type]
+            self.count += self.device in there and there[0] != there[1] and not kwargs.get("non_blocking", False)
+        return func(*args, **kwargs)
+
+
+@pytest.mark.parametrize("kind", ["regularization", "mask", "standard"])
+def test_a_step_never_waits_for_the_device(kind):
+    # "meta" stands in for a GPU: it has no numbers to be read, and copies to it are seen.
+    draws, batch = make_batch(standard=[1], drop_face=[2])
+    draws.drop_text[3] = True
+    device = torch.device("meta")
+    loss = ConfigDict({"kind": kind, "min_snr": 5.0, "face_dropout_kind": "zero_image"})
+    objective = MaskObjective(
+        ConfigDict({"loss": loss}), {"faces": torch.zeros(5, 32, device=device)}, torch.zeros(1, 16, 8, device=device)
+    )
+    model = make_model().to(device)
+    objective(model, draws, batch)  # tables that are kept
+    with Waits("meta") as waits:
+        objective(model, draws, batch).loss.backward()
+    assert waits.count == 0

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from tests.test_uvit import inputs
 from tests.toy import face_tokens, toy_face_controlnet, toy_uvit
 from torch import Tensor
@@ -13,8 +14,10 @@ from feedface.diffusion.schedule import alphas_cumprod
 from feedface.diffusion.state import pack, take, unpack
 
 SEEDS = list(range(16))
-FROM_NOISE = [name for name in SCHEDULERS if name != LEADING]  # that one begins where its grid does
+# Two begin where their grids do.
+FROM_NOISE = [name for name in SCHEDULERS if name not in (LEADING, "ddim:flashface")]
 PROMPT = {"text": torch.zeros(1, 3, 2)}
+DDIM = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}
 
 
 class GaussianModel:
@@ -78,16 +81,8 @@ def test_twenty_evaluations_beat_ddim_at_forty(scheduler: str, bound: float):
 
 def test_ddim_is_ddim():
     # against diffusers' own, at a number of steps for which its grid is even
-    from diffusers import DDIMScheduler
-
     model = GaussianModel()
-    reference = DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        timestep_spacing="trailing",
-    )
+    reference = DDIMScheduler(**DDIM, timestep_spacing="trailing")
     reference.set_timesteps(250)
     x = start = start_of(SEEDS)
     for t in reference.timesteps:
@@ -120,6 +115,23 @@ def test_steps_count_evaluations(scheduler: str, steps: int):
     assert seen[-1] >= 1
     assert reported == [(i, steps) for i in range(1, steps + 1)]
     assert latents.isfinite().all()
+
+
+@pytest.mark.parametrize(("steps", "first"), [(50, 1000), (25, 980), (4, 770), (100, 1000), (999, 999)])
+def test_flashface_steps_as_its_authors(steps: int, first: int):
+    model = Counted()
+    drawn = sample(model, PROMPT, SEEDS, steps=steps, guidance=1, scheduler="ddim:flashface")
+    assert len(model.seen) == steps
+    assert model.seen[0] == pytest.approx(first, abs=1e-2)
+    if steps > 50:  # there is no such grid of theirs
+        return
+    assert model.seen[-1] == pytest.approx(20, abs=1e-2)
+    solver = DDIMScheduler(**DDIM, timestep_spacing="leading", steps_offset=19, set_alpha_to_one=False)
+    solver.set_timesteps(steps)
+    x = start_of(SEEDS)
+    for t in solver.timesteps:
+        x = solver.step(pack(model(unpack(x, model.shapes), t[None] + 1)), t, x).prev_sample
+    torch.testing.assert_close(pack(drawn), x, atol=2e-4, rtol=1e-3)
 
 
 def test_jumps_at_given_timesteps():

@@ -15,12 +15,14 @@ from torch.utils.data import Dataset, Sampler
 
 from feedface.common.errors import UserError
 from feedface.common.images import read_image
+from feedface.data.buckets import Size, covering, covering_box, covering_crop, offset_of
 from feedface.data.draws import DrawSettings, draw, faces_in_batch
 from feedface.data.kept import OnceMade
 from feedface.data.masks import read_mask
+from feedface.data.record_table import RecordList, Records
 from feedface.data.records import Box, Record
-from feedface.data.transforms import centre_crop, face_masks
-from feedface.diffusion.batch import Draw, Draws
+from feedface.data.transforms import centre_crop, face_masks, face_masks_in
+from feedface.diffusion.batch import Draw, Draws, Tensors
 from feedface.encoders import preprocess_reference, to_tensor
 from feedface.faces.crop import crop_square
 from feedface.methods.base import ReferenceSpec
@@ -34,8 +36,8 @@ class BrokenPicture(Exception):
 
 
 @dataclass(slots=True)
-class Pixels:
-    """A batch before the encoders: RGB `image` [B,3,S,S] in [-1,1], face crops `references` [B,F,3,s,s].
+class Pixels(Tensors):
+    """A batch before the encoders: RGB `image` [B,3,H,W] in [-1,1], face crops `references` [B,F,3,s,s].
 
     The crops are as the method's `ReferenceSpec` wants pixels. `mask` [B,1,h,w] in 0…1 is the face's share of each
     latent cell. Mirrored where the draw says so.
@@ -48,7 +50,7 @@ class Pixels:
 
 
 @dataclass(slots=True)
-class Batch:
+class Batch(Tensors):
     """What a dataset returns; `broken` are files passed over so far, with the reason."""
 
     draws: Draws
@@ -65,7 +67,7 @@ class PictureStore:
     def __init__(
         self, records: Sequence[Record], image_size: int, latent_size: int, reference: ReferenceSpec, in_memory: bool
     ):
-        self.records = records
+        self.records = records if isinstance(records, Records) else RecordList(records)
         self.image_size, self.latent_size, self.reference = image_size, latent_size, reference
         self.broken: dict[str, str] = {}
         self._kept: dict[str, OnceMade] = {}
@@ -87,17 +89,32 @@ class PictureStore:
         """Face masks on the latent grid without and with hair, float32 [2,h,w], see `transforms.face_masks`."""
         return self._get("masks", row, lambda: self._masks(self.records[row]))
 
+    def cut(self, row: int, size: Size, place: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
+        """Picture and masks as `image` and `masks`, of another part than the centre square: see `Draw`."""
+        record = self.records[row]
+        of = record.width, record.height
+        offset = offset_of(covering(size, of), size, place)
+        picture = covering_crop(self._picture(record), size, offset)
+        cell = self.image_size // self.latent_size
+        grid = size[0] // cell, size[1] // cell
+        if record.mask_path is None:
+            return picture, np.ones((2, *grid[::-1]), np.float32)
+        return picture, face_masks_in(self._mask(record), covering_box(of, size, offset), grid)
+
     def _get(self, what: str, number: int, make: Callable[[], np.ndarray]) -> np.ndarray:
         return self._kept[what].get(number, make) if self._kept else make()
 
     def _masks(self, record: Record) -> np.ndarray:
         if record.mask_path is None:
             return np.ones((2, self.latent_size, self.latent_size), np.float32)
+        return face_masks(self._mask(record), self.latent_size)
+
+    def _mask(self, record: Record) -> np.ndarray:
         mask = self._read(record.mask_path, read_mask)
         if mask.shape != (record.height, record.width):
             found = f"{mask.shape[1]} x {mask.shape[0]}"
             self._give_up(record.mask_path, f"mask of {found} px for a picture of {record.width} x {record.height}")
-        return face_masks(mask, self.latent_size)
+        return mask
 
     def crop_of(self, row: int, face: int) -> tuple[Path, Box | None]:
         """Which picture and box reference `face` (0 own, i the i-th of `ref`) of record `row` is cut from."""
@@ -162,7 +179,7 @@ class PictureDataset(Dataset):
 
     def __init__(self, store: PictureStore, settings: DrawSettings):
         self.store, self.settings = store, settings
-        self.refs = [len(record.ref) for record in store.records]
+        self.refs = store.records.refs
 
     def __getitems__(self, items: Sequence[tuple[int, int]]) -> Batch:
         """`items`: (sample number, faces); `faces` is the same for all. Content: `Pixels`."""
@@ -175,8 +192,11 @@ class PictureDataset(Dataset):
         return Batch(Draws.collate(drawn), Pixels(image, references, mask, captions), dict(self.store.broken))
 
     def _load(self, drawn: Draw) -> tuple[Tensor, Tensor, Tensor]:
-        image = to_tensor(self.store.image(drawn.row))
-        mask = torch.from_numpy(self.store.masks(drawn.row)[int(drawn.hair)])[None]
+        if drawn.size is None:
+            image, masks = self.store.image(drawn.row), self.store.masks(drawn.row)
+        else:
+            image, masks = self.store.cut(drawn.row, drawn.size, drawn.place)
+        image, mask = to_tensor(image), torch.from_numpy(masks[int(drawn.hair)])[None]
         faces = [self.store.face(*self.store.crop_of(drawn.row, face)) for face in drawn.faces]
         faces = torch.stack([face.flip(-1) if flip else face for face, flip in zip(faces, drawn.flips, strict=True)])
         return (image.flip(-1), faces, mask.flip(-1)) if drawn.flip else (image, faces, mask)

@@ -1,7 +1,8 @@
 """Everything random about a training sample, drawn from (seed, sample number) alone.
 
 So a run does not depend on how many processes or workers share it, nor on where it was interrupted. Samples are
-numbered through the whole run; number `s` is picture `s % N` of the shuffled order of epoch `s // N`.
+numbered through the whole run; number `s` is picture `s % N` of the shuffled order of epoch `s // N`, unless pictures
+are dealt by their size (`buckets`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from feedface.data.buckets import Buckets, Size
 from feedface.diffusion.batch import Draw
 from feedface.diffusion.schedule import NUM_TIMESTEPS
 
@@ -19,7 +21,10 @@ _ORDER, _SAMPLE, _FACES = 1, 2, 3
 
 @dataclass(frozen=True)
 class DrawSettings:
-    """Probabilities are per sample. `state_shapes`: what is noised, as `Backbone.state_shapes` gives it."""
+    """Probabilities are per sample. `state_shapes`: what is noised, as `Backbone.state_shapes` gives it for the square.
+
+    `buckets` deal pictures of several sizes; None: each is its centre square.
+    """
 
     seed: int
     state_shapes: Mapping[str, tuple[int, ...]]
@@ -30,7 +35,16 @@ class DrawSettings:
     standard_loss: float = 0.1
     face_dropout: float = 0.1
     text_dropout: float = 0.0
-    faceless: frozenset[int] = frozenset()  # records whose own picture is no reference: others are, or none is
+    faceless: Sequence[bool] | None = None  # by record, whether its own picture is no reference: others are, or none is
+    buckets: Buckets | None = None
+
+    def shapes(self, size: Size | None) -> Mapping[str, tuple[int, ...]]:
+        """What is noised in a picture of `size`; None: the square."""
+        if size is None:
+            return self.state_shapes
+        channels, height, width = self.state_shapes["img"]
+        (base, _) = self.buckets.base
+        return {**self.state_shapes, "img": (channels, height * size[1] // base, width * size[0] // base)}
 
 
 @lru_cache(maxsize=2)
@@ -54,19 +68,24 @@ def draw(settings: DrawSettings, sample: int, faces: int, refs: Sequence[int], a
     rng = np.random.default_rng([_SAMPLE, settings.seed, sample, attempt])
     chances = rng.random(6)
     t = int(rng.integers(1, NUM_TIMESTEPS + 1))
-    shapes = settings.state_shapes
+    buckets = settings.buckets
+    dealt, size = (None, None) if buckets is None else buckets[sample]
+    shapes = settings.shapes(size)
     vae_noise = rng.standard_normal(shapes["img"], dtype=np.float32)
     noise = {name: rng.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()}
     if attempt:
-        row = int(rng.integers(len(refs)))
+        row = int(rng.integers(len(refs)) if buckets is None else rng.choice(buckets.rows))
+    elif dealt is not None:
+        row = dealt
     else:
         row = int(_order(settings.seed, sample // len(refs), len(refs))[sample % len(refs)])
-    others = list(rng.permutation(refs[row]) + 1) if refs[row] else []
-    faceless = row in settings.faceless
+    others = list(rng.permutation(int(refs[row])) + 1) if refs[row] else []
+    faceless = settings.faceless is not None and bool(settings.faceless[row])
     pool = others if others and (faceless or chances[2] < settings.other_picture) else [0, *others]
     # Drawn last, so that all else is as it was before references had a flip of their own.
     flips = rng.random(faces) < settings.flip_reference
-    shown = int(rng.integers(1, faces + 1))  # and this after them
+    shown = int(rng.integers(1, faces + 1))  # and these after them, in this order
+    place = (0.0, 0.0) if size is None else tuple(rng.random(2).tolist())
     return Draw(
         row=row,
         flip=bool(chances[0] < settings.flip),
@@ -78,6 +97,8 @@ def draw(settings: DrawSettings, sample: int, faces: int, refs: Sequence[int], a
         faces=tuple(int(pool[i % len(pool)]) for i in range(faces)),
         flips=tuple(flips.tolist()),
         shown=shown,
+        size=size,
+        place=place,
         vae_noise=vae_noise,
         noise=noise,
     )

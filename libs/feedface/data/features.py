@@ -60,13 +60,13 @@ class FrozenEncoders:
     @torch.no_grad()
     def images(self, pixels: Tensor) -> tuple[Tensor, Tensor, State]:
         """Pictures [B,3,S,S] in [-1,1] -> latent mean, standard deviation, the state's other parts."""
-        pixels = pixels.to(self.device)
+        pixels = pixels.to(self.device, non_blocking=True)
         return *self.vae.moments(pixels), {name: encoder.encode(pixels) for name, encoder in self.others.items()}
 
     @torch.no_grad()
     def references(self, pixels: Tensor) -> Features:
         """Face crops [B,3,s,s] -> features [B,…]."""
-        pixels = pixels.to(self.device)
+        pixels = pixels.to(self.device, non_blocking=True)
         return self._features(references_of(self.method.reference, pixels, lambda: self.vae, self.faces_root))
 
     def zero_reference(self) -> Features:
@@ -89,7 +89,9 @@ class FrozenEncoders:
         features = self.references(crops.flatten(0, 1))
         features = {name: value.unflatten(0, crops.shape[:2]) for name, value in features.items()}
         mean, std, others = self.images(pixels.image)
-        return Encoded(mean, std, others, self.text(pixels.captions), features, pixels.mask.to(self.device))
+        return Encoded(
+            mean, std, others, self.text(pixels.captions), features, pixels.mask.to(self.device, non_blocking=True)
+        )
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,7 @@ class _Reference(BaseModel):
     square_bbox: _Box
 
 
-class _Row(BaseModel):
+class FaceRow(BaseModel):
     """A line as it is written."""
 
     model_config = STRICT
@@ -107,7 +107,7 @@ class _Row(BaseModel):
     attributes: dict[Text, Annotated[float, Field(ge=0, le=1)]] | None = None
 
 
-class _FacelessRow(BaseModel):
+class FacelessRow(BaseModel):
     """A line of open FlashFace."""
 
     model_config = STRICT
@@ -117,7 +117,8 @@ class _FacelessRow(BaseModel):
     ref: list[Text] | None = None
 
 
-_ROW, _FACELESS_ROW = TypeAdapter(_Row), TypeAdapter(_FacelessRow)
+Row = FaceRow | FacelessRow
+_ROW, _FACELESS_ROW = TypeAdapter(FaceRow), TypeAdapter(FacelessRow)
 _BOX_HINT = f"must be four numbers [x0, y0, x1, y1], from -{MAX_PX} to {MAX_PX}"
 _SIDE_HINT = f"must be a whole number of pixels from 1 to {MAX_PX}"
 _TEXT_HINT = "must be a string with something in it"
@@ -152,10 +153,15 @@ def read_records(paths: str | os.PathLike | Sequence[str | os.PathLike], faceles
         before = len(records)
         records += _read_file(path, faceless)
         if len(records) == before:
-            raise UserError(f"{path}: holds no records; each line must be a JSON object (see feedface/data/records.py)")
+            raise no_records(path)
     if not records:
         raise UserError("no record files were given; name at least one JSONL file")
     return records
+
+
+def no_records(path: Path) -> UserError:
+    """What is said of a file with nothing in it."""
+    return UserError(f"{path}: holds no records; each line must be a JSON object (see feedface/data/records.py)")
 
 
 def write_records(path: str | os.PathLike, records: Iterable[Record]) -> None:
@@ -200,35 +206,56 @@ def _portable(path: Path, folder: Path) -> str:
 
 
 def _read_file(path: Path, faceless: bool) -> Iterator[Record]:
-    check_file(path)
     folder = Path(os.path.abspath(path.parent))
+    for _, number, line in lines_of(path):
+        origin = f"{path}:{number}"
+        yield make_record(parse_row(line, faceless, origin), folder, origin)
+
+
+def lines_of(path: Path) -> Iterator[tuple[int, int, bytes]]:
+    """Lines with something in them: where each begins in the file, its number from 1, and itself."""
+    check_file(path)
+    begin = 0
     with open(path, "rb") as file:
         # Lines end at "\n" only: a caption may hold other characters that break lines, such as U+2028.
         for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES), b""), start=1):
             if len(line) == MAX_LINE_BYTES:
                 raise UserError(f"{path}:{number}: a line of more than {MAX_LINE_BYTES >> 20} MiB, so not a record")
-            line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
-            if line.strip():
-                read = _faceless_record if faceless and b'"bbox"' not in line and b'"size"' in line else _record
-                yield read(line, folder, f"{path}:{number}")
+            if line.removeprefix(codecs.BOM_UTF8).strip():
+                yield begin, number, line
+            begin += len(line)
 
 
-def _record(line: bytes, folder: Path, origin: str) -> Record:
+def parse_row(line: bytes, faceless: bool, origin: str) -> Row:
+    """A line, with or without its end, as it is written; `UserError` where it breaks the schema."""
+    line = line.removeprefix(codecs.BOM_UTF8)  # of the first line
+    if faceless and b'"bbox"' not in line and b'"size"' in line:
+        return parse_line_as(line, _FACELESS_ROW, origin, _FACELESS_HINTS)
     row = parse_line_as(line, _ROW, origin, HINTS)
     size = row.width, row.height
-    refs = tuple(
-        RecordReference(folder / ref.path, _checked(ref.square_bbox, origin, f"ref[{i}].square_bbox"))
-        for i, ref in enumerate(row.ref or ())
-    )
+    for key in ("bbox", "square_bbox"):
+        _check_box(getattr(row, key), origin, key, size)
+    for i, ref in enumerate(row.ref or ()):
+        _check_box(ref.square_bbox, origin, f"ref[{i}].square_bbox")
+    return row
+
+
+def make_record(row: Row, folder: Path, origin: str) -> Record:
+    """The record of a line in a file of that folder."""
+    if isinstance(row, FacelessRow):
+        width, height = row.size
+        whole = (0.0, 0.0, float(width), float(height))
+        refs = tuple(RecordReference(folder / path, None) for path in row.ref or ())
+        return Record(folder / row.path, row.caption, width, height, whole, whole, None, refs, origin=origin)
     return Record(
         path=folder / row.path,
         caption=row.caption,
         width=row.width,
         height=row.height,
-        bbox=_checked(row.bbox, origin, "bbox", size),
-        square_bbox=_checked(row.square_bbox, origin, "square_bbox", size),
+        bbox=row.bbox,
+        square_bbox=row.square_bbox,
         mask_path=folder / row.mask_path,
-        ref=refs,
+        ref=tuple(RecordReference(folder / ref.path, ref.square_bbox) for ref in row.ref or ()),
         identity=row.identity,
         origin=origin,
         pose=row.pose,
@@ -238,16 +265,8 @@ def _record(line: bytes, folder: Path, origin: str) -> Record:
     )
 
 
-def _faceless_record(line: bytes, folder: Path, origin: str) -> Record:
-    row = parse_line_as(line, _FACELESS_ROW, origin, _FACELESS_HINTS)
-    width, height = row.size
-    whole = (0.0, 0.0, float(width), float(height))
-    refs = tuple(RecordReference(folder / path, None) for path in row.ref or ())
-    return Record(folder / row.path, row.caption, width, height, whole, whole, None, refs, origin=origin)
-
-
-def _checked(box: Box, origin: str, key: str, size: tuple[int, int] | None = None) -> Box:
-    """The box, if it can be one of a face in a picture of `size` (None: not known here)."""
+def _check_box(box: Box, origin: str, key: str, size: tuple[int, int] | None = None) -> None:
+    """`UserError` unless it can be the box of a face in a picture of `size` (None: not known here)."""
     x0, y0, x1, y1 = box
     if x1 <= x0 or y1 <= y0:
         raise UserError(f"{origin}: {key}: {[*box]} is empty; x1 must be above x0 and y1 above y0")
@@ -258,4 +277,3 @@ def _checked(box: Box, origin: str, key: str, size: tuple[int, int] | None = Non
             f"{origin}: {key}: {[*box]} has a side of {max(x1 - x0, y1 - y0):g} px; a face crop has {MIN_SQUARE_PX} to "
             f"{MAX_SQUARE_PX}"
         )
-    return box

@@ -30,8 +30,12 @@ def face_masks(mask: np.ndarray, size: int) -> np.ndarray:
     Row 0 leaves hair out, row 1 counts it as face. A cell holds the share of its area that is face.
     """
     height, width = mask.shape
-    box = centre_square(width, height)
+    return face_masks_in(mask, centre_square(width, height), (size, size))
+
+
+def face_masks_in(mask: np.ndarray, box: tuple[float, float, float, float], size: tuple[int, int]) -> np.ndarray:
+    """The same of what is in `box`, on a grid of `size` (columns, rows): [2,rows,columns]."""
     face = np.stack([(mask > 0) & (mask != HAIR_VALUE), mask > 0])
     # Averaging by Pillow's box filter in float: exact shares also where cells do not fall on whole pixels.
-    shares = [Image.fromarray(m.astype(np.float32)).resize((size, size), Image.Resampling.BOX, box=box) for m in face]
+    shares = [Image.fromarray(m.astype(np.float32)).resize(size, Image.Resampling.BOX, box=box) for m in face]
     return np.stack([np.asarray(share) for share in shares])

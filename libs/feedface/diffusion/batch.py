@@ -3,8 +3,9 @@
 Shapes: B batch, F references, T text tokens, C h w latent.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -16,7 +17,10 @@ from feedface.diffusion.state import State
 @dataclass(frozen=True, slots=True)
 class Draw:
     """One sample. `faces` are the pictures that give its references: 0 the record's own, i the i-th of `ref`; `flips`
-    says which of them are mirrored. `shown`: how many of them a method shows that can show fewer to some samples."""
+    says which of them are mirrored. `shown`: how many of them a method shows that can show fewer to some samples.
+
+    `size`: (width, height) in pixels that the picture is cut to, at `place` of what it has more, 0 … 1 across and down;
+    None: its centre square."""
 
     row: int
     flip: bool
@@ -30,10 +34,38 @@ class Draw:
     noise: dict[str, np.ndarray]
     flips: tuple[bool, ...] = ()
     shown: int = 1
+    size: tuple[int, int] | None = None
+    place: tuple[float, float] = (0.0, 0.0)
+
+
+class Tensors:
+    """A dataclass of tensors, of mappings and dataclasses of them, and of other things."""
+
+    __slots__ = ()
+
+    def pin_memory(self) -> Self:
+        """With tensors in memory that a GPU copies from by itself; `DataLoader` calls it."""
+        return self._each(lambda name, value: value.pin_memory())
+
+    def to(self, device: torch.device) -> Self:
+        """With tensors on a device; from pinned memory they go there while the caller goes on."""
+        return self._each(lambda name, value: value.to(device, non_blocking=True))
+
+    def _each(self, change: Callable[[str, Tensor], Tensor]) -> Self:
+        def changed(name: str, value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return change(name, value)
+            if isinstance(value, Tensors):
+                return value._each(change)
+            if isinstance(value, Mapping):
+                return {key: changed(name, one) for key, one in value.items()}
+            return value
+
+        return replace(self, **{one.name: changed(one.name, getattr(self, one.name)) for one in fields(self)})
 
 
 @dataclass(slots=True)
-class Draws:
+class Draws(Tensors):
     """A batch of them. [B]: bool, or int64 of rows, timesteps and counts. Float32: `vae_noise` [B,C,h,w] picks a latent
     of the posterior, `noise` is added to each part of the state."""
 
@@ -48,6 +80,11 @@ class Draws:
     noise: State
     shown: Tensor
 
+    def to(self, device: torch.device) -> Self:
+        """With timesteps and noise on a device. Flags and rows stay: what is computed depends on them."""
+        moved = ("t", "vae_noise", "noise")
+        return self._each(lambda name, value: value.to(device, non_blocking=True) if name in moved else value)
+
     @classmethod
     def collate(cls, draws: Sequence[Draw]) -> "Draws":
         """Stack samples."""
@@ -60,7 +97,7 @@ class Draws:
 
 
 @dataclass(slots=True)
-class Encoded:
+class Encoded(Tensors):
     """A batch as the objective takes it.
 
     Attributes:

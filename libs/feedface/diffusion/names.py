@@ -10,4 +10,5 @@ SCHEDULERS = (
     "dpmsolver++singlestep",
     "ddim",
     LEADING,
+    "ddim:flashface",
 )

@@ -61,25 +61,23 @@ class MaskObjective:
         self.dropped = {name: torch.zeros_like(x) if zeros else x for name, x in zero_reference.items()}
         alpha_bar = alphas_cumprod()
         snr = alpha_bar / (1 - alpha_bar)
-        self.weights = (loss.min_snr / snr).clamp(max=1).float() if loss.min_snr else torch.ones_like(snr).float()
+        weights = (loss.min_snr / snr).clamp(max=1) if loss.min_snr else torch.ones_like(snr)
+        self.weights = weights.float().to(empty_text.device)
 
     def features(self, draws: Draws, batch: Encoded) -> Mapping[str, Tensor]:
         """What the model is shown of the references: nothing where the face is dropped."""
-        device = self.empty_text.device
-        return {
-            name: replaced(value.to(device), draws.drop_face, self.dropped[name])
-            for name, value in batch.features.items()
-        }
+        return {name: replaced(value, draws.drop_face, self.dropped[name]) for name, value in batch.features.items()}
 
     def __call__(self, model: Model, draws: Draws, batch: Encoded) -> LossParts:
         device = self.empty_text.device
-        t, mask = draws.t.to(device), batch.mask.to(device).float()
-        state, noise = noised(draws, batch, device)
-        prompt = {"text": replaced(batch.text.to(device), draws.drop_text, self.empty_text)}
+        draws, batch = draws.to(device), batch.to(device)
+        t, mask = draws.t, batch.mask.float()
+        state, noise = noised(draws, batch)
+        prompt = {"text": replaced(batch.text, draws.drop_text, self.empty_text)}
         features = self.features(draws, batch)
 
         masked = torch.zeros_like(draws.standard) if self.kind == "standard" else ~draws.standard
-        rows = masked.nonzero()[:, 0].to(device)
+        rows = masked.nonzero()[:, 0].to(device, non_blocking=True)
         frozen_pred = None
         if len(rows) and self.kind == "regularization":
             # Only these samples need the frozen prediction. No gradient passes through it; made first, it leaves
@@ -99,23 +97,20 @@ class MaskObjective:
                 background = masked_loss.detach() - face
             loss = loss.index_copy(0, rows, masked_loss)
         sums = torch.stack([loss.detach().sum(), face.sum(), background.sum()])
-        counts = torch.tensor([len(loss), len(face), len(background)], device=device)
-        return LossParts((loss * self.weights.to(device)[t - 1]).mean(), sums, counts)
+        counts = torch.tensor([len(loss), len(face), len(background)]).to(device, non_blocking=True)
+        return LossParts((loss * self.weights[t - 1]).mean(), sums, counts)
 
 
-def noised(draws: Draws, batch: Encoded, device: torch.device) -> tuple[State, State]:
-    """The batch's state at the timesteps drawn, and the noise in it."""
-    mean, std = (value.to(device).float() for value in (batch.mean, batch.std))
-    clean = {"img": mean + std * draws.vae_noise.to(device)}
-    clean |= {name: value.to(device).float() for name, value in batch.others.items()}
-    noise = {name: value.to(device) for name, value in draws.noise.items()}
-    t = draws.t.to(device)
-    return {name: add_noise(value, noise[name], t) for name, value in clean.items()}, noise
+def noised(draws: Draws, batch: Encoded) -> tuple[State, State]:
+    """The batch's state at the timesteps drawn, and the noise in it; all on one device."""
+    clean = {"img": batch.mean.float() + batch.std.float() * draws.vae_noise}
+    clean |= {name: value.float() for name, value in batch.others.items()}
+    return {name: add_noise(value, draws.noise[name], draws.t) for name, value in clean.items()}, draws.noise
 
 
 def replaced(values: Tensor, rows: Tensor, other: Tensor) -> Tensor:
     """`values` [B,…] with `other`, which has their last dimensions, in the `rows` [B] (bool) that are marked."""
     if not rows.any():
         return values
-    rows = rows.to(values.device).reshape(-1, *[1] * (values.dim() - 1))
+    rows = rows.to(values.device, non_blocking=True).reshape(-1, *[1] * (values.dim() - 1))
     return torch.where(rows, other.to(values.dtype), values)

@@ -6,7 +6,9 @@
 - "unipc": order 2;
 - "dpmsolver++singlestep": order 3, uniform in time from 1000 to 1, as the release samples;
 - "ddim": uniform in time from 1000 to 1;
-- "ddim:leading": on every k-th timestep, with noise of share `eta`, as latent-diffusion's programs sample.
+- "ddim:leading": on every k-th timestep, with noise of share `eta`, as latent-diffusion's programs sample;
+- "ddim:flashface": as the open FlashFace's authors step, every (1000 // steps)-th timestep to 20 (up to 50 steps), then
+  to 1.
 
 The first three go from 1000 to 0 on a grid uniform in log-SNR, or, with its name behind a colon ("unipc:karras"):
 - "karras": sparser at low noise (Karras et al. 2022, eq. 5, rho 7);
@@ -66,7 +68,12 @@ def make_scheduler(name: str, steps: int) -> Any:
         else:
             order = 3 if solver == "dpmsolver++3m" else 2
             scheduler = DPMSolverMultistepScheduler(**_SCHEDULE, solver_order=order, **spacing)
-    scheduler.set_timesteps(steps)
+    if grid == "flashface":
+        stride = NUM_TIMESTEPS // steps
+        last = min(19, stride - 1)  # theirs is 19, which with more than 50 steps may begin beyond the first timestep
+        scheduler.set_timesteps(timesteps=[number * stride + last for number in reversed(range(steps))])
+    else:
+        scheduler.set_timesteps(steps)
     scheduler.set_begin_index(0)  # or a grid finer than the timesteps would start at the second of two equal ones
     return scheduler
 

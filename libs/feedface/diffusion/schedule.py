@@ -1,5 +1,7 @@
 """The discrete noise schedule of Stable Diffusion, which UniDiffuser shares: timesteps 1 … 1000, 0 is clean."""
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -15,12 +17,16 @@ def alphas_cumprod() -> Tensor:
 
 def add_noise(x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
     """√ᾱ_t x0 + √(1 - ᾱ_t) noise, for `x0`, `noise` [B,…] and integer timesteps `t` [B] in 1 … 1000."""
-    alpha_bar = alphas_cumprod()
-    signal, sigma = (
-        scale.to(x0.dtype).to(x0.device)[t - 1].reshape(-1, *[1] * (x0.dim() - 1))
-        for scale in (alpha_bar.sqrt(), (1 - alpha_bar).sqrt())
-    )
+    signal, sigma = (scale[t - 1].reshape(-1, *[1] * (x0.dim() - 1)) for scale in _scales(x0.dtype, x0.device))
     return signal * x0 + sigma * noise
+
+
+@lru_cache(maxsize=8)
+def _scales(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """√ᾱ and √(1 - ᾱ), [1000] each, kept on the device: copying them at each step would have a GPU wait."""
+    with torch.inference_mode(False):  # or what a sampler made first could not be trained with
+        alpha_bar = alphas_cumprod()
+        return alpha_bar.sqrt().to(dtype).to(device), (1 - alpha_bar).sqrt().to(dtype).to(device)
 
 
 def _log_ratios() -> Tensor:

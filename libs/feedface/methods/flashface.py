@@ -106,11 +106,10 @@ class ReferenceObjective(MaskObjective):
     """The loss that `config.loss` says; each sample shows as many of its references as were drawn, or none."""
 
     def features(self, draws: Draws, batch: Encoded) -> Features:
-        device = self.empty_text.device
-        features = {name: value.to(device) for name, value in batch.features.items()}
-        slots = torch.arange(features["latent"].shape[1])
+        latents = batch.features["latent"]
+        slots = torch.arange(latents.shape[1])
         weights = (slots < draws.shown[:, None]) & ~draws.drop_face[:, None]
-        return {**features, "weights": weights.float().to(device)}
+        return {**batch.features, "weights": weights.float().to(latents.device, non_blocking=True)}
 
 
 class Settings(BaseModel):

@@ -39,6 +39,7 @@ class Data(Section):
     max_faces: AtLeastOne
     workers: Annotated[int, Field(ge=0, le=1024)]
     in_memory: bool
+    buckets: bool = False
     max_broken: Count
 
 
@@ -111,6 +112,11 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     settings = method_class(method_of(config)).settings
     if settings is not None:
         _check(settings, values["control"], "config", "control")
+    if config.data.get("buckets") and (config.data.in_memory or config.cache.enabled or config.cache.dir):
+        raise UserError(
+            "config.data.buckets: cuts each picture anew, at random, which neither the cache nor data.in_memory can "
+            "keep; leave one of them out"
+        )
     if config.train.optimizer == "adamw8bit" and importlib.util.find_spec("bitsandbytes") is None:
         raise UserError("config.train.optimizer: adamw8bit needs bitsandbytes; `pip install bitsandbytes`")
     if config.log.samples_every and not config.log.prompts:

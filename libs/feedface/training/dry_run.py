@@ -50,7 +50,7 @@ def _check_and_measure(config: ml_collections.ConfigDict, workdir: Path, acceler
     check_batch(config, models, accelerator.device)
     store = build_store(config, models)
     broken = check_records(store)
-    with_others = sum(bool(record.ref) for record in store.records)
+    with_others = int((store.records.refs > 0).sum())
     print(f"records: {len(store.records)}, of which {with_others} list other pictures; broken files: {len(broken)}")
     for path, reason in list(broken.items())[: config.data.max_broken]:
         print(f"  {reason if path in reason else f'{path}: {reason}'}")

@@ -10,7 +10,7 @@ import gc
 import hashlib
 import json
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -37,6 +37,7 @@ from feedface.settings import Settings
 from feedface.training.controlled import ControlledBackbone
 from feedface.training.setup import Models
 
+LOOKED_AT = 1000  # of the records, for whether the people may have changed
 INPUTS = ("text", "empty_text", "references")  # beside the method's features
 CELL_PX, GAP_PX, FONT_PX, LINES = 256, 8, 14, 4
 INK, PAPER = (20, 20, 20), (255, 255, 255)
@@ -53,7 +54,7 @@ class SampleGrid:
         self,
         config: ml_collections.ConfigDict,
         models: Models,
-        records: list[Record],
+        records: Sequence[Record],
         workdir: Path,
         device: torch.device,
     ):
@@ -125,9 +126,9 @@ class SampleGrid:
 
     # -------------------------------------------------------------------------------------------------------- inputs
 
-    def _inputs(self, records: list[Record], people: int) -> dict[str, Tensor]:
+    def _inputs(self, records: Sequence[Record], people: int) -> dict[str, Tensor]:
         path = self.folder / "inputs.safetensors"
-        what = [[str(r.path), r.square_bbox, r.identity] for r in records]
+        what = [[str(r.path), r.square_bbox, r.identity] for r in records[:LOOKED_AT]]
         settings = [self.prompts, people, self.models.image_size, self.models.sources.precision]
         digest = hashlib.sha256(json.dumps([settings, self.models.sources.hashes(), what]).encode()).hexdigest()
         kept = _read(path, digest)

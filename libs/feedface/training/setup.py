@@ -21,12 +21,13 @@ from feedface.checkpoints.parts import load_part, part_class, part_config
 from feedface.checkpoints.storage import empty, fill, read_safetensors
 from feedface.common.device import DTYPES, fast_bfloat16
 from feedface.common.errors import UserError
+from feedface.data.buckets import Buckets
 from feedface.data.cache import CachedDataset, FeatureCache
 from feedface.data.dataset import PictureDataset, PictureStore, check_broken
 from feedface.data.draws import DrawSettings
 from feedface.data.features import EncoderSources, FrozenEncoders
 from feedface.data.labels import Labels
-from feedface.data.records import read_records
+from feedface.data.record_table import open_records
 from feedface.methods.base import Features, Method, method_class
 from feedface.training.check import PRECISIONS, method_of
 from feedface.training.controlled import ControlledBackbone
@@ -77,13 +78,15 @@ class Models:
     """What is trained, and where the encoders are.
 
     `trained.method` has no frozen encoder: it works on that encoder's features. `state_shapes` are those of one row,
-    for pictures of the bundle's image size. `notices`: a line for whatever the config says without effect.
+    for pictures of the bundle's image size; sides of other sizes are multiples of `size_multiple`. `notices`: a line
+    for whatever the config says without effect.
     """
 
     trained: ControlledBackbone
     sources: EncoderSources
     base: Path
     image_size: int
+    size_multiple: int
     state_shapes: dict[str, tuple[int, ...]]
     notices: list[str] = field(default_factory=list)
 
@@ -149,6 +152,7 @@ def build_models(config: ml_collections.ConfigDict, device: torch.device, precis
         sources=EncoderSources(Path(config.model), method, encoder, PRECISIONS[precision], tuple(shapes)),
         base=Path(config.model),
         image_size=bundle.image_size,
+        size_multiple=bundle.size_multiple,
         state_shapes=shapes,
         notices=notices,
     )
@@ -259,7 +263,12 @@ def build_data(config: ml_collections.ConfigDict, models: Models, accelerator: A
     """Pictures, or cached features of them, filling the cache first; `UserError` with too many broken files."""
     folder = cache_folder(config, workdir)
     store = build_store(config, models, in_memory=folder is None and config.data.in_memory)
-    settings = draw_settings(config, models, store)
+    settings = draw_settings(config, models, store, accelerator.num_processes)
+    if settings.buckets and settings.buckets.left_out:
+        accelerator.print(
+            f"{settings.buckets.left_out} of {len(store.records)} pictures are left out: their aspect ratio is far "
+            f"from all of config.data.buckets, or they are too small"
+        )
     if folder is None:
         encoders = models.sources.load(accelerator.device)
         labels = build_labels(config, models, store)
@@ -277,7 +286,7 @@ def build_data(config: ml_collections.ConfigDict, models: Models, accelerator: A
     if cache.broken:
         files = ", ".join(list(cache.broken)[:5])
         accelerator.print(f"{len(cache.broken)} files cannot be used and are passed over: {files} …")
-    dataset = CachedDataset(cache, [len(record.ref) for record in store.records], settings)
+    dataset = CachedDataset(cache, store.records.refs, settings)
     device = accelerator.device
     zero = {name: value.to(device) for name, value in cache.zero_reference.items()}
     labels = build_labels(config, models, store)
@@ -287,7 +296,7 @@ def build_data(config: ml_collections.ConfigDict, models: Models, accelerator: A
 def build_store(config: ml_collections.ConfigDict, models: Models, in_memory: bool = False) -> PictureStore:
     """The records' files at the sizes the models want; `in_memory` keeps what was made of them."""
     return PictureStore(
-        read_records(list(config.data.records), faceless=True),
+        open_records(list(config.data.records), faceless=True),
         image_size=models.image_size,
         latent_size=models.state_shapes["img"][-1],
         reference=models.trained.method.reference,
@@ -304,8 +313,14 @@ def build_labels(config: ml_collections.ConfigDict, models: Models, store: Pictu
     return Labels(store.records, method.labels, grid, method.attributes, config.data.flip > 0)
 
 
-def draw_settings(config: ml_collections.ConfigDict, models: Models, store: PictureStore) -> DrawSettings:
-    """The probabilities of the config."""
+def draw_settings(
+    config: ml_collections.ConfigDict, models: Models, store: PictureStore, processes: int = 1
+) -> DrawSettings:
+    """The probabilities of the config, and how it deals pictures to this many processes."""
+    buckets = None
+    if config.data.get("buckets"):  # configs of before there were some do not say it
+        step = config.train.batch_size * config.train.accumulation * processes
+        buckets = Buckets(config.seed, store.records.sizes, step, models.image_size, models.size_multiple)
     return DrawSettings(
         seed=config.seed,
         state_shapes=models.state_shapes,
@@ -316,5 +331,6 @@ def draw_settings(config: ml_collections.ConfigDict, models: Models, store: Pict
         standard_loss=config.loss.standard_share,
         face_dropout=config.loss.face_dropout,
         text_dropout=config.loss.text_dropout,
-        faceless=frozenset(row for row, record in enumerate(store.records) if record.mask_path is None),
+        faceless=store.records.faceless,
+        buckets=buckets,
     )

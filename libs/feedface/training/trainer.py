@@ -54,6 +54,8 @@ from feedface.training.state import (
 )
 from feedface.training.tracking import BadLoss, Diverged, Tracker, init_trackers
 
+AGREE_EVERY = 10  # steps: a signal is answered within seconds, also where a step takes one
+
 
 def train(config: ml_collections.ConfigDict, workdir: Path) -> int:
     """Train to `config.train.steps`, going on from the newest whole checkpoint in `workdir`.
@@ -158,9 +160,12 @@ class Trainer:
                     with out_of_memory_in_words(config, self.accelerator.device):
                         self._step(batches, tracker)
                     step = self.progress.step
-                    stop = self._agree(interrupt.signal)
-                    self.broken.share()
-                    save = stop or step == steps or step % config.checkpoint.every == 0
+                    due = step == steps or step % config.checkpoint.every == 0
+                    stop = 0
+                    if due or self._is_agreed_at(step):
+                        stop = self._agree(interrupt.signal)
+                        self.broken.share()
+                    save = stop or due
                     diverged = None
                     if save or step % config.log.every == 0:
                         # Also before saving: a checkpoint with NaN in it must never replace a good one.
@@ -210,6 +215,7 @@ class Trainer:
             batch_sampler=order,
             num_workers=workers,
             collate_fn=_as_it_is,
+            pin_memory=self.accelerator.device.type == "cuda",
             worker_init_fn=leave_to_parent if workers else None,
         )
 
@@ -235,6 +241,10 @@ class Trainer:
         if self.ema:
             self.ema.update(self.progress.step)
         tracker.step(parts, norm, self._step_size)
+
+    def _is_agreed_at(self, step: int) -> bool:
+        """Processes that ask each other wait for the device, so several do it every few steps only."""
+        return self.accelerator.num_processes == 1 or step % AGREE_EVERY == 0 or step % self.config.log.every == 0
 
     def _agree(self, signal: int) -> int:
         """The signal that any process got: all must stop at the same step."""
@@ -320,6 +330,11 @@ class Trainer:
         check_belongs(checkpoint, self.config, self.trained)
         state = checkpoint.state
         self.progress, self.damaged = checkpoint.progress, set(checkpoint.damaged)
+        if self.config.data.get("buckets") and self.progress.samples % self._step_size:
+            raise UserError(
+                f"{checkpoint.folder}: has seen {self.progress.samples} samples, which are no whole number of steps of "
+                f"{self._step_size}; with config.data.buckets a step's pictures have one size, so use a batch that is"
+            )
         for name, value in self.trained.trained().items():
             assign(value, state["weights"][name])
         self.engine.load_optimizer_state(state["optimizer"])
