@@ -109,6 +109,12 @@ def make_parser() -> Parser:
         "--strength", type=float, default=1.0, help="how much is drawn anew: above 0 to 1, all of it (default: 1)"
     )
     begin.add_argument(
+        "--dense",
+        action="store_true",
+        help="beside each picture its face parts, depth and landmarks, as the model sees them (denseface with dense "
+        "heads): NUMBER_dense.png",
+    )
+    begin.add_argument(
         "--pose",
         metavar="YAW,PITCH,ROLL",
         help="how the head is turned, in degrees (denseface): to the picture's left, up, clockwise; or a photo to take "
@@ -344,6 +350,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # These bring in torch: seconds that a mistyped command line need not wait for.
     from feedface.faces.detect import make_detector
     from feedface.inference.beginnings import Beginnings, run_folders
+    from feedface.inference.dense import check_heads
     from feedface.inference.model_files import model_with, own_model
     from feedface.inference.runner import RunPlan, run_job, run_jobs
     from feedface.pipeline import FeedFacePipeline
@@ -370,6 +377,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     detector = make_detector(args.detector, pipe.bundle.faces_root)
     pipe.settings(settings)  # refuses a size that the model cannot draw, before any face is looked for
+    if args.dense:
+        check_heads(pipe.bundle)
     begin = Beginnings(pipe, detector, settings, face, args.strength, args.mask, args.pose)
     if args.people:
         return run_folders(
@@ -388,6 +397,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         face,
         tuple(map(Path, args.blend or ())),
         args.blend_weight,
+        args.dense,
         start,
         pose,
     )
