@@ -23,7 +23,7 @@ def read_mask(path: str | os.PathLike) -> np.ndarray:
     if mask.ndim != 2:
         raise UserError(f"{path}: a mask in colours; save it as one grey channel of values {KNOWN}")
     present = np.flatnonzero(np.bincount(mask.ravel())) if mask.dtype == np.uint8 else np.unique(mask)
-    if 255 in present and np.isin(present, (0, 255)).all():
+    if np.array_equal(present, (0, 255)):
         return np.where(mask == 255, np.uint8(LAPA_VALUES[1]), np.uint8(0))
     numbers = tuple(range(len(LAPA_VALUES)))
     kind = max((LAPA_VALUES, numbers), key=lambda known: np.isin(present, known).sum())
