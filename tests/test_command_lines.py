@@ -57,7 +57,7 @@ def test_feedface_says_what_there_is():
         assert code == 0 and not errors and all(f"  {name} " in out for name in COMMANDS)
     assert run_as_program("feedface", "--version") == (0, f"FeedFace {__version__}\n", "")
     code, out, errors = run_as_program("feedface", "draw")
-    known = "inference, train, make-data, evaluate, distill"
+    known = "inference, app, train, make-data, evaluate, distill"
     assert (code, out) == (2, "")
     assert errors == f"error: 'draw': no command of feedface; use {known} (feedface --help)\n"
 
