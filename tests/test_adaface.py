@@ -1,5 +1,6 @@
 """AdaFace: the authors' arrays, their files without their code, prompts with a person in them, distillation."""
 
+import gzip
 import io
 import json
 import pickle
@@ -11,7 +12,7 @@ import pytest
 import torch
 from configs import adaface, mini_adaface, mini_arc2face
 from ml_collections import ConfigDict
-from tests import golden_adaface
+from tests import golden, golden_adaface
 from tests.golden_check import compare, read
 from tests.test_methods import Row, Run
 from tests.toy import toy_text_encoder, toy_unet
@@ -30,14 +31,16 @@ from feedface.text_tower import extended
 from feedface.training.check import check_config
 from feedface.training.setup import build_data, build_models, make_accelerator
 
-SHARED = Path("/work/shared/reference/golden")
 FACE = {"vectors": 4, "face_dim": 3, "recogniser": "toy", "template": "a"}
 
 
-@pytest.mark.skipif(not (SHARED / "adaface_A.npz").is_file(), reason="the golden data is not here")
+def stored(name):
+    return json.loads(gzip.decompress((golden.FOLDER / f"{name}.json.gz").read_bytes()))
+
+
 def test_golden_arrays():
-    config, arrays = read(SHARED / "adaface_A.npz")
-    shapes = json.loads((SHARED / "adaface_A.shapes.json").read_text())
+    config, arrays = read(golden.FOLDER / "adaface_A.npz")
+    shapes = stored("adaface_A.shapes")
     lines, good = compare(golden_adaface.computed(config, arrays, shapes), arrays, golden_adaface.REASONS)
     assert good, "\n".join(lines)
     assert sum("not computed" not in line for line in lines) > 100
@@ -421,10 +424,9 @@ def test_configs_are_valid_and_their_keys_are_explained(config):
     assert {*settings.objective.keys()} == ObjectiveSettings.model_fields.keys()
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the lists of keys are not here")
 @pytest.mark.parametrize(("copies", "trained"), [(1, 85_056_003), (8, 184_275_459)])
 def test_the_full_size_has_the_released_files_keys_and_shapes(copies, trained):
-    lists = json.loads((SHARED.parent / "adaface_official_keys.json").read_text())
+    lists = stored("adaface_official")
     released = next(keys for name, keys in lists.items() if name.endswith(f"state_dict, M={copies}"))
     reads = next(keys for name, keys in lists.items() if name.startswith("Arc2Face/encoder"))
     tower = {"layers": 12, "heads": 12, "mlp": 3072, "positions": 77}
