@@ -123,5 +123,7 @@ def test_guidance_falls_evenly(monkeypatch):
     same, plain = (sample(backbone, guidance=value, **options)["img"] for value in ((2.0, 2.0), 2.0))
     torch.testing.assert_close(same, plain)
     assert not torch.equal(falling, plain)
+    below, without = (sample(backbone, guidance=value, **options)["img"] for value in ((1.0, 0.5), 1.0))
+    assert not torch.equal(below, without)  # two halves also where the higher of both needs one
     assert Settings(guidance=[3, 3]).guidance == 3
     assert Settings(guidance=[4, 1]).guidance == (4, 1)

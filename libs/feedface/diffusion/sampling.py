@@ -141,9 +141,9 @@ def sample(
     Rows may belong to different prompts and people: `prompt` and `identity` have B rows, or one for all.
     `timesteps`, from 1000 down, take the place of `steps` and `scheduler`: first-order steps, for a model distilled to
     few of them. `guidance` is g of ε_u + g (ε_c − ε_u), or that of the first and of the last step, evenly between; at 1
-    throughout there is no unconditional pass. `guidance_interval`,
-    `face_interval` and `reuse` save work, see `plan_evaluations`; the other arguments are those of `GuidedModel`.
-    `init` is a picture to begin with. `eta` is for "ddim:leading".
+    throughout there is no unconditional pass. `guidance_interval`, `face_interval` and `reuse` save work, see
+    `plan_evaluations`. `init` is a picture to begin with. `eta` is for "ddim:leading". The other arguments are those of
+    `GuidedModel`.
     `progress(done, total)` is called after each evaluation.
 
     Raises `ValueError` for unknown names, steps outside 1 … 999, sizes that do not fit, and what a backbone has not.
@@ -163,7 +163,7 @@ def sample(
     if isinstance(guidance, tuple):
         values = falling(*guidance, len(plan))
         plan = [replace(step, guidance=value) for step, value in zip(plan, values, strict=True)]
-        guidance = max(guidance)  # whether there are two halves
+        guidance = next((value for value in guidance if value != 1), 1.0)  # whether there are two halves
     if reuse > 1 and not backbone.reusable:
         raise ValueError(f"reuse {reuse}: this backbone has no deep blocks whose output could be reused; use 1")
     # The noise that stands in for a text is drawn last: others' pictures do not depend on it.
