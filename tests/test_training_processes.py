@@ -4,15 +4,20 @@ import json
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+from accelerate import Accelerator
 from tests.test_stable_diffusion import Toy
 from tests.toy import make_toy_bundle
 from tests.toy_records import make_records
+from torch.nn.parallel import DistributedDataParallel
 
 from feedface.data.draws import DrawSettings, draw
+from feedface.training.engine import Engine
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
@@ -67,6 +72,21 @@ def weights(workdir, step):
 
 def samples_seen(workdir):
     return json.loads((workdir / "checkpoints" / "last" / "training" / "progress.json").read_text())["samples"]
+
+
+def test_a_closed_engine_has_let_go_of_ddp():
+    """DDP's reducer must not be the last to hold gloo's group: its end would wait for itself."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        engine = Engine.__new__(Engine)
+        engine.accelerator = Accelerator(cpu=True)
+        engine.model = DistributedDataParallel(torch.nn.Linear(1, 1))
+        engine.accelerator._models.append(engine.model)  # as `prepare` does
+        held = weakref.ref(engine.model)
+        engine.close()
+        assert held() is None
+    finally:
+        dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("cache", ["features", pytest.param("", marks=pytest.mark.slow)], ids=["cached", "pictures"])

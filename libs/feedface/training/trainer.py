@@ -196,6 +196,7 @@ class Trainer:
                 f"Lower config.train.lr, or use bf16 or fp32, and run again"
             ) from None
         finally:
+            self.engine.close()
             tracker.close()
             if self.broken.files:
                 self._say(f"{len(self.broken.files)} broken files were passed over, listed in {self.broken.path}")
