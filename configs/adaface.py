@@ -41,9 +41,23 @@ def get_config() -> ConfigDict:
                 "word_noise_spread": (0.05, 0.1),  # how much, of the words' own spread
                 "layer_shares": (1.0, 2.0, 2.0),  # of the text encoder's last layers, Dirichlet; (): the last one
                 "original_bugs": False,  # True: the student's first step sees what the authors' program shows it
+                # "composition", the second stage:
+                "compositions": (  # what follows a prompt: one of each list, "" is nothing
+                    ("riding a bicycle", "cooking a meal", "reading a book", "playing a guitar", "dancing", "sitting"),
+                    ("", "in a red coat", "in a space suit", "in a police uniform", "wearing a straw hat"),
+                    ("in the rain", "on a beach", "in the jungle", "in a city at night", "in front of a castle"),
+                    ("", "oil painting", "pencil sketch", "in the style of van gogh", "film still", "at sunset"),
+                ),
+                "class_word": "person",  # what stands in the person's place
+                "composed": 1 / 3,  # share of batches with compositions
+                "distilled": 0.2,  # share of the others that are the first stage's; the rest are pictures
+                "before": 0.9,  # share of the words as they were before this stage, where a person is alone
+                "guidance": 5.0,  # of the steps before the one that is learned from
+                "weights": {"prompt": 2e-5, "mix": 5e-5, "preserve": 5e-4, "attention": 2e-4},  # of its losses
             },
         }
     )
+    config.data.records = ("data/records.jsonl",)  # or the authors' folders: ("VGGface2_HQ_masks", "FFHQ_masks")
     config.data.max_faces = 1
     config.loss.face_dropout = 0.0
     config.train.steps = 60_000

@@ -34,6 +34,7 @@ def get_config() -> ConfigDict:
             "person_words": ("man", "woman", "person", "boy", "girl", "guy", "lady", "gentleman", "soldier"),
             "pose_dropout": 0.1,  # share of batches without a pose
             "dense": {
+                "depth": True,  # needs records that have it; make_data.py cannot tell it
                 "landmarks": 5,  # points; 0: no such head
                 "attributes": (),  # names in the records
                 "width": 128,  # of the heads' convolutions

@@ -25,6 +25,7 @@ def get_config() -> ConfigDict:
             # Self-attentions that read references: () is all but those on the way down, ("all",) is all, or names.
             "sites": (),
             "reference_px": 256,  # side of a face crop, as the reference net sees it
+            "reference_latent": "sample",  # what training shows of that crop: a sample of its posterior, or the "mode"
             "writer": "copy",  # the reference net: a "copy" of the backbone, or the "backbone" itself, frozen
             "backbone": "all",  # what is trained of it: "all", its "attention" at the sites, or nothing ("frozen")
             "rank": 0,  # of adapters for the references' keys and values; 0: none

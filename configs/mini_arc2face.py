@@ -1,9 +1,9 @@
-"""The miniature's Arc2Face, AdaFace's teacher: a reader of faces whose words models/mini-unet understands.
+"""The miniature's Arc2Face, AdaFace's teacher: a reader of faces, and models/mini-unet trained to understand its words.
 
     python -m feedface.synthetic.world --out data/portraits --identities 200 --per-identity 10
     accelerate launch train.py --config=configs/mini_arc2face.py --workdir=workdir/mini-arc2face
 
-The U-Net stays as it is; the reader learns what to tell it of a face.
+The U-Net is trained too, as Arc2Face's was: one that knows captions alone hardly shows whose face it is told of.
 """
 
 from configs import mini_unet_face
@@ -20,6 +20,7 @@ def get_config() -> ConfigDict:
             "face_dim": 128,  # numbers of the recogniser's embedding
             "recogniser": "mini",  # the insightface pack that has it: the model's own
             "template": "photo of a",  # what is read before the face
+            "backbone": "all",  # what is trained of the U-Net: all of it, or nothing ("frozen")
         }
     )
     config.data.max_faces = 1

@@ -26,7 +26,7 @@ def get_config(variant: str = "copy") -> ConfigDict:
     config, full = mini_face.get_config(), flashface.get_config()
     config.model = "models/mini" if variant == "uvit" else "models/mini-unet"
     config.method, config.control = full.method, full.control
-    config.control.update(VARIANTS[variant], reference_px=128)
+    config.control.update(VARIANTS[variant], reference_px=128, reference_latent="mode")
     config.data.update(other_picture=1.0, flip=0.0, flip_reference=0.0, max_faces=2)
     config.loss.text_dropout = 0.1
     config.loss.min_snr = 5.0  # as the base model was trained
@@ -34,7 +34,7 @@ def get_config(variant: str = "copy") -> ConfigDict:
         config.loss.kind, config.loss.face_dropout = "standard", 0.1
     else:  # beside a frozen backbone nobody is its own picture, to the bit: there is nothing to learn
         config.loss.kind, config.loss.face_dropout = "regularization", 0.0
-    config.train.steps, config.train.batch_size = 2_000, 16
+    config.train.steps, config.train.batch_size = 1_500, 16
     # The reference net starts as a copy of the backbone: at 1e-3 it forgets in 50 steps what it knows of faces.
     config.train.lr = {"copy": 3e-4, "both": 1e-4}.get(variant, 1e-3)
     config.log.samples_every = 8_000

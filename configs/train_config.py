@@ -61,9 +61,12 @@ def get_config() -> ConfigDict:
                 "steps": 50_000,
                 "batch_size": 16,  # per process and micro-batch
                 "accumulation": 1,
-                "optimizer": "adamw",  # or "adamw8bit": its state takes a quarter of the memory (bitsandbytes, a GPU)
+                # or "adamw8bit": its state takes a quarter of the memory (bitsandbytes, a GPU); or "prodigy", which
+                # finds its own step size: with lr 1
+                "optimizer": "adamw",
+                "d_coef": 1.0,  # of Prodigy: what the step size that it finds is multiplied by
                 "lr": 2e-5,
-                "schedule": "constant",  # or "cosine"
+                "schedule": "constant",  # or "cosine", "linear"
                 "warmup_steps": 100,
                 "weight_decay": 0.03,
                 "betas": (0.9, 0.9),

@@ -19,6 +19,9 @@ from feedface.checkpoints.arc2face import TABLE, arc2face_of
 from feedface.common.gradients import with_gradient_times
 from feedface.diffusion import compositional_losses as compose
 from feedface.diffusion import teacher_steps as teacher
+from feedface.diffusion.ddim import LeadingDdim
+from feedface.diffusion.plan import Evaluation, falling
+from feedface.diffusion.sampling import integrate
 from feedface.diffusion.schedule import alphas_cumprod
 from feedface.encoders import TextEncoder
 from feedface.methods.adaface import AdaFace
@@ -35,8 +38,11 @@ REASONS = {
     "delta.loss_nomask": "every prompt has a mask here",
     "fn.ortho_last2": "nothing here is orthogonal over two dimensions",
     "fn.delta_align": "one of two kinds, of which the losses have each its own",
-    "ddim": "of the authors' LDM sampler with falling guidance, which this program has not",
-    "eval.": "of the evaluation protocol, which this program has not yet",
+    **dict.fromkeys(
+        ("ddim7.final", "ddim7.timesteps"),
+        "where 1000 is no multiple of the steps, the authors' grid has one more of them",
+    ),
+    "eval.": "of several faces in a picture; here the largest one counts",
     "pre.": "faces are cropped before they are resized here",
 }
 
@@ -396,6 +402,7 @@ class GoldenSet:
         totals = [compose.mix_total(mix["raw"], False), 0.5 * compose.mix_total(mix["ln"], True)]
         yield "s2.total_mix_weighted", 1e-4 * torch.stack(totals), TOLERANCE * 1e-4
         yield "s2.total_preserve_weighted", compose.preserved(kept) * torch.tensor([5e-4, 2.5e-4]), 5e-7
+        yield from self._sampled()
         yield from self._matched()
         yield from self._foreground(face)
 
@@ -455,6 +462,24 @@ class GoldenSet:
             halves.append(torch.cat([other[0, :4], *rows]))
         yield "fn.mix_vk_second_half_inst0", torch.cat(halves, dim=1), TOLERANCE
         yield "fn.mix_vk_rows_subj0", person[:1, 0].repeat(1, 2, 1), TOLERANCE
+
+    def _sampled(self) -> Computed:
+        """DDIM under guidance that falls from 4 to 1, with a stand-in for the network."""
+        for count in (50, 7):
+            wanted = self.arrays[f"ddim{count}.guidance"]
+            yield f"ddim{count}.guidance", torch.tensor(falling(4, 1, len(wanted))), TOLERANCE
+        told, untold = (self.drawn(f"dd.{name}", 2, 77, self.width).mean(1)[:, :4, None, None] for name in "cu")
+
+        def model(state, t, guidance, **options):
+            halves = [0.9 * state["img"] + torch.cos(torch.tensor((t - 1) / 250)) * change for change in (told, untold)]
+            return {"img": halves[1] + guidance * (halves[0] - halves[1])}
+
+        solver = LeadingDdim(50)
+        yield "ddim50.timesteps", solver.timesteps, 0.5
+        times = (solver.timesteps + 1).tolist()
+        plan = [Evaluation(t, guidance=g) for t, g in zip(times, falling(4, 1, 50), strict=True)]
+        state = {"img": self.drawn("dd.xT", 2, 4, 8, 8)}
+        yield "ddim50.final", integrate(model, state, solver, plan)["img"], 1e-3
 
     def _matched(self) -> Computed:
         face = (self.drawn("em.m", 1, 1, 64) > 1).flatten()

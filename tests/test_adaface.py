@@ -1,5 +1,6 @@
 """AdaFace: the authors' arrays, their files without their code, prompts with a person in them, distillation."""
 
+import gzip
 import io
 import json
 import pickle
@@ -11,14 +12,14 @@ import pytest
 import torch
 from configs import adaface, mini_adaface, mini_arc2face
 from ml_collections import ConfigDict
-from tests import golden_adaface
+from tests import golden, golden_adaface
 from tests.golden_check import compare, read
 from tests.test_methods import Row, Run
 from tests.toy import toy_text_encoder, toy_unet
 from torch import nn
 
 from feedface.checkpoints.adaface import GENERATORS, KEPT, MIX, RESET, assembled, load_adaface, read_generators
-from feedface.checkpoints.arc2face import TABLE, read_teacher
+from feedface.checkpoints.arc2face import TABLE, read_teacher, read_teacher_network
 from feedface.checkpoints.bundle import load_bundle
 from feedface.checkpoints.clip_tokenizer import clip_tokenizer
 from feedface.checkpoints.extend import extend
@@ -30,14 +31,16 @@ from feedface.text_tower import extended
 from feedface.training.check import check_config
 from feedface.training.setup import build_data, build_models, make_accelerator
 
-SHARED = Path("/work/shared/reference/golden")
 FACE = {"vectors": 4, "face_dim": 3, "recogniser": "toy", "template": "a"}
 
 
-@pytest.mark.skipif(not (SHARED / "adaface_A.npz").is_file(), reason="the golden data is not here")
+def stored(name):
+    return json.loads(gzip.decompress((golden.FOLDER / f"{name}.json.gz").read_bytes()))
+
+
 def test_golden_arrays():
-    config, arrays = read(SHARED / "adaface_A.npz")
-    shapes = json.loads((SHARED / "adaface_A.shapes.json").read_text())
+    config, arrays = read(golden.FOLDER / "adaface_A.npz")
+    shapes = stored("adaface_A.shapes")
     lines, good = compare(golden_adaface.computed(config, arrays, shapes), arrays, golden_adaface.REASONS)
     assert good, "\n".join(lines)
     assert sum("not computed" not in line for line in lines) > 100
@@ -271,7 +274,7 @@ def test_files_of_something_else(tmp_path, text):
 def teacher(tmp_path_factory):
     """A toy model, and its teacher, trained for some steps."""
     folder = tmp_path_factory.mktemp("teacher")
-    run = Run(Row("arc2face", "unet", FACE), folder)
+    run = Run(Row("arc2face", "unet", {**FACE, "backbone": "frozen"}), folder)
     run.train("arc2face", **{"train.steps": 3, "cache.dir": str(folder / "another")})
     return run, folder / "arc2face/checkpoints/last"
 
@@ -319,7 +322,14 @@ def test_distilled_the_student_comes_nearer_and_goes_on_exactly(teacher):
 
 
 def test_all_of_distillation_at_once(teacher):
-    run, path = teacher
+    run, _ = teacher
+    run.row = Row("arc2face", "unet", {**FACE, "backbone": "all"})
+    run.train("whole", **{"train.steps": 2, "cache.dir": str(run.folder / "another")})
+    path = run.folder / "whole/checkpoints/last"  # a backbone of its own
+    own, base = (load_bundle(at, components=["backbone"]).backbone for at in (path, run.folder / "model"))
+    assert not torch.equal(own.unet.conv_in.weight, base.unet.conv_in.weight)
+    network, _ = read_teacher_network(str(path), torch.device("cpu"))
+    assert torch.equal(network.unet.conv_in.weight, own.unet.conv_in.weight)
     for changes in (
         {"random_faces": 0.0, "perturbed": 1.0, "most_steps": 7},
         {"original_bugs": True, "perturbed": 0.0},
@@ -365,6 +375,22 @@ def test_the_subject_word_and_notices_of_a_pipeline(teacher):
         FeedFacePipeline.from_pretrained(path, device="cpu", subject_word="you")
     two = FeedFacePipeline.from_pretrained(path, device="cpu")
     assert "the prompt is not read" in two.prompt_notice("a", shown=True)
+    two.set_faces([photo])
+    guided, plain = (two.generate("a", seed=1, guidance=g, progress=False)[0].tobytes() for g in (4, 1))
+    assert guided != plain  # though the empty prompt has another number of tokens
+
+
+@torch.no_grad()
+def test_guidance_between_texts_of_different_lengths():
+    backbone, texts = toy_unet(), (torch.randn(1, 4, 8), torch.randn(1, 6, 8))
+    both = backbone.guided_prompt({"text": texts[0]}, "empty_token", {"text": texts[1]}, None)
+    assert both["text"].shape == (2, 12, 8)
+    state, t = {"img": torch.randn(1, *backbone.state_shapes()["img"])}, torch.tensor([500])
+    for row, text in enumerate(texts):
+        given, alone = (
+            backbone(state, t, backbone.conditions({"text": x}))["img"] for x in (both["text"][[row]], text)
+        )
+        torch.testing.assert_close(given, alone, atol=1e-5, rtol=1e-5)
 
 
 def test_extended_it_is_nearly_the_same_and_training_goes_on(teacher, capsys):
@@ -398,10 +424,9 @@ def test_configs_are_valid_and_their_keys_are_explained(config):
     assert {*settings.objective.keys()} == ObjectiveSettings.model_fields.keys()
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the lists of keys are not here")
 @pytest.mark.parametrize(("copies", "trained"), [(1, 85_056_003), (8, 184_275_459)])
 def test_the_full_size_has_the_released_files_keys_and_shapes(copies, trained):
-    lists = json.loads((SHARED.parent / "adaface_official_keys.json").read_text())
+    lists = stored("adaface_official")
     released = next(keys for name, keys in lists.items() if name.endswith(f"state_dict, M={copies}"))
     reads = next(keys for name, keys in lists.items() if name.startswith("Arc2Face/encoder"))
     tower = {"layers": 12, "heads": 12, "mlp": 3072, "positions": 77}

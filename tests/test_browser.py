@@ -52,7 +52,7 @@ class Served:
         return [path for path in self.tmp.rglob("*") if path.is_file() and path != self.log]
 
     def end(self):
-        self.process.send_signal(signal.SIGINT)
+        self.process.send_signal(signal.SIGTERM)  # what runs in the background may ignore SIGINT
         self.process.wait(30)
 
 

@@ -59,7 +59,7 @@ def test_processes_take_as_many_batches_of_the_same_sizes():
 
 
 def test_fewer_pictures_than_a_step():
-    with pytest.raises(UserError, match=r"config\.data\.buckets: 3 pictures fit a size, fewer than the 8 of a step"):
+    with pytest.raises(UserError, match=r"config\.data\.buckets: 3 of 12 pictures .* fewer than the 8 of a step"):
         Buckets(0, [(512, 512)] * 3 + [(4000, 300)] * 9, 8)
 
 

@@ -35,7 +35,9 @@ def test_the_demo_person_comes_out_in_new_pictures():
     assert np.mean(with_face) > (np.mean(without_face) if without_face else 0) + 0.2
 
 
-@pytest.mark.parametrize(("folder", "most_mib"), [("mini", 30), ("mini-next", 40), ("mini-unet", 30)])
+@pytest.mark.parametrize(
+    ("folder", "most_mib"), [("mini", 30), ("mini-next", 40), ("mini-unet", 30), ("mini-unet-flashface", 15)]
+)
 def test_its_files_are_small_and_name_no_folder_of_ours(folder, most_mib):
     files = [path for path in (ROOT / "models" / folder).rglob("*") if path.is_file()]
     assert 0 < sum(path.stat().st_size for path in files) < most_mib * 2**20
@@ -53,11 +55,12 @@ def test_no_pickles(name):
     assert weights and set(weights) == {".safetensors"}
 
 
-def test_the_one_on_the_u_net_has_only_what_is_its_own_and_shows_the_person():
-    folder = ROOT / "models" / "mini-unet"
-    assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == ["feedface", "unet"]
+@pytest.mark.parametrize(("name", "own"), [("mini-unet", ["feedface", "unet"]), ("mini-unet-flashface", ["flashface"])])
+def test_those_on_the_u_net_have_only_what_is_their_own_and_show_the_person(name, own):
+    folder = ROOT / "models" / name
+    assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == own
     pipe = FeedFacePipeline.from_pretrained(folder, device="cpu")
-    assert pipe.bundle.kinds == {"backbone": "unet", "method": "feedface"}
+    assert pipe.bundle.kinds == {"backbone": "unet", "method": own[0]}
     draw = lambda: np.asarray(pipe.generate("a sad woman in a city at night", seed=3, progress=False)[0])  # noqa: E731
     nobody = draw()
     pipe.set_faces([ROOT / "assets" / "demo_face.png"])

@@ -1,5 +1,7 @@
 """FlashFace beyond the contracts of `test_methods.py`: its attention's arithmetic, golden data, the authors' folder."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from configs import flashface, mini_flashface
@@ -11,8 +13,11 @@ from tests.toy import toy_unet, toy_uvit
 from torch import Tensor
 
 from feedface.common.errors import UserError
+from feedface.data.draws import DrawSettings, draw
+from feedface.diffusion.batch import Draws
 from feedface.diffusion.guidance import GuidedModel
-from feedface.methods.flashface import FlashFace, ReferenceControl, Writer
+from feedface.methods.flashface import FlashFace, ReferenceObjective
+from feedface.shared_attention import ReferenceControl, Writer
 from feedface.training.check import check_config
 
 SITE = "mid_block.attentions.0.attn1"
@@ -184,3 +189,28 @@ def test_configs_hold_what_training_takes(variant: str):
     assert kinds == wanted.get(variant, {"adapters"})
     assert method.changes_backbone(config.control) == ("backbone" in kinds)
     check_config(flashface.get_config())
+
+
+def test_training_shows_samples_of_the_posterior():
+    settings = DrawSettings(0, {"img": (4, 8, 8)}, face_dropout=0.0)
+    draws = Draws.collate([draw(settings, sample, 2, [3] * 10) for sample in range(6)])
+    posterior = torch.randn(6, 2, 2, 4, 16, 16).abs()
+    method = FlashFace(["mid_block.attentions.0.attn1"], 128, reference_latent="sample")
+    features = {name: value.unflatten(0, (6, 2)) for name, value in method.features(posterior.flatten(0, 1)).items()}
+    config = ConfigDict({"loss": {"kind": "standard", "face_dropout_kind": "zero_feature", "min_snr": 0.0}})
+    objective = ReferenceObjective(config, {}, torch.zeros(1, 1, 1))
+
+    def shown(rows: slice) -> Tensor:
+        batch = SimpleNamespace(features={name: value[rows] for name, value in features.items()})
+        part = SimpleNamespace(seeds=draws.seeds[rows], shown=draws.shown[rows], drop_face=draws.drop_face[rows])
+        found = objective.features(part, batch)
+        assert found.keys() == {"latent", "weights"}
+        return found["latent"]
+
+    latent = shown(slice(None))
+    assert torch.equal(latent[2:5], shown(slice(2, 5)))  # in whatever batch
+    noise = (latent - posterior[:, :, 0]) / posterior[:, :, 1]
+    assert abs(noise.mean()) < 0.03
+    assert abs(noise.std() - 1) < 0.03
+    assert torch.corrcoef(noise.flatten(0, 1).flatten(1)).fill_diagonal_(0).abs().max() < 0.15  # all of them others
+    assert torch.equal(method.identity(features)["latent"], posterior[:, :, 0])  # a picture is drawn from the mean

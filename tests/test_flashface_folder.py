@@ -133,7 +133,7 @@ def test_training_goes_on_from_it(here):
 def test_what_cannot_be(here, tmp_path):
     with pytest.raises(UserError, match=r"--method feedface: the method of .*theirs is flashface"):
         model_with("feedface", here / "theirs")
-    with pytest.raises(UserError, match="'x' is no method of this version; known are feedface, flashface"):
+    with pytest.raises(UserError, match=r"'x' is no method of this version; known are .*feedface, flashface"):
         model_with("x", None)
     shutil.copytree(here / "theirs", tmp_path / "broken")
     config = json.loads((tmp_path / "broken/refnet/config.json").read_text())

@@ -64,6 +64,15 @@ def test_converted_it_draws(tmp_path: Path):
         pictures += pipe.generate("a man", seed=1, steps=2, size=192, progress=False)
     assert pictures[0].size == (192, 192)
     assert pictures[0].tobytes() != pictures[1].tobytes()
+
+    def placed(box):
+        return pipe.generate("a man", seed=1, steps=2, size=192, face_box=box, progress=False)[0]
+
+    assert placed((0, 0, 0, 0)).tobytes() == pictures[1].tobytes()
+    left, right = placed((0.0, 0.2, 0.5, 0.7)), placed((0.5, 0.2, 1.0, 0.7))
+    assert len({one.tobytes() for one in (left, right, pictures[1])}) == 3
+    with pytest.raises(UserError, match=r"^--face_box 0\.5 0 0\.2 1: is empty"):
+        placed((0.5, 0, 0.2, 1))
     with pytest.raises(UserError, match="is there already"):
         convert(tmp_path / "flashface.ckpt", tmp_path / "base", tmp_path / "model")
 

@@ -8,7 +8,7 @@ from tests.fuzz.areas import AREAS, make_areas
 from tests.fuzz.mutations import Payload
 from tests.fuzz.run import Fuzzer
 
-COUNTS = {"records": 60, "tables": 60, "prepared": 12, "evaluations": 40, "pictures": 40, "jobs": 20, "flags": 40,
+COUNTS = {"records": 60, "tables": 60, "prepared": 12, "evaluations": 40, "pictures": 40, "jobs": 20, "flags": 100,
           "bundles": 25, "weights": 40, "checkpoints": 30}  # fmt: skip
 
 

@@ -13,6 +13,7 @@ FLOORS = [
     ["common"],
     ["diffusion", "encoders", "text_tower", "dense_heads", "head_pose", "pose_branch"],
     ["backbones"],
+    ["shared_attention"],
     ["methods"],
     ["settings"],
     ["checkpoints"],

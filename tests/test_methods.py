@@ -93,6 +93,7 @@ ROWS = [
     Row("flashface", "unet", FLASHFACE, changes_fresh=COPY, name="both"),
     Row("flashface", "unet", {**FLASHFACE, "sites": ("all",), "backbone": "attention"}, changes_fresh=COPY, name="all"),
     Row("flashface", "unet", {**FLASHFACE, "backbone": "frozen", "rank": 8}, changes_fresh=COPY, name="refnet"),
+    Row("flashface", "unet", {**FLASHFACE, "reference_latent": "sample"}, changes_fresh=COPY, name="sample"),
     Row("flashface", "unet", SMALL, changes_fresh=COPY, name="small"),
     Row("flashface", "uvit", SMALL, changes_fresh=COPY, name="small"),
     Row("denseface", "unet", DENSEFACE, identity=POSES, name="decoder"),
@@ -143,8 +144,9 @@ class Setting:
         """Identities of different people."""
         spec = self.method.reference
         shape = (spec.size,) if spec.kind == "embedding" else (3, spec.size, spec.size)
-        if spec.kind == "latent":
+        if spec.kind in ("latent", "posterior"):
             shape = (self.backbone.latent_channels, *[spec.size // 8] * 2)
+            shape = (2, *shape) if spec.kind == "posterior" else shape
         pictures = torch.rand(count * references, *shape, generator=torch.Generator().manual_seed(5)) * 2 - 1
         features = self.method.features(pictures)
         features = {name: value.unflatten(0, (count, -1)) for name, value in features.items()}

@@ -471,3 +471,9 @@ def test_int8_is_close_and_said(few, pipe):
     assert 0 < difference.mean() < 10
     settings = rough.settings(Settings(preset="fast"))
     assert not settings.few_step and rough.picture_settings(settings)["int8"] is True
+
+
+def test_a_model_that_cannot_place_a_face_says_so(pipe):
+    assert "face_box" not in pipe.settings().drawn()
+    with pytest.raises(UserError, match=r"^--face_box: the model's method \(feedface\) cannot place a face"):
+        pipe.settings(Settings(face_box=(0, 0, 0.5, 0.5)))

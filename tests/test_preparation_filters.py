@@ -6,7 +6,8 @@ import pytest
 from PIL import Image
 
 from feedface.common.errors import UserError
-from feedface.preparation.filters import HEAD, Thresholds, blur, head_pose, measure, reject
+from feedface.faces.pose import HEAD, head_pose
+from feedface.preparation.filters import Thresholds, blur, measure, reject
 from feedface.synthetic.world import make_portraits
 
 MEASURES = {"scores": 0.8, "face_px": 41.0, "blur": 20.5, "yaw": -33.0, "pitch": 4.0, "roll": 12.0}

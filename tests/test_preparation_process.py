@@ -40,7 +40,7 @@ def test_what_cannot_be_read_says_why_without_its_folder(tmp_path):
     (tmp_path / "folder.png").mkdir()
     problems = [load(tmp_path, name) for name in ("text.png", "folder.png", "none.png")]
     assert [loaded.problem for loaded in problems] == [
-        "not a picture that can be read here; use PNG, JPEG, WebP, GIF, BMP, TIFF, PPM, JPEG 2000 or AVIF",
+        "not a picture that can be read here; use PNG, JPEG, WebP, GIF, BMP, TIFF, PPM, JPEG 2000, AVIF or HEIC",
         "a directory, not a picture",
         "no such picture",
     ]

@@ -188,3 +188,9 @@ def test_a_model_whose_own_size_does_not_fit_it():
 def test_presets_are_plain_data_without_torch():
     code = "import sys, feedface.settings; assert feedface.settings.PRESETS; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize("box", [(0, 0, 1), (0, 0, 2, 1), (0, 0.5, 1, 0.5), (float("nan"), 0, 1, 1), "abcd"])
+def test_what_is_no_face_box(box):
+    with pytest.raises(UserError, match=r"^--face_box "):
+        Settings(face_box=box)

@@ -4,14 +4,20 @@ import json
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from tests.test_stable_diffusion import Toy
 from tests.toy import make_toy_bundle
 from tests.toy_records import make_records
+from torch.nn.parallel import DistributedDataParallel
 
 from feedface.data.draws import DrawSettings, draw
+from feedface.training.engine import Engine
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
@@ -66,6 +72,21 @@ def weights(workdir, step):
 
 def samples_seen(workdir):
     return json.loads((workdir / "checkpoints" / "last" / "training" / "progress.json").read_text())["samples"]
+
+
+def test_a_closed_engine_has_let_go_of_ddp():
+    """DDP's reducer must not be the last to hold gloo's group: its end would wait for itself."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        engine = Engine.__new__(Engine)
+        engine.accelerator = Accelerator(cpu=True)
+        engine.model = DistributedDataParallel(torch.nn.Linear(1, 1))
+        engine.accelerator._models.append(engine.model)  # as `prepare` does
+        held = weakref.ref(engine.model)
+        engine.close()
+        assert held() is None
+    finally:
+        dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("cache", ["features", pytest.param("", marks=pytest.mark.slow)], ids=["cached", "pictures"])
@@ -157,3 +178,44 @@ def test_sharded_run_is_the_same(world, tmp_path, kind):
     for name in ("one", "two"):
         again = losses(tmp_path / name)
         assert max(abs(a - b) / a for a, b in zip(one, again, strict=True)) < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_a_method_that_changes_the_backbone_runs_the_same(tmp_path, kind):
+    """FlashFace trains both networks, on pictures that are dealt by their size: in two processes as in one."""
+    Toy(tmp_path).save_folder(tmp_path / "model")
+    described = tmp_path / "model" / "unet" / "config.json"
+    described.write_text(json.dumps({**json.loads(described.read_text()), "sample_size": 16}))
+    records = make_records(tmp_path / "records", people=8, size=128)
+
+    def arguments(name, batch):
+        return [
+            "--config=configs/mini_flashface.py:both",
+            f"--config.model={tmp_path / 'model'}",
+            f"--config.data.records=('{records}',)",
+            "--config.data.buckets=True",
+            "--config.cache.enabled=False",
+            "--config.control.reference_px=64",
+            "--config.control.reference_latent=sample",
+            f"--config.train.steps={STEPS}",
+            f"--config.train.batch_size={batch}",
+            "--config.train.warmup_steps=0",
+            "--config.log.every=1",
+            "--config.checkpoint.every=10",
+            "--config.checkpoint.keep=10",
+            "--config.log.samples_every=0",
+            f"--workdir={tmp_path / name}",
+        ]
+
+    spread = {} if kind == "ddp" else {"script": "tests/forced_launch.py", "FORCED": kind}
+    train(1, *arguments("one", 4))
+    train(2, *arguments("two", 2), **spread)
+    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
+    difference = max(abs(a - b) / a for a, b in zip(one, two, strict=True))
+    print(f"{kind}: largest relative difference of {STEPS} losses: {difference:.1e}")
+    assert difference < 1e-4
+    a, b = weights(tmp_path / "one", STEPS), weights(tmp_path / "two", STEPS)
+    assert {name.partition(".")[0] for name in a} == {"backbone", "refnet"}
+    assert a.keys() == b.keys()
+    assert all(a[name].shape == b[name].shape and torch.allclose(a[name], b[name], atol=5e-4) for name in a)

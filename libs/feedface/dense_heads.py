@@ -20,7 +20,7 @@ class DenseHeads(nn.Module):
 
     Args:
         latent_channels: C; widths: of the blocks' tokens.
-        landmarks, attributes: K and A; 0: there is no such head.
+        landmarks, attributes: K and A; 0: there is no such head. depth: whether there is one of it.
         width: of the convolutions; blocks: how many.
     """
 
@@ -30,6 +30,7 @@ class DenseHeads(nn.Module):
         widths: Sequence[int],
         landmarks: int = 5,
         attributes: int = 0,
+        depth: bool = True,
         width: int = 64,
         blocks: int = 3,
         factor: int = 2,
@@ -40,7 +41,7 @@ class DenseHeads(nn.Module):
         self.tokens = nn.ModuleList(nn.Linear(channels, width) for channels in widths)
         self.time = nn.Linear(2, 2 * width)
         self.blocks = nn.ModuleList(_Block(width) for _ in range(blocks))
-        outputs = {"parsing": CLASSES, "depth": 1, "landmarks": landmarks}
+        outputs = {"parsing": CLASSES, "depth": int(depth), "landmarks": landmarks}
         self.maps = nn.ModuleDict({name: nn.Conv2d(width, count, 1) for name, count in outputs.items() if count})
         self.attributes = nn.Linear(width, attributes) if attributes else None
 

@@ -40,15 +40,17 @@ class ReferenceSpec:
 
     `kind`: "crop", a square face crop [3,size,size]; "aligned", the same turned and scaled to ArcFace's five points;
     "embedding", a face recogniser's vector [size], of length 1; "latent", the VAE's latent [C,h,w] (the mean, scaled)
-    of a crop of `size` px. Pixels are RGB, (x − mean) / std of values 0 … 1. `recogniser`: of embeddings, which are
-    only good for who learned that one's: the insightface pack with it.
+    of a crop of `size` px; "posterior", mean and standard deviation of that [2,C,h,w]; "several", what each of the
+    `parts` takes. Pixels are RGB, (x − mean) / std of values 0 … 1. `recogniser`: of embeddings, which are only good
+    for who learned that one's: the insightface pack with it.
     """
 
-    kind: Literal["crop", "aligned", "embedding", "latent"]
+    kind: Literal["crop", "aligned", "embedding", "latent", "posterior", "several"]
     size: int
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     recogniser: str = ""
+    parts: tuple["ReferenceSpec", ...] = ()
 
     @property
     def crop_px(self) -> int:
@@ -89,14 +91,19 @@ def preprocess_reference(spec: ReferenceSpec, crop: np.ndarray) -> Tensor:
 
     What follows, `faces.embeddings.references_of` says.
     """
-    if spec.kind == "latent":
+    if spec.kind in ("latent", "posterior"):
         return to_tensor(np.array(Image.fromarray(crop).resize((spec.size, spec.size), Image.Resampling.LANCZOS)))
-    if spec.kind not in ("crop", "embedding"):
+    if spec.kind not in ("crop", "embedding", "several"):
         raise UserError(f"this method takes references of kind {spec.kind!r}, and only crops can be made here")
     pixels = preprocess_face(crop, spec.crop_px)
+    return normalised(spec, pixels)
+
+
+def normalised(spec: ReferenceSpec, pixels: Tensor) -> Tensor:
+    """Pixels [...,3,H,W] in [-1,1] with the mean and standard deviation that a method wants."""
     if spec.mean == spec.std == (0.5, 0.5, 0.5):
         return pixels
-    mean, std = (torch.tensor(values).reshape(3, 1, 1) for values in (spec.mean, spec.std))
+    mean, std = (torch.tensor(values).reshape(3, 1, 1).to(pixels) for values in (spec.mean, spec.std))
     return ((pixels + 1) / 2 - mean) / std
 
 

@@ -37,7 +37,7 @@ from feedface.inference.batching import batches, check_finite, default_batch_siz
 from feedface.inference.model_files import NO_CHANGES, Changes, load_model, model_digest, parse_lora
 from feedface.inference.regions import check_regions, together
 from feedface.inference.somebody import Box
-from feedface.settings import MAX_SAMPLES, MAX_SEED, Settings, check_prompt, check_range, whole_number
+from feedface.settings import MAX_SAMPLES, MAX_SEED, NOWHERE, Settings, check_prompt, check_range, whole_number
 
 if TYPE_CHECKING:
     from feedface.backbones.base import Prompt
@@ -103,6 +103,7 @@ class FeedFacePipeline:
         clip_skip: int = 0,
         loras: Sequence[str] = (),
         subject_word: str | None = None,
+        together: bool = False,
     ) -> FeedFacePipeline:
         """Load a model.
 
@@ -120,6 +121,7 @@ class FeedFacePipeline:
             clip_skip: of Stable Diffusion's text encoder, how many of its last layers are left out.
             loras: LoRA files for Stable Diffusion, each "FILE" or "FILE:STRENGTH".
             subject_word: with AdaFace, the person's word in prompts; None: the model's own, "z".
+            together: the method of `ckpt_path` is used with the model's own, not in its place.
 
         `model_files.load_model` says more about `path`, `ckpt_path` and `control`, `acceleration` about the last two.
         """
@@ -128,7 +130,7 @@ class FeedFacePipeline:
         picked = pick_device(device)
         number = pick_dtype(dtype, picked)
         changes = Changes(clip_skip, tuple(map(parse_lora, loras)), subject_word)
-        bundle = load_model(path, ckpt_path, picked, number, control, low_memory, changes)
+        bundle = load_model(path, ckpt_path, picked, number, control, low_memory, changes, together)
         if int8:
             quantise_int8(bundle, picked)
         if compile:
@@ -172,8 +174,8 @@ class FeedFacePipeline:
     def settings(self, wanted: Settings | None = None) -> Settings:
         """`wanted`, complete: with the preset's and the model's; `UserError` for what the model cannot draw."""
         bundle = self.bundle
-        backbone = bundle.backbone_class
-        return (wanted or Settings()).for_model(
+        backbone, method = bundle.backbone_class, bundle.method_class
+        full = (wanted or Settings()).for_model(
             bundle.defaults,
             bundle.image_size,
             bundle.size_multiple,
@@ -181,6 +183,12 @@ class FeedFacePipeline:
             backbone.uncond_modes,
             backbone.reusable,
         )
+        if full.face_box != NOWHERE and not (method and method.places_faces):
+            raise UserError(
+                f"--face_box: the model's method ({method.kind if method else 'none'}) cannot place a face; "
+                "flashface_official can"
+            )
+        return full
 
     def settings_notice(self, wanted: Settings) -> str | None:
         """What to tell the user if something in `wanted` has not the effect it is meant to have."""
@@ -321,6 +329,7 @@ class FeedFacePipeline:
         few_step: bool | None = None,
         negative_prompt: str | None = None,
         rescale: float | None = None,
+        face_box: tuple[float, float, float, float] | None = None,
         batch_size: int | None = None,
         progress: bool | Callable[[], None] = True,
     ) -> list[Image.Image]:
@@ -335,7 +344,7 @@ class FeedFacePipeline:
             n_samples: how many; they get the seeds `seed`, `seed` + 1, …
             seed: or a `torch.Generator`, from which the seeds are drawn.
             seeds: one seed per sample instead.
-            steps … rescale: see `Settings`; by default the model's own.
+            steps … face_box: see `Settings`; by default the model's own.
             batch_size: samples drawn at a time, at most: memory against speed; by default what should fit.
             progress: show a bar, or call this after each step of each batch.
 
@@ -360,6 +369,7 @@ class FeedFacePipeline:
             few_step,
             negative_prompt,
             rescale,
+            face_box,
         )
         full = self.settings(wanted)
         if notice := self.settings_notice(wanted):

@@ -20,6 +20,7 @@ MAX_SAMPLES = 256  # pictures of a prompt at once
 MAX_SIZE_PX = 4096
 PRESET_NAMES, DEFAULT_PRESET = ("quality", "balanced", "fast"), "balanced"
 EVERYWHERE = (0.0, 1000.0)  # the interval of timesteps that leaves nothing out
+NOWHERE = (0.0, 0.0, 0.0, 0.0)  # the face box that leaves a face's place open
 # What decides how long a picture takes: all that a preset fixes.
 COST_KNOBS = ("steps", "scheduler", "guidance_interval", "face_interval", "reuse", "few_step")
 WITHOUT_PROMPT = ("true_uncond",)  # the unconditional modes that no empty or negative prompt belongs to
@@ -76,7 +77,8 @@ class Settings:
 
     Attributes:
         steps: evaluations of the model, 1 to 999.
-        guidance: g in eps_u + g (eps_c - eps_u), 0 to 50; the paper's and the release's "scale s" is g = 1 + s.
+        guidance: g in eps_u + g (eps_c - eps_u), 0 to 50; the paper's and the release's "scale s" is g = 1 + s. Two
+            numbers: of the first step and of the last, evenly between.
         face_scale: strength of the face, 0 (ignored) to 5; the release uses 0.8, the paper's text 1.
         size: (width, height) in pixels; one number stands for both.
         uncond: what the unconditional half sees, one of the backbone's `uncond_modes`: see `diffusion.guidance`.
@@ -88,10 +90,12 @@ class Settings:
         few_step: draw with the model's few-step adapter, which fixes steps, solver and guidance.
         negative_prompt: what guidance leads away from, in the place of the empty prompt; not with "true_uncond".
         rescale: how far a guided prediction's contrast is taken back to the conditional one's, 0 to 1.
+        face_box: where the face shall be, x1, y1, x2, y2 in shares of the picture, for a method that can place it; 0 0
+            0 0 leaves it open.
     """
 
     steps: int | None = None
-    guidance: float | None = None
+    guidance: float | tuple[float, float] | None = None
     face_scale: float | None = None
     size: tuple[int, int] | None = None
     uncond: str | None = None
@@ -103,15 +107,18 @@ class Settings:
     few_step: bool | None = None
     negative_prompt: str | None = None
     rescale: float | None = None
+    face_box: tuple[float, float, float, float] | None = None
 
     def __post_init__(self):
         # Always Python's own numbers, and floats or tuples: equal settings look the same in every file.
         for name in ("steps", "reuse"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, whole_number(f"--{name}", getattr(self, name), 1, 999))
+        if isinstance(self.guidance, tuple | list):
+            object.__setattr__(self, "guidance", _two("--guidance", self.guidance, 0, 50))
         for name, high in (("guidance", 50), ("face_scale", 5), ("rescale", 1)):
             value = getattr(self, name)
-            if value is not None:
+            if value is not None and not isinstance(value, tuple):
                 check_range(f"--{name}", value, 0, high)
                 object.__setattr__(self, name, value if isinstance(value, int) else float(value))
         if self.size is not None:
@@ -125,6 +132,8 @@ class Settings:
         for name in ("guidance_interval", "face_interval"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, _interval(f"--{name}", getattr(self, name)))
+        if self.face_box is not None:
+            object.__setattr__(self, "face_box", _face_box(self.face_box))
         if self.few_step is not None and not isinstance(self.few_step, bool):
             raise UserError(f"few_step {self.few_step!r}: use true or false")
         if self.negative_prompt not in (None, ""):
@@ -160,7 +169,9 @@ class Settings:
             adapter: the model's few-step adapter, None where it has none or cannot use it.
             uncond_modes, reusable: what the backbone can do; None: any mode.
         """
-        full = self.over(Settings(size=(image_size, image_size), negative_prompt="", rescale=0, **defaults))
+        full = self.over(
+            Settings(size=(image_size, image_size), negative_prompt="", rescale=0, face_box=NOWHERE, **defaults)
+        )
         full = replace(full, preset=full.preset or DEFAULT_PRESET)
         for knob in COST_KNOBS:
             if getattr(full, knob) is None:
@@ -242,6 +253,7 @@ class Settings:
         always = ("steps", "guidance", "face_scale", "size", "uncond")
         knobs = [knob for knob in COST_KNOBS if knob not in always and getattr(self, knob) != getattr(PLAIN, knob)]
         said = [name for name in ("negative_prompt", "rescale") if getattr(self, name)]
+        said += ["face_box"] if self.face_box not in (None, NOWHERE) else []
         return {key: getattr(self, key) for key in (*always, *knobs, *said)}
 
 
@@ -283,6 +295,26 @@ def _size(value: object) -> tuple[int, int]:
 def _check_name(name: str, value: object, known: tuple[str, ...]) -> None:
     if value not in known:
         raise UserError(f"{name} {value!r}: use one of {', '.join(known)}")
+
+
+def _two(name: str, value: Sequence, low: float, high: float) -> float | tuple[float, float]:
+    """Two numbers, or one where they are the same."""
+    if len(value) not in (1, 2):
+        raise UserError(f"{name} {' '.join(map(str, value))}: give one number, or two: of the first and the last step")
+    for number in value:
+        check_range(name, number, low, high)
+    return float(value[0]) if value[0] == value[-1] else (float(value[0]), float(value[1]))
+
+
+def _face_box(value: object) -> tuple[float, ...]:
+    if not isinstance(value, tuple | list) or len(value) != 4:
+        raise UserError(f"--face_box {value!r}: give four numbers, x1, y1, x2, y2")
+    for side in value:
+        check_range("--face_box", side, 0, 1)
+    x1, y1, x2, y2 = box = tuple(map(float, value))
+    if box != NOWHERE and (x1 >= x2 or y1 >= y2):
+        raise UserError(f"--face_box {x1:g} {y1:g} {x2:g} {y2:g}: is empty; x2 must be above x1, and y2 above y1")
+    return box
 
 
 def _interval(name: str, value: object) -> tuple[float, float]:

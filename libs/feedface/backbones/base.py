@@ -5,6 +5,7 @@ A file `backbones/KIND.py` holds one class of `Backbone` with that `kind`; `back
 Shapes: B batch, L tokens, D width, C h w latent.
 """
 
+import math
 import pkgutil
 from collections.abc import Iterator, Mapping
 from importlib import import_module
@@ -89,7 +90,7 @@ class Backbone(nn.Module):
         """
         if empty_prompt is None:
             raise ValueError(f"uncond_mode {mode!r} needs empty_prompt, the encoded empty or negative prompt")
-        return join(prompt, expand(empty_prompt, length(prompt)))
+        return join(*_as_long(prompt, expand(empty_prompt, length(prompt))))
 
     def forward(
         self,
@@ -115,6 +116,17 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
 
+def _as_long(prompt: Prompt, other: Prompt) -> tuple[Prompt, Prompt]:
+    """Both with texts of one length: repeated, since attention to some copies of all tokens is that to the tokens."""
+    lengths = [texts["text"].shape[1] for texts in (prompt, other)]
+    if lengths[0] == lengths[1]:
+        return prompt, other
+    common = math.lcm(*lengths)
+    pairs = zip((prompt, other), lengths, strict=True)
+    first, second = ({**texts, "text": texts["text"].repeat(1, common // own, 1)} for texts, own in pairs)
+    return first, second
+
+
 Class = TypeVar("Class", bound=type)
 
 
@@ -127,7 +139,7 @@ def find_class(package: str, base: Class, kind: str, what: str) -> Class:
         for value in vars(import_module(f"{package}.{kind}")).values():
             if isinstance(value, type) and issubclass(value, base) and vars(value).get("kind") == kind:
                 return value
-    known = [name for name in files if name not in ("base", "control", "site")]
+    known = [name for name in files if name not in ("base", "composition", "control", "site")]
     raise UserError(f"{kind!r} is no {what} of this version; known are {', '.join(known)}")
 
 

@@ -16,7 +16,8 @@ from feedface.backbones.unet import UNet
 from feedface.checkpoints.ldm import UNET, VERSIONS, LdmFile, Version
 from feedface.checkpoints.storage import empty, fill
 from feedface.common.errors import UserError
-from feedface.methods.denseface import DenseFace, described_sites, pose_config, slot
+from feedface.methods.denseface import DenseFace, slot
+from feedface.methods.denseface_config import described_sites, pose_config
 
 POSE, TOKEN, WORD = "control_model.", "embedding_manager.", "*"
 PROJECTOR, NORM = f"{TOKEN}projector.weight", f"{TOKEN}projector_norm."
@@ -55,7 +56,7 @@ class DenseFaceFile(LdmFile):
 
     def method(self, backbone: UNet, dtype: torch.dtype | None, delta: float = 0.01) -> DenseFace:
         """What Dense-Face adds."""
-        parts = {prefix: super()._tensors(prefix, dtype) for prefix in (UNET, POSE, TOKEN)}
+        parts = {prefix: LdmFile._tensors(self, prefix, dtype) for prefix in (UNET, POSE, TOKEN)}
         state = {prefix + key: value for prefix, part in parts.items() for key, value in part.items()}
         return method_of(state, backbone, self.path, delta)
 
@@ -166,6 +167,6 @@ def convert(file: str | os.PathLike, target: str | os.PathLike, dtype: torch.dty
             name="dense-face",
             image_size=8 * SAMPLE_SIZE,
             components={name: name for name in (*parts, "tokenizer")},
-            defaults={"guidance": 4.0, "face_scale": 1.0, "steps": 50, "scheduler": "ddim"},
+            defaults={"guidance": 4.0, "face_scale": 1.0, "steps": 50},
         )
     return target

@@ -9,6 +9,7 @@ and deletes what was uploaded and drawn.
 """
 
 import os
+import signal
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -70,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def serve(args, folder: Path, auth: list[tuple[str, str]] | None) -> None:
-    """Load the model, and serve until Ctrl-C."""
+    """Load the model, and serve until Ctrl-C or SIGTERM, as of `docker stop`: both leave nothing behind."""
     from feedface.app.models import Models
     from feedface.app.page import CSS, THEME, Page
     from feedface.faces.detect import make_detector
@@ -81,6 +82,7 @@ def serve(args, folder: Path, auth: list[tuple[str, str]] | None) -> None:
     page = Page(models, make_detector(args.detector, first.bundle.faces_root), folder).blocks()
     if args.host not in (None, "127.0.0.1", "localhost") and auth is None:
         say("note: everybody in the network can use this page; --auth NAME:PASSWORD lets in those you know")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         page.launch(
             server_name=args.host,

@@ -131,6 +131,12 @@ def make_parser() -> Parser:
         "--strength", type=float, default=1.0, help="how much is drawn anew: above 0 to 1, all of it (default: 1)"
     )
     begin.add_argument(
+        "--dense",
+        action="store_true",
+        help="beside each picture its face parts, depth and landmarks, as the model sees them (denseface with dense "
+        "heads): NUMBER_dense.png",
+    )
+    begin.add_argument(
         "--pose",
         metavar="YAW,PITCH,ROLL",
         help="how the head is turned, in degrees (denseface): to the picture's left, up, clockwise; or a photo to take "
@@ -162,8 +168,8 @@ def make_parser() -> Parser:
     model.add_argument(
         "--method",
         metavar="KIND",
-        help="how the person is shown, feedface or flashface: the model must have it; without --model, the first of "
-        "models/ that has it",
+        help="how the person is shown, feedface, flashface or adaface: the model must have it; without --model, the "
+        "first of models/ that has it; feedface+adaface: one of them is the model's, the other that of --ckpt_path",
     )
     model.add_argument(
         "--ckpt_path",
@@ -256,7 +262,12 @@ def make_parser() -> Parser:
         help="evaluate the model's deep blocks at every K-th step only: faster steps, less exact (1: at each)",
     )
     sampling.add_argument(
-        "--guidance", type=float, help="g in e_u + g (e_c - e_u), 0 to 50; the paper's and release's scale is g - 1"
+        "--guidance",
+        type=float,
+        nargs="+",
+        metavar="G",
+        help="g in e_u + g (e_c - e_u), 0 to 50; the paper's and release's scale is g - 1; two numbers: of the first "
+        "and the last step",
     )
     sampling.add_argument(
         "--rescale",
@@ -270,6 +281,13 @@ def make_parser() -> Parser:
         "prompt (empty_token), or that with a zero face (paper); default: the model's",
     )
     sampling.add_argument("--face_scale", type=float, help="strength of the face, 0 to 5 (release: 0.8)")
+    sampling.add_argument(
+        "--face_box",
+        nargs=4,
+        type=float,
+        metavar=("X1", "Y1", "X2", "Y2"),
+        help="where the face shall be, in shares of width and height, 0 to 1 (flashface_official)",
+    )
     sampling.add_argument("--size", help="of the pictures in pixels: 512, or 512x768 (width x height)")
     return parser
 
@@ -363,6 +381,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         uncond=args.uncond,
         negative_prompt=args.negative_prompt,
         rescale=args.rescale,
+        face_box=args.face_box,
     )
     check_modes(args)
     face = None if args.face is None else check_choice(args.face)
@@ -381,6 +400,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from feedface.checkpoints.hub import fetch_model, is_hub_name
     from feedface.faces.detect import make_detector
     from feedface.inference.beginnings import Beginnings, run_folders
+    from feedface.inference.dense import check_heads
     from feedface.inference.model_files import model_with, own_model
     from feedface.inference.runner import RunPlan, run_job, run_jobs
     from feedface.pipeline import FeedFacePipeline
@@ -405,9 +425,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         clip_skip=args.clip_skip,
         loras=args.lora,
         subject_word=args.subject_word,
+        together="+" in (args.method or ""),
     )
     detector = make_detector(args.detector, pipe.bundle.faces_root)
     pipe.settings(settings)  # refuses a size that the model cannot draw, before any face is looked for
+    if args.dense:
+        check_heads(pipe.bundle)
     begin = Beginnings(pipe, detector, settings, face, args.strength, args.mask, args.pose)
     if args.people:
         return run_folders(
@@ -426,6 +449,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         face,
         tuple(map(Path, args.blend or ())),
         args.blend_weight,
+        dense=args.dense,
         start=start,
         pose=pose,
         format=args.format,

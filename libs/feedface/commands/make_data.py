@@ -102,6 +102,9 @@ def make_parser() -> Parser:
         default=["feedface"],
         help="besides records.jsonl, which there always is",
     )
+    output.add_argument(
+        "--dense", action="store_true", help="records with pose and landmarks, for Dense-Face's training"
+    )
     output.add_argument("--timings", type=Path, metavar="FILE", help="write how long each stage took, as JSON")
     return parser
 
@@ -165,6 +168,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             identity_list=args.identity_list,
             identity_threshold=args.identity_threshold,
             formats=tuple(args.format),
+            dense=args.dense,
             workers=args.workers,
             batch_size=args.batch_size,
             timings=args.timings,

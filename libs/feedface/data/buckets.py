@@ -83,8 +83,8 @@ class Buckets:
         self.left_out = len(pictures) - len(self.rows)
         if len(self.rows) < step:
             raise UserError(
-                f"config.data.buckets: {len(self.rows)} pictures fit a size, fewer than the {step} of a step; "
-                f"use a smaller config.train.batch_size"
+                f"config.data.buckets: {len(self.rows)} of {len(pictures)} pictures are larger than {low} px and fit a "
+                f"size, fewer than the {step} of a step; use a smaller config.train.batch_size, or other pictures"
             )
         self._epoch = lru_cache(maxsize=2)(self._deal)
 

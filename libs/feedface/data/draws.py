@@ -86,6 +86,7 @@ def draw(settings: DrawSettings, sample: int, faces: int, refs: Sequence[int], a
     flips = rng.random(faces) < settings.flip_reference
     shown = int(rng.integers(1, faces + 1))  # and these after them, in this order
     place = (0.0, 0.0) if size is None else tuple(rng.random(2).tolist())
+    seed = int(rng.integers(2**62))
     return Draw(
         row=row,
         flip=bool(chances[0] < settings.flip),
@@ -99,6 +100,7 @@ def draw(settings: DrawSettings, sample: int, faces: int, refs: Sequence[int], a
         shown=shown,
         size=size,
         place=place,
+        seed=seed,
         vae_noise=vae_noise,
         noise=noise,
     )

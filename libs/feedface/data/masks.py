@@ -16,13 +16,15 @@ def read_mask(path: str | os.PathLike) -> np.ndarray:
     """A mask file as uint8 [H,W] of `LAPA_VALUES`.
 
     It holds these values, or the numbers of the classes: as one grey channel, as equal ones, or as a palette's indices
-    (but where the colours that these stand for are `LAPA_VALUES`, those count). `UserError`: as `read_image`; colours;
-    any other value, which it names.
+    (but where the colours that these stand for are `LAPA_VALUES`, those count). Or it is black and white, 0 and 255, as
+    AdaFace's are: then all that is white is face. `UserError`: as `read_image`; colours; any other value, named.
     """
     mask = read_image(path, convert=_as_stored)
     if mask.ndim != 2:
         raise UserError(f"{path}: a mask in colours; save it as one grey channel of values {KNOWN}")
     present = np.flatnonzero(np.bincount(mask.ravel())) if mask.dtype == np.uint8 else np.unique(mask)
+    if np.array_equal(present, (0, 255)):
+        return np.where(mask == 255, np.uint8(LAPA_VALUES[1]), np.uint8(0))
     numbers = tuple(range(len(LAPA_VALUES)))
     kind = max((LAPA_VALUES, numbers), key=lambda known: np.isin(present, known).sum())
     if np.isin(present, kind).all():

@@ -20,7 +20,7 @@ class Draw:
     says which of them are mirrored. `shown`: how many of them a method shows that can show fewer to some samples.
 
     `size`: (width, height) in pixels that the picture is cut to, at `place` of what it has more, 0 … 1 across and down;
-    None: its centre square."""
+    None: its centre square. `seed`: of what an objective draws besides."""
 
     row: int
     flip: bool
@@ -36,6 +36,7 @@ class Draw:
     shown: int = 1
     size: tuple[int, int] | None = None
     place: tuple[float, float] = (0.0, 0.0)
+    seed: int = 0
 
 
 class Tensors:
@@ -66,8 +67,8 @@ class Tensors:
 
 @dataclass(slots=True)
 class Draws(Tensors):
-    """A batch of them. [B]: bool, or int64 of rows, timesteps and counts. Float32: `vae_noise` [B,C,h,w] picks a latent
-    of the posterior, `noise` is added to each part of the state."""
+    """A batch of them. [B]: bool, or int64 of rows, timesteps, counts and seeds. Float32: `vae_noise` [B,C,h,w] picks a
+    latent of the posterior, `noise` is added to each part of the state."""
 
     rows: Tensor
     flip: Tensor
@@ -79,6 +80,7 @@ class Draws(Tensors):
     vae_noise: Tensor
     noise: State
     shown: Tensor
+    seeds: Tensor | None = None
 
     def to(self, device: torch.device) -> Self:
         """With timesteps and noise on a device. Flags and rows stay: what is computed depends on them."""
@@ -93,7 +95,15 @@ class Draws(Tensors):
         vae_noise = torch.from_numpy(np.stack([d.vae_noise for d in draws]))
         noise = {name: torch.from_numpy(np.stack([d.noise[name] for d in draws])) for name in draws[0].noise}
         flags = (flag.bool() for flag in (flip, hair, standard, drop_face, drop_text))
-        return cls(rows, *flags, t, vae_noise, noise, torch.tensor([d.shown for d in draws]))
+        return cls(
+            rows,
+            *flags,
+            t,
+            vae_noise,
+            noise,
+            torch.tensor([d.shown for d in draws]),
+            torch.tensor([d.seed for d in draws]),
+        )
 
 
 @dataclass(slots=True)

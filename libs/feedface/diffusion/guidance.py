@@ -78,7 +78,14 @@ class GuidedModel:
         self._memory: dict[str, Tensor] = {}  # of the deep blocks
 
     def __call__(
-        self, state: State, t: float, *, guided: bool = True, controlled: bool = True, reused: bool = False
+        self,
+        state: State,
+        t: float,
+        *,
+        guided: bool = True,
+        controlled: bool = True,
+        reused: bool = False,
+        guidance: float | None = None,
     ) -> State:
         batch = length(state)
         guided = guided and self.guided
@@ -92,13 +99,14 @@ class GuidedModel:
             self._memory = {}
         times = torch.full((length(state),), t, dtype=torch.float32, device=next(iter(state.values())).device)
         noise = self.backbone(state, times, conditions, control, memory=self._memory)
-        return {name: self._guide(value.float(), guided) for name, value in noise.items()}
+        scale = self.guidance if guidance is None else guidance
+        return {name: self._guide(value.float(), guided, scale) for name, value in noise.items()}
 
-    def _guide(self, noise: Tensor, guided: bool) -> Tensor:
+    def _guide(self, noise: Tensor, guided: bool, scale: float) -> Tensor:
         if not guided:
             return noise
         conditional, unconditional = noise.chunk(2)
-        guided = unconditional + self.guidance * (conditional - unconditional)
+        guided = unconditional + scale * (conditional - unconditional)
         return rescaled(guided, conditional, self.rescale) if self.rescale else guided
 
 

@@ -16,13 +16,19 @@ class Evaluation:
     """One evaluation of the model at timestep `t`.
 
     `guided`: both halves of guidance, not the conditional one alone. `controlled`: with the face. `reused`: the deep
-    blocks' last output stands in for them (see `UViT.forward`).
+    blocks' last output stands in for them (see `UViT.forward`). `guidance`: g of this step, where it is not all steps'.
     """
 
     t: float
     guided: bool = True
     controlled: bool = True
     reused: bool = False
+    guidance: float | None = None
+
+
+def falling(first: float, last: float, steps: int) -> list[float]:
+    """g of each step, evenly from `first` to `last`."""
+    return [first + (last - first) * index / max(1, steps - 1) for index in range(steps)]
 
 
 def plan_evaluations(

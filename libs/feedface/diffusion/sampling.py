@@ -17,6 +17,7 @@ The first three go from 1000 to 0 on a grid uniform in log-SNR, or, with its nam
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -27,7 +28,7 @@ from feedface.diffusion.ddim import LeadingDdim
 from feedface.diffusion.guidance import GuidedModel
 from feedface.diffusion.init_image import InitImage, Noise, RowNoise
 from feedface.diffusion.names import LEADING, SCHEDULERS
-from feedface.diffusion.plan import Evaluation, Interval, plan_evaluations
+from feedface.diffusion.plan import Evaluation, Interval, falling, plan_evaluations
 from feedface.diffusion.protocols import NoisePredictor, Personalisation, Rows
 from feedface.diffusion.schedule import BETA_END, BETA_START, NUM_TIMESTEPS, timestep_of
 from feedface.diffusion.state import State, expand, pack, unpack
@@ -121,7 +122,7 @@ def sample(
     steps: int = 40,
     scheduler: str = "dpmsolver++",
     timesteps: Sequence[int] | None = None,
-    guidance: float = 6.0,
+    guidance: float | tuple[float, float] = 6.0,
     uncond_mode: str | None = None,
     empty_prompt: Rows | None = None,
     method: Personalisation | None = None,
@@ -140,9 +141,10 @@ def sample(
 
     Rows may belong to different prompts and people: `prompt` and `identity` have B rows, or one for all.
     `timesteps`, from 1000 down, take the place of `steps` and `scheduler`: first-order steps, for a model distilled to
-    few of them. `guidance` is g of ε_u + g (ε_c − ε_u); at 1 there is no unconditional pass. `guidance_interval`,
-    `face_interval` and `reuse` save work, see `plan_evaluations`; `rescale` and the other arguments are those of
-    `GuidedModel`. `init` is a picture to begin with. `eta` is for "ddim:leading".
+    few of them. `guidance` is g of ε_u + g (ε_c − ε_u), or that of the first and of the last step, evenly between; at 1
+    throughout there is no unconditional pass. `guidance_interval`, `face_interval` and `reuse` save work, see
+    `plan_evaluations`; `rescale` and the other arguments are those of `GuidedModel`. `init` is a picture to begin with.
+    `eta` is for "ddim:leading".
     `progress(done, total)` is called after each evaluation.
 
     Raises `ValueError` for unknown names, steps outside 1 … 999, sizes that do not fit, and what a backbone has not.
@@ -159,6 +161,10 @@ def sample(
     # diffusers rounds or cuts its timesteps to whole ones; the noise levels it steps between are exact
     times = timestep_of(solver.sigmas[: len(solver.timesteps)]).tolist()
     plan = plan_evaluations(times, guidance_interval, face_interval, reuse)
+    if isinstance(guidance, tuple):
+        values = falling(*guidance, len(plan))
+        plan = [replace(step, guidance=value) for step, value in zip(plan, values, strict=True)]
+        guidance = next((value for value in guidance if value != 1), 1.0)  # whether there are two halves
     if reuse > 1 and not backbone.reusable:
         raise ValueError(f"reuse {reuse}: this backbone has no deep blocks whose output could be reused; use 1")
     # The noise that stands in for a text is drawn last: others' pictures do not depend on it.
@@ -209,7 +215,8 @@ def integrate(
     for done, (now, timestep) in enumerate(zip(plan, timesteps, strict=True), start=1):
         if init is not None:
             x = pack(init.kept(unpack(x, shapes), now.t, noise_kept))
-        noise = model(unpack(x, shapes), now.t, guided=now.guided, controlled=now.controlled, reused=now.reused)
+        own = {} if now.guidance is None else {"guidance": now.guidance}
+        noise = model(unpack(x, shapes), now.t, guided=now.guided, controlled=now.controlled, reused=now.reused, **own)
         x = solver.step(pack({name: noise[name] for name in shapes}), timestep, x).prev_sample
         if progress is not None:
             progress(done, len(plan))

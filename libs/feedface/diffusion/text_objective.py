@@ -47,11 +47,17 @@ class TextObjective:
         self.device, self.masked = empty_text.device, MaskObjective(config, zero_reference, empty_text)
 
     def shown(
-        self, model: Model, prompts: list[str], change: Callable[[Rows], Rows] = lambda who: who, **options: Any
+        self,
+        model: Model,
+        prompts: list[str],
+        change: Callable[[Rows], Rows] = lambda who: who,
+        watch: Any = None,
+        **options: Any,
     ) -> Model:
         """`model`, told of the person by `prompts` in place of the batch's texts wherever it is shown references.
 
-        `change`: what becomes of the identity; `options`: of the method's `prompt`.
+        `change`: what becomes of the identity; `watch`: a control that is there then; `options`: of the method's
+        `prompt`.
         """
         inner = whole(model)
 
@@ -59,7 +65,7 @@ class TextObjective:
             return inner.method.prompt(inner.frozen["text"], prompts, change(identity), **options)
 
         def predict(state: State, t: Tensor, prompt: Rows, features: Rows | None = None) -> State:
-            return model(state, t, prompt if features is None else worded, features)
+            return model(state, t, prompt) if features is None else model(state, t, worded, features, watch)
 
         return predict
 
@@ -89,6 +95,11 @@ class Reconstruction(TextObjective):
     ):
         super().__init__(config, zero_reference, empty_text)
         self.prompts, self.settings = list(prompts), settings
+
+    def loss_parts(self, loss: Tensor, rows: int) -> LossParts:
+        """A loss of `rows` samples that has no parts."""
+        sums = torch.stack([loss.detach() * rows, *loss.new_zeros(2)])
+        return LossParts(loss, sums, torch.tensor([rows, 0, 0], device=self.device))
 
     def __call__(self, model: Model, draws: Draws, batch: Encoded) -> LossParts:
         rng = rng_of(draws)
@@ -135,9 +146,8 @@ class Distillation(Reconstruction):
         steps = teacher_steps(partial(taught, whole(model).frozen, states), img, t, noises, later)
 
         prompts = [self.prompts[rng.integers(len(self.prompts))]] * rows
-        noise = draw(states.shape) * rng.uniform(*settings.word_noise_spread) * (rng.random() < settings.word_noise)
-        layers = rng.dirichlet(settings.layer_shares).tolist() if settings.layer_shares else ()
-        predict = self.shown(model, prompts, partial(_noisy, noise), layer_weights=layers)
+        noise, layers = self.word_noise(rng, states.shape), self.layer_weights(rng)
+        predict = self.shown(model, prompts, partial(noisy, noise), layer_weights=layers)
         losses = []
         for x, step in zip(student_inputs(steps, settings.original_bugs), steps, strict=True):
             state = {name: add_noise(value, draw(value.shape), step.t + 1) for name, value in others.items()}
@@ -145,12 +155,17 @@ class Distillation(Reconstruction):
             predicted = predict(state, step.t + 1, {}, {"states": states[:, None]})["img"].float()
             same, change = step_losses(predicted, step.predicted, mask)
             losses.append(same + change if same_person else same)
-        loss = sum(losses) / math.sqrt(count)
-        return LossParts(
-            loss,
-            torch.stack([loss.detach() * rows, *loss.new_zeros(2)]),
-            torch.tensor([rows, 0, 0], device=self.device),
-        )
+        return self.loss_parts(sum(losses) / math.sqrt(count), rows)
+
+    def word_noise(self, rng: np.random.Generator, shape: Sequence[int]) -> Tensor:
+        """For `noisy`: zeros in a part of the batches."""
+        settings, noise = self.settings, drawn(rng, shape, self.device)
+        return noise * rng.uniform(*settings.word_noise_spread) * (rng.random() < settings.word_noise)
+
+    def layer_weights(self, rng: np.random.Generator) -> Sequence[float]:
+        """Of the text encoder's last layers, for a batch."""
+        shares = self.settings.layer_shares
+        return rng.dirichlet(shares).tolist() if shares else ()
 
     def _pictures(self, draws: Draws, batch: Encoded, rows: int, draw, size: int):
         """Clean parts of the state, faces [B,size] and masks [B,1,h,w]; `draw`: of nobody there is, without masks."""
@@ -172,15 +187,15 @@ def taught(frozen: Mapping[str, Any], states: Tensor, x: Tensor, t: Tensor) -> T
     return backbone({"img": x}, t + 1, conditions)["img"].float()
 
 
-def _noisy(noise: Tensor, identity: Rows) -> Rows:
+def noisy(noise: Tensor, identity: Rows) -> Rows:
     """With `noise` [B,N,D] in units of the words' spread."""
     words = identity["words"]
     return {**identity, "words": words + noise * words.detach().std(dim=-1).mean()}
 
 
-def rng_of(draws: Draws) -> np.random.Generator:
+def rng_of(draws: Draws, purpose: bytes = b"") -> np.random.Generator:
     """What is random about a batch beyond its draws: from these alone, so that a run that goes on is the same."""
-    seed = hashlib.sha256(draws.vae_noise.numpy().tobytes() + draws.t.numpy().tobytes()).digest()
+    seed = hashlib.sha256(draws.vae_noise.numpy().tobytes() + draws.t.numpy().tobytes() + purpose).digest()
     return np.random.default_rng(list(seed))
 
 

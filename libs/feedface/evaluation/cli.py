@@ -10,17 +10,22 @@ from feedface.common.command_line import Parser
 from feedface.common.errors import UserError, path_flag
 from feedface.common.places import default_model
 from feedface.evaluation.people import FIRST_IDENTITY, GALLERY, MAX_IDENTITIES
+from feedface.evaluation.subject_prompts import SETS
 from feedface.settings import MAX_SEED, UNCOND_MODES, Settings, check_range, parse_size
 
-PROTOCOLS = ("ppr10k", "mini")
+PROTOCOLS = ("ppr10k", "mini", "adaface")
 
 # What a protocol takes where nothing is said: the paper's numbers; a few minutes on two cores.
 DEFAULTS = {
     "ppr10k": {"references": [4], "base_images": 20, "data": Path(), "judge": "buffalo_l"},
     "mini": {"references": [0, 1, 4], "base_images": 1, "identities": 100, "samples_per_identity": 4,
              "detector": "truth"},
+    "adaface": {"references": [4], "base_images": 0, "judge": "buffalo_l", "prompt_set": "dreambench",
+                "guidance": [4.0, 1.0]},
 }  # fmt: skip
-OF_PPR10K, OF_MINI = ("data", "cases", "judge"), ("identities", "samples_per_identity", "inspector", "detector")
+OF_MINI = ("identities", "samples_per_identity", "inspector", "detector")
+# Options that not every protocol takes.
+OPTIONS = {"ppr10k": ("data", "cases", "judge"), "mini": OF_MINI, "adaface": ("data", "judge", "prompt_set")}
 
 
 def make_parser(description: str) -> Parser:
@@ -41,7 +46,10 @@ def make_parser(description: str) -> Parser:
         "(default: 4; mini: 0 1 4)",
     )  # fmt: skip
     systems.add_argument("--steps", type=int, help="evaluations of the model (this and the next four: the model's own)")
-    systems.add_argument("--guidance", type=float, help="g in e_u + g (e_c - e_u); the paper's scale is g - 1")
+    systems.add_argument(
+        "--guidance", type=float, nargs="+", metavar="G", help="g in e_u + g (e_c - e_u); the paper's scale is g - 1; "
+        "two numbers: of the first and the last step",
+    )  # fmt: skip
     systems.add_argument("--face_scale", type=float, help="strength of the face, 0 to 5")
     systems.add_argument("--uncond", choices=UNCOND_MODES, help="what the unconditional half sees")
     systems.add_argument("--size", help="of the pictures in pixels: 512, or 512x768 (width x height)")
@@ -64,6 +72,8 @@ def make_parser(description: str) -> Parser:
     photos.add_argument("--data", type=Path, help="folder that the cases' pictures are in")
     photos.add_argument("--cases", type=Path, nargs="+", help="job files in the authors' schema, or folders of them")
     photos.add_argument("--judge", help="face models that judge: buffalo_l (default) or another insightface pack, mini")
+    subjects = parser.add_argument_group("--protocol adaface", "--data and --judge as above; guidance falls, 4 to 1")
+    subjects.add_argument("--prompt_set", choices=SETS, help="prompts of each subject (default: dreambench)")
     mini = parser.add_argument_group("--protocol mini")
     mini.add_argument("--identities", type=int, help="people (default: 100)")
     mini.add_argument("--samples_per_identity", type=int, help="prompts a person (default: 4)")
@@ -76,12 +86,14 @@ def parse(arguments: Sequence[str], description: str = "") -> argparse.Namespace
     """`UserError` for what can be known to be wrong before anything is loaded."""
     args = make_parser(description).parse_args(arguments)
     args.command = shlex.join(["python", "evaluate.py", *arguments])
-    for key in OF_MINI if args.protocol == "ppr10k" else OF_PPR10K:
-        if getattr(args, key) is not None:
+    for key in dict.fromkeys(key for keys in OPTIONS.values() for key in keys):
+        if key not in OPTIONS[args.protocol] and getattr(args, key) is not None:
             raise UserError(f"--{key} does not go with --protocol {args.protocol}")
     for key, value in DEFAULTS[args.protocol].items():
         if getattr(args, key) is None:
             setattr(args, key, value)
+    if args.protocol == "adaface" and args.data is None:
+        raise UserError("--data is missing: a folder with a folder of pictures of each subject")
     if args.protocol == "ppr10k" and args.cases is None:
         raise UserError("--cases is missing: job files, or a folder of them (json_examples/ has some)")
     if args.protocol == "mini":
@@ -138,7 +150,7 @@ def evaluate(args: argparse.Namespace, systems: Sequence) -> int:
     from feedface.evaluation.generators import Bundles, ModelGenerator, RealGenerator
     from feedface.evaluation.judges import PackJudge
     from feedface.evaluation.judging import mini_judges, photo_judges
-    from feedface.evaluation.protocols import MiniCases, PhotoCases
+    from feedface.evaluation.protocols import MiniCases, PhotoCases, SubjectCases
 
     group = ProcessGroup()
     check_writable(args.out)
@@ -153,6 +165,11 @@ def evaluate(args: argparse.Namespace, systems: Sequence) -> int:
             protocol = PhotoCases(args.cases, args.data, shown, args.seed)
             judges = photo_judges(args.judge, args.clip, bundles.get(first), device) if protocol.names else None
             return protocol, judges
+        if args.protocol == "adaface":
+            bundle = bundles.get(first)
+            word = (bundle.method and bundle.method.subject_word) or "z"
+            protocol = SubjectCases(args.data, args.prompt_set, shown, args.seed, word)
+            return protocol, photo_judges(args.judge, args.clip, bundle, device) if protocol.names else None
         bundle = bundles.get(first)
         judges = mini_judges(args.inspector, args.clip, bundle, device)
         stride = max(args.samples, args.base_images)

@@ -10,18 +10,23 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image
+from pydantic import AliasChoices, BaseModel, Field, TypeAdapter
 
 from feedface.common.errors import UserError
 from feedface.common.images import read_image
+from feedface.common.validation import Text, read_json_as
 from feedface.evaluation.cases import FIRST_IDENTITY, crop_references, make_cases
 from feedface.evaluation.judges import FaceJudge
+from feedface.evaluation.subject_prompts import PEOPLE, SubjectPrompt, read_list, subject_prompts
 from feedface.faces.crop import crop_square, square_box
 from feedface.faces.references import NoFaceError
 from feedface.inference.jobs import Job, find_job_files, read_jobs
 
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 LONGEST_PX = 1024  # of references that are kept in memory: more than any judge looks at
 
 
@@ -35,6 +40,7 @@ class Case:
         references: the R pictures they are from, uint8 RGB, at most `LONGEST_PX` long.
         own: [R, E], what the judge sees in them.
         others: [G, E] the same of pictures that no system is shown; G may be 0.
+        judged: what CLIP is asked of each prompt's pictures, where that is not the prompt.
         asked: for each prompt attribute -> class index that it names (mini).
         real: for each prompt a picture that shows what it says (mini).
         notices: one line each, on pictures that were left out.
@@ -48,6 +54,7 @@ class Case:
     references: list[np.ndarray]
     own: np.ndarray
     others: np.ndarray
+    judged: tuple[str, ...] = ()
     asked: list[dict[str, int]] | None = None
     real: list[np.ndarray] | None = None
     notices: list[str] = field(default_factory=list)
@@ -57,6 +64,11 @@ class Case:
     def gallery(self) -> np.ndarray:
         """What a picture has to be nearest to: the other pictures; the references where there are no others."""
         return self.others if len(self.others) else self.own
+
+    @property
+    def said(self) -> tuple[str, ...]:
+        """For each prompt what its pictures are compared with."""
+        return self.judged or self.prompts
 
 
 class PhotoCases:
@@ -82,31 +94,104 @@ class PhotoCases:
     def load(self, index: int, judge: FaceJudge) -> Case:
         """Read a case's pictures and find the faces in them. `UserError`: a damaged picture, or no face in any."""
         job, paths = self.jobs[index]
-        pictures = [read_image(path) for path in paths]
-        looks = judge.look(pictures)
-        places = np.flatnonzero(looks.found)
-        if not len(places):
-            raise NoFaceError(
-                f"no face found in any of its {len(paths)} pictures (judge {judge.name!r}): "
-                f"{', '.join(path.name for path in paths)}"
-            )
-        shown, unseen = places[: self.references], places[self.references :]
-        return Case(
-            name=job.id,
-            prompts=job.prompts,
-            seeds=tuple(self._seed(job, number) for number in range(len(job.prompts))),
-            crops=[crop_square(pictures[place], square_box(looks.faces[place].box)) for place in shown],
-            references=[_shrunk(pictures[place]) for place in shown],
-            own=looks.embeddings[shown],
-            others=looks.embeddings[unseen],
-            notices=_notices(job)
-            + [f"{paths[place]}: no face found, left out" for place in np.flatnonzero(~looks.found)],
-            digest=_digest([pictures[place] for place in places], job.prompts),
-        )
+        seeds = tuple(self._seed(job, number) for number in range(len(job.prompts)))
+        case = _photo_case(job.id, paths, job.prompts, seeds, self.references, judge)
+        case.notices = _notices(job) + case.notices
+        return case
 
     def _seed(self, job: Job, prompt: int) -> int:
         """Noise of its own for every prompt, the same whichever other cases there are."""
         return self.seed + zlib.crc32(f"{job.id}/{prompt}".encode())
+
+
+def _photo_case(
+    name: str,
+    paths: Sequence[Path],
+    prompts: tuple[str, ...],
+    seeds: tuple[int, ...],
+    references: int,
+    judge: FaceJudge,
+) -> Case:
+    """A case of photos: the first `references` that show a face are references."""
+    pictures = [read_image(path) for path in paths]
+    looks = judge.look(pictures)
+    places = np.flatnonzero(looks.found)
+    if not len(places):
+        raise NoFaceError(
+            f"no face found in any of its {len(paths)} pictures (judge {judge.name!r}): "
+            f"{', '.join(path.name for path in paths)}"
+        )
+    shown, unseen = places[:references], places[references:]
+    return Case(
+        name=name,
+        prompts=prompts,
+        seeds=seeds,
+        crops=[crop_square(pictures[place], square_box(looks.faces[place].box)) for place in shown],
+        references=[_shrunk(pictures[place]) for place in shown],
+        own=looks.embeddings[shown],
+        others=looks.embeddings[unseen],
+        notices=[f"{paths[place]}: no face found, left out" for place in np.flatnonzero(~looks.found)],
+        digest=_digest([pictures[place] for place in places], prompts),
+    )
+
+
+class SubjectCases:
+    """AdaFace's protocol: a case is a folder of pictures of one subject, asked for by the prompts of a set.
+
+    Args:
+        data: a folder with one of each subject. Its `metainfo.json` may say {"class": "young man", "kind": 1}, see
+            `subject_prompts`; a person otherwise. A list file in it, `*-prompts-*.txt`, comes before the set.
+        which: the set.
+        references, seed: as of `PhotoCases`.
+        word: the subject's in prompts.
+    """
+
+    def __init__(self, data: Path, which: str, references: int, seed: int, word: str = "z"):
+        if not data.is_dir():
+            raise UserError(f"--data {data}: no such folder")
+        self.problems: list[str] = []
+        jobs = []
+        for folder in sorted(path for path in data.iterdir() if path.is_dir()):
+            try:
+                jobs.append(_subject(folder, which, word))
+            except UserError as error:
+                self.problems.append(str(error))
+        if not jobs:
+            self.problems.append(f"--data {data}: has no folder of a subject's pictures")
+        self.subjects, self.references, self.seed = jobs, references, seed
+        self.names = [folder.name for folder, _, _ in jobs]
+
+    def load(self, index: int, judge: FaceJudge) -> Case:
+        """As `PhotoCases.load`."""
+        folder, pictures, prompts = self.subjects[index]
+        seeds = tuple(self.seed + zlib.crc32(f"{folder.name}/{number}".encode()) for number in range(len(prompts)))
+        case = _photo_case(
+            folder.name, pictures, tuple(entry.prompt for entry in prompts), seeds, self.references, judge
+        )
+        case.judged = tuple(entry.asked for entry in prompts)
+        return case
+
+
+def _subject(folder: Path, which: str, word: str) -> tuple[Path, list[Path], list[SubjectPrompt]]:
+    """A folder, its pictures and prompts."""
+    pictures = sorted(
+        path for path in folder.iterdir() if path.suffix.lower() in PICTURES and not path.stem.endswith("_mask")
+    )
+    if not pictures:
+        raise UserError(f"{folder}: has no pictures")
+    about = _SubjectInfo()
+    if (folder / "metainfo.json").is_file():
+        about = read_json_as(folder / "metainfo.json", TypeAdapter(_SubjectInfo), what="does not describe a subject")
+    lists = sorted(folder.glob("*-prompts-*.txt"))
+    prompts = read_list(lists[0]) if lists else subject_prompts(which, about.class_word, about.kind, word)
+    return folder, pictures, prompts
+
+
+class _SubjectInfo(BaseModel):
+    """Other keys are the authors' own."""
+
+    class_word: Text = Field("person", validation_alias=AliasChoices("class", "person_type"))
+    kind: Literal[0, 1, 2] = PEOPLE
 
 
 class MiniCases:

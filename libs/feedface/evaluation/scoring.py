@@ -112,7 +112,7 @@ def _clip(
     columns: Columns = dict.fromkeys(("clip_face", "clip_text"), [None] * len(pictures))
     if judges.clip is None:
         return columns
-    images, texts = judges.clip.images(pictures), judges.clip.texts(case.prompts)
+    images, texts = judges.clip.images(pictures), judges.clip.texts(case.said)
     columns["clip_text"] = [image @ texts[prompt] for image, prompt in zip(images, prompts, strict=True)]
     boxes = np.array([face is not None for face in features.faces])
     if not (features.found & ~boxes).any():  # else the judge finds no boxes
@@ -126,7 +126,7 @@ def _texts(case: Case, prompts: Sequence[int], pictures: Sequence[np.ndarray], j
     """Of each picture with its prompt, given by number."""
     columns: Columns = dict.fromkeys(("image_reward", "attributes"), [None] * len(prompts))
     if judges.reward is not None:
-        columns["image_reward"] = judges.reward.score([case.prompts[prompt] for prompt in prompts], pictures)
+        columns["image_reward"] = judges.reward.score([case.said[prompt] for prompt in prompts], pictures)
     if judges.inspector is not None and case.asked is not None:
         seen = judges.inspector.inspect(np.stack(pictures)).attributes
         columns["attributes"] = [

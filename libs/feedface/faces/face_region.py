@@ -68,4 +68,4 @@ def resized(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """uint8 [H,W] or [H,W,3] at (width, height), averaged where it becomes smaller."""
     if picture.shape[1::-1] == size:
         return picture
-    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS))
+    return np.array(Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS))

@@ -15,6 +15,7 @@ from feedface.checkpoints.bundle import Bundle
 from feedface.checkpoints.few_step import FewStep
 from feedface.common.device import DTYPES
 from feedface.common.errors import UserError
+from feedface.diffusion.guidance import GuidedModel
 from feedface.diffusion.init_image import InitImage
 from feedface.diffusion.sampling import sample
 from feedface.diffusion.state import join, length, take
@@ -23,7 +24,7 @@ from feedface.faces.face_region import keep_mask
 from feedface.inference.regions import at_size, check_regions, is_joint, method_for
 from feedface.inference.start import Start
 from feedface.methods.base import Identity
-from feedface.settings import WITHOUT_PROMPT, Settings
+from feedface.settings import NOWHERE, WITHOUT_PROMPT, Settings
 
 # Four pictures of 512 px leave room beside the full-size weights on a GPU of 8 GiB; larger ones take more at a time.
 BATCH_PX, MAX_BATCH = 4 * 512 * 512, 64
@@ -215,10 +216,15 @@ def _latents(
     if identity is not None and bundle.method_class.reads_prompt:
         # Before the backbone, as what works once a generation may then make room for it.
         identity = method_for(bundle.method, identity).prompted(identity, prompt)
+    guided_model = GuidedModel if identity is None else bundle.method_class.guided_model
+    if isinstance(settings.guidance, tuple) and guided_model is not GuidedModel:
+        raise UserError(f"--guidance: one number, please; {bundle.method_class.kind} is guided in its own way")
     backbone, method = bundle.networks(settings.few_step)
     method = method_for(method, identity)
     width, height = (side * backbone.latent_multiple // bundle.size_multiple for side in settings.size)
     identity = at_size(identity, (height, width))
+    if identity is not None and settings.face_box != NOWHERE:
+        prompt = bundle.method_class.placed(prompt, settings.face_box, (height, width))
     latents = sample(
         backbone,
         prompt=prompt,

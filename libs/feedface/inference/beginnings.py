@@ -63,7 +63,7 @@ class Beginnings:
         start = start_with_face(picture, face, size, parser, mask, self.strength, source=source)
         pose = self._pose()
         if pose is None and self._turns_heads and face.landmarks is not None:
-            pose = face_pose(face, picture.shape[1::-1], self.detector.name)
+            pose = face_pose(face, self.detector.name)
         return start, pose, [notice] if notice else []
 
     @property
@@ -92,7 +92,7 @@ class Beginnings:
             return parse_pose(self.pose)
         photo = read_image(Path(self.pose))
         face, _ = base_face(photo, self.detector, self.pose, self.face)
-        return face_pose(face, photo.shape[1::-1], self.detector.name)
+        return face_pose(face, self.detector.name)
 
 
 def pictures_in(folder: Path) -> list[Path]:

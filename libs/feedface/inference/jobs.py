@@ -206,6 +206,7 @@ class _Job(_Schema):
     reuse: Annotated[Any, _setting("reuse")] = None
     few_step: Annotated[Any, _setting("few_step")] = None
     rescale: Annotated[Any, _setting("rescale")] = None
+    face_box: Annotated[Any, _setting("face_box")] = None
 
 
 class _JobOfPeople(_Job):

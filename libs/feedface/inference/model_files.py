@@ -7,7 +7,8 @@
   encoder, CLIP ViT-L/14, is taken from its clip-vit-large-patch14/ if there is one, else from the model hub.
 
 `ckpt_path` stands for another method than the model's own: the authors' adapter file, the folder of a method, or the
-one of another folder with model_index.json, such as a training checkpoint.
+one of another folder with model_index.json, such as a training checkpoint. Where `method` names two kinds, such as
+"feedface+adaface", it goes together with the model's own.
 """
 
 import hashlib
@@ -30,6 +31,7 @@ from feedface.common.places import default_model
 from feedface.encoders import TEXT_PROJECTION
 from feedface.inference.acceleration import channels_last
 from feedface.methods.base import method_class
+from feedface.methods.together import Together
 
 # What decides how a picture comes out; a bundle's other parts (faces, inspector, image encoder) do not.
 DRAWING_NETWORKS = ("backbone", "method", "vae", "text_encoder")
@@ -100,8 +102,11 @@ def shows_faces(model: str | os.PathLike, ckpt_path: str | os.PathLike | None = 
 def model_with(method: str, model: str | os.PathLike | None, ckpt_path: str | os.PathLike | None = None) -> Path:
     """The model folder to show people with a method of this kind: `model`, or the first beside the default one.
 
-    `UserError` for an unknown method, and a model that has another.
+    Of two kinds joined by "+", the one that `ckpt_path` is not. `UserError` for an unknown method, and a model that has
+    another.
     """
+    if "+" in method:
+        return _model_of_two(method, model, ckpt_path)
     kind = method_class(method).kind
     if model is None:
         folder = default_model().parent
@@ -117,6 +122,25 @@ def model_with(method: str, model: str | os.PathLike | None, ckpt_path: str | os
     return Path(model)
 
 
+def _model_of_two(method: str, model: str | os.PathLike | None, ckpt_path: str | os.PathLike | None) -> Path:
+    kinds = [method_class(kind).kind for kind in method.split("+")]
+    if len(kinds) != 2 or ckpt_path is None:
+        raise UserError(f"--method {method}: give one of two methods with --model, the other with --ckpt_path")
+    given = _kind_at(follow(ckpt_path))
+    if given not in kinds:
+        raise UserError(f"--method {method}: the method of --ckpt_path {ckpt_path} is {given}")
+    kinds.remove(given)
+    return model_with(kinds[0], model)
+
+
+def _kind_at(ckpt: Path) -> str:
+    """The kind of the method that a `ckpt_path` is."""
+    if not ckpt.is_dir():
+        return "feedface"
+    folder = read_index(ckpt).components.get("method", ckpt) if (ckpt / INDEX).is_file() else ckpt
+    return part_class("method", folder).kind
+
+
 def load_model(
     model: str | os.PathLike,
     ckpt_path: str | os.PathLike | None,
@@ -125,6 +149,7 @@ def load_model(
     control: Mapping[str, Any] | None = None,
     low_memory: bool = False,
     changes: Changes = NO_CHANGES,
+    together: bool = False,
 ) -> Bundle:
     """Load what is needed to draw. `components` of the result name the files each part came from.
 
@@ -136,6 +161,7 @@ def load_model(
         low_memory: read each part when it is used and drop it after (`low_memory.LowMemoryBundle`): for little memory,
             not for speed.
         changes: for Stable Diffusion.
+        together: the method of `ckpt_path` is used with the model's own, not in its place.
 
     Raises:
         UserError: names what is missing, broken, not to be trusted, or does not fit.
@@ -145,6 +171,11 @@ def load_model(
         bundle = _read(follow(model), ckpt_path, kinds, device, dtype, control)
         return _changed(bundle, changes, device)
 
+    if together:
+        if low_memory:
+            raise UserError("--low_memory: is for one method; two at once stay in memory")
+        bundle, other = _load_parts(follow(model), DRAWING_NETWORKS, device, dtype), read(["method"], device, dtype)
+        return _changed(_joined(bundle, other), changes, device)
     if not low_memory:
         return read(DRAWING_NETWORKS, device, dtype)
     from feedface.inference.low_memory import LowMemoryBundle
@@ -170,8 +201,11 @@ def _read(
     bundle.components["method"] = ckpt
     # The model's few-step adapter was made for its own method.
     bundle.components.pop("few_step", None)
-    folder = read_index(ckpt).components.get("method", ckpt) if (ckpt / INDEX).is_file() else ckpt
-    bundle.kinds["method"] = part_class("method", folder).kind if ckpt.is_dir() else "feedface"
+    others = read_index(ckpt).components if (ckpt / INDEX).is_file() else {}
+    folder = others.get("method", ckpt)
+    if "faces" in others:  # which has the recogniser that the method knows, where the model has no faces of its own
+        bundle.components.setdefault("faces", others["faces"])
+    bundle.kinds["method"] = _kind_at(ckpt)
     if "method" not in kinds:
         return bundle
     if ckpt.is_dir():
@@ -183,13 +217,27 @@ def _read(
     return bundle
 
 
+def _joined(bundle: Bundle, other: Bundle) -> Bundle:
+    """`bundle` with the other's method beside its own."""
+    if bundle.method is None:
+        raise UserError(f"{bundle.path}: has no method of its own to go together with that of --ckpt_path")
+    bundle.method = Together([bundle.method, other.method]).eval()
+    bundle.components["other_method"] = other.components["method"]
+    bundle.components = {**other.components, **bundle.components}
+    bundle.kinds["method"] = Together.kind
+    bundle.components.pop("few_step", None)
+    check_parts(bundle)
+    return bundle
+
+
 def _changed(bundle: Bundle, changes: Changes, device: torch.device) -> Bundle:
     """A bundle with what the user adds to it, in the parts that are loaded."""
     if changes == NO_CHANGES:
         return bundle
     bundle.variant = str(changes)
     if changes.subject_word is not None:
-        if bundle.method_class is None or bundle.method_class.subject_word is None:
+        asked = bundle.method or bundle.method_class  # of two together only the methods themselves know
+        if asked is None or asked.subject_word is None:
             found = "no method" if bundle.method_class is None else f"the method {bundle.method_class.kind}"
             raise UserError(f"--subject_word: prompts have a person's word with adaface; this model has {found}")
         if bundle.method is not None:
@@ -240,7 +288,7 @@ def model_digest(bundle: Bundle) -> str:
     """
     digest = hashlib.sha256(bundle.variant.encode())
     seen = set()  # a Stable Diffusion is the same files for all parts
-    for part in (*DRAWING_NETWORKS, "tokenizer"):
+    for part in (*DRAWING_NETWORKS, "other_method", "tokenizer"):
         root = bundle.components.get(part)
         if root is None or root in seen:  # the authors' files have no tokenizer of their own
             continue

@@ -14,16 +14,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from PIL import Image
 
 from feedface.common.contact_sheet import MAX_SAMPLES, Tile, contact_sheet
 from feedface.common.errors import UserError, one_line
 from feedface.common.images import read_image
 from feedface.common.progress import progress, say
-from feedface.common.saving import OutputError, safe_name
+from feedface.common.saving import OutputError, safe_name, save_png
 from feedface.faces.references import find_faces
 from feedface.faces.similarity import FaceSimilarity
 from feedface.inference.batching import batches, dtype_name
+from feedface.inference.dense import annotations, drawn
 from feedface.inference.outputs import PictureFolder, PictureInfo
 from feedface.inference.people import Cast, load_people
 from feedface.inference.photo_notice import photo_notice
@@ -56,6 +58,7 @@ class RunPlan:
         batch_size: pictures drawn at a time, at most; None: what should fit into memory.
         face: which one of several faces in a picture, see `references.find_faces`.
         format: of the files, one of `provenance.SUFFIXES`.
+        dense: beside each picture what the method's dense heads say of it, as NUMBER_dense.png.
         start: a picture to begin with; pose: yaw, pitch, roll of the person's head in degrees.
         blend, blend_weight: pictures of another person to blend with, and how much of that one is shown, 0 … 1.
     """
@@ -69,6 +72,7 @@ class RunPlan:
     face: str | int | None = None
     blend: Sequence[Path] = ()
     blend_weight: float = 0.5
+    dense: bool = False
     format: str = "png"
     start: Start | None = None
     pose: tuple[float, float, float] | None = None
@@ -192,7 +196,12 @@ class JobRun:
 
     def save(self, image: Image.Image, info: PictureInfo) -> None:
         """Keep a picture; the last one finishes the job."""
-        self.pictures.save(image, info)
+        path = self.pictures.save(image, info)
+        if self.plan.dense:
+            pixels = np.asarray(image)
+            found = annotations(self.pipe.bundle, [pixels], [info.prompt], self.identity_of(info), self.pipe.device)
+            dense = drawn(pixels, {name: value[0] for name, value in found.items()})
+            save_png(dense, path.with_name(f"{path.stem}_dense.png"))
         self.made.add(info.fingerprint)
         if len(self.made) == len(self.missing):
             self.finish()

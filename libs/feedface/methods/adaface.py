@@ -28,6 +28,7 @@ from feedface.encoders import ReferenceSpec, TextEncoder
 from feedface.methods import arc2face
 from feedface.methods.arc2face import Arc2Face, TowerConfig
 from feedface.methods.base import Features, Identity, Method
+from feedface.methods.composition import Composition
 from feedface.text_tower import FaceReader, LayerMix, TextTower, check_room, extended, tower_config
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 AVERAGES = ("embeddings", "states", "words")
 PLACEMENTS = ("in_place", "append", "prepend")
 Share = Annotated[float, Field(ge=0, le=1)]
+Weight = Annotated[float, Field(ge=0)]
 
 
 class AdaFaceConfig(TypedDict, total=False):
@@ -59,11 +61,21 @@ class AdaFaceConfig(TypedDict, total=False):
 CONFIG = TypeAdapter(AdaFaceConfig)
 
 
+class LossWeights(BaseModel):
+    """`config.control.objective.weights`."""
+
+    model_config = CLOSED
+    prompt: Weight = 2e-5
+    mix: Weight = 5e-5
+    preserve: Weight = 5e-4
+    attention: Weight = 2e-4
+
+
 class ObjectiveSettings(BaseModel):
     """`config.control.objective`; configs/adaface.py says what the keys mean."""
 
     model_config = CLOSED
-    kind: Literal["distillation", "reconstruction"] = "distillation"
+    kind: Literal["distillation", "reconstruction", "composition"] = "distillation"
     prompts: Sequence[str] = ("a photo of {}", "a face portrait of {}", "{}")
     most_steps: Annotated[int, Field(ge=1, le=7)] = 3
     random_faces: Share = 0.4
@@ -74,9 +86,16 @@ class ObjectiveSettings(BaseModel):
     word_noise_spread: tuple[float, float] = (0.05, 0.1)
     layer_shares: Sequence[float] = (1.0, 2.0, 2.0)
     original_bugs: bool = False
+    compositions: Sequence[Sequence[str]] = (("riding a bicycle",), ("in the rain",))
+    class_word: Text = "person"
+    composed: Share = 1 / 3
+    distilled: Share = 0.2
+    before: Share = 0.9
+    guidance: Annotated[float, Field(ge=1)] = 5.0
+    weights: LossWeights = LossWeights()
 
 
-class Settings(arc2face.Settings):
+class Settings(arc2face.FaceSettings):
     """`config.control` of a training config; configs/adaface.py says what the keys mean."""
 
     teacher: str = ""
@@ -160,8 +179,8 @@ class AdaFace(Method):
         """
         settings = Settings(**config.control.to_dict())
         text = parts["text"]
-        shared = {key: getattr(settings, key) for key in arc2face.Settings.model_fields}
-        like = Arc2Face.like(text, arc2face.Settings(**shared))
+        shared = {key: getattr(settings, key) for key in arc2face.FaceSettings.model_fields}
+        like = Arc2Face.like(text, arc2face.FaceSettings(**shared))
         teacher = parts.get("teacher") or like
         for key in ("width", "start", "face_dim", "vectors", "recogniser"):
             if teacher.config[key] != like.config[key]:
@@ -279,7 +298,7 @@ class AdaFace(Method):
         tokenizer = text_encoder.tokenizer
         first = text_encoder.clip.get_input_embeddings().num_embeddings
         person = list(range(first, first + self.vectors))
-        parts = [text_encoder.tokens_of(part) for part in self._parts(prompt)]
+        parts = [text_encoder.tokens_of(part) for part in self.parts(prompt)]
         ids = [*parts[0], *(token for part in parts[1:] for token in (*person, *part))]
         room = text_encoder.num_tokens - 2  # without the first and the last one
         if (len(parts) - 1) * self.vectors > room:
@@ -299,7 +318,7 @@ class AdaFace(Method):
         """A regular expression for the person's word: neither inside words nor of a hyphened one."""
         return rf"(?<![\w-]){re.escape(self.subject_word)}(?![\w-])"
 
-    def _parts(self, prompt: str) -> list[str]:
+    def parts(self, prompt: str) -> list[str]:
         """The texts between which a person stands, in the order of the prompt."""
         parts = re.split(self._word, prompt)
         if self.placement == "in_place" and len(parts) > 1:
@@ -313,7 +332,7 @@ class AdaFace(Method):
         if not re.search(self._word, prompt):
             where = "before" if self.placement == "prepend" else "after"
             found.append(f"has no word {self.subject_word!r} where the person stands, who is put {where} it")
-        texts = [text_encoder.tokens_of(part) for part in self._parts(prompt)]
+        texts = [text_encoder.tokens_of(part) for part in self.parts(prompt)]
         length = sum(map(len, texts)) + (len(texts) - 1) * self.vectors + 2
         if length > text_encoder.num_tokens:
             found.append(
@@ -330,11 +349,13 @@ class AdaFace(Method):
 
     def objective(self, config: "ConfigDict", zero_reference: Features, empty_text: Tensor) -> Objective:
         settings = Settings(**config.control.to_dict())
-        if settings.objective.kind == "distillation" and not settings.teacher:
+        if settings.objective.kind != "reconstruction" and not settings.teacher:
             raise UserError("config.control.teacher: is empty; distillation needs one, docs/methods.md says which")
-        kind = {"distillation": Distillation, "reconstruction": Reconstruction}[settings.objective.kind]
+        kind = {"distillation": Distillation, "reconstruction": Reconstruction, "composition": Composition}
+        kind = kind[settings.objective.kind]
         prompts = [prompt.format(settings.subject_word) for prompt in settings.objective.prompts]
-        return kind(config, zero_reference, empty_text, prompts, settings.objective)
+        more = (self,) if kind is Composition else ()
+        return kind(config, zero_reference, empty_text, prompts, settings.objective, *more)
 
     def trained(self, backbone: Backbone) -> dict[str, nn.Module]:
         tower = self.word_tower

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
 
+BACKBONES = ("frozen", "all")
+
+
 class TowerConfig(TypedDict):
     """A text tower but for its width, see `TextTower`."""
 
@@ -50,13 +53,14 @@ class Arc2FaceConfig(TypedDict, total=False):
     start: Required[Width]
     vectors: Width
     recogniser: Text
+    backbone: Literal[BACKBONES]
 
 
 CONFIG = TypeAdapter(Arc2FaceConfig)
 
 
-class Settings(BaseModel):
-    """`config.control` of a training config; configs/mini_arc2face.py says what the keys mean."""
+class FaceSettings(BaseModel):
+    """What `config.control` says of a reader of faces; configs/mini_arc2face.py says what the keys mean."""
 
     model_config = CLOSED
     vectors: Annotated[int, Field(ge=1, le=64)] = 16
@@ -65,10 +69,18 @@ class Settings(BaseModel):
     template: Text = "photo of a"
 
 
+class Settings(FaceSettings):
+    """`config.control` of a training config."""
+
+    backbone: Literal[BACKBONES] = "all"
+
+
 class Arc2Face(Method):
     """Features: "face" [B,face_dim], the recogniser's embedding. Identity: "states" [B,N,D], and those of "nobody".
 
-    Args: see `FaceReader`.
+    Args:
+        backbone: what is trained of it: "all", as with the authors, or nothing, "frozen".
+        others: see `FaceReader`.
 
     For backbones that take any number of text tokens: the U-Net.
     """
@@ -83,6 +95,7 @@ class Arc2Face(Method):
         start: int,
         vectors: int = 16,
         recogniser: str = "antelopev2",
+        backbone: str = "frozen",
     ):
         super().__init__()
         self.reader = FaceReader(width, tower, face_dim, start, vectors)
@@ -94,6 +107,7 @@ class Arc2Face(Method):
             "start": start,
             "vectors": vectors,
             "recogniser": recogniser,
+            "backbone": backbone,
         }
         self.reference = ReferenceSpec("embedding", face_dim, recogniser=recogniser)
 
@@ -107,10 +121,10 @@ class Arc2Face(Method):
         if backbone.text_tokens is not None:
             raise UserError(f"config.method: arc2face is for a U-Net; a {backbone.kind} wants a prompt's tokens")
         settings = Settings(**config.control.to_dict())
-        return cls.like(parts["text"], settings)
+        return cls.like(parts["text"], settings, settings.backbone)
 
     @classmethod
-    def like(cls, text: TextEncoder, settings: Settings) -> "Arc2Face":
+    def like(cls, text: TextEncoder, settings: FaceSettings, backbone: str = "frozen") -> "Arc2Face":
         """One that reads as `text` does."""
         before = text.tokens_of(settings.template)
         place = 1 + len(before)  # after the first token
@@ -122,6 +136,7 @@ class Arc2Face(Method):
                 place,
                 settings.vectors,
                 settings.recogniser,
+                backbone,
             )
         template, token = made.reader.template, text.tokenizer
         ids = [token.bos_token_id, *before, token.eos_token_id, *text.tokens_of("person")]
@@ -176,5 +191,10 @@ class Arc2Face(Method):
     def objective(self, config: "ConfigDict", zero_reference: Features, empty_text: Tensor) -> Objective:
         return FaceText(config, zero_reference, empty_text)
 
+    @classmethod
+    def changes_backbone(cls, control: Mapping[str, Any]) -> bool:
+        return control.get("backbone", "all") != "frozen"
+
     def trained(self, backbone: Backbone) -> dict[str, nn.Module]:
-        return {"layers": self.reader.tower.encoder, "norm": self.reader.tower.final_layer_norm}
+        found = {"layers": self.reader.tower.encoder, "norm": self.reader.tower.final_layer_norm}
+        return found | ({"backbone": backbone} if self.config["backbone"] == "all" else {})

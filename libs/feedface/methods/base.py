@@ -39,6 +39,7 @@ class Method(nn.Module):
         subject_word: the person's word in prompts, of one that puts them there; None for others.
         text_width: of one that writes tokens: how many numbers each has; None for others.
         reads_prompt: whether `prompted` has something to do.
+        places_faces: whether a prompt may say where the face shall be.
         labels: what its objective asks of records besides their pictures: kinds of `data.labels`; None: nothing at all,
             also no captions. label_cells: of labels that are maps, along a latent's cell; attributes: their names.
         settings: describes `config.control` of a training config (a pydantic type); None: anything goes.
@@ -54,6 +55,7 @@ class Method(nn.Module):
     subject_word: str | None = None
     text_width: int | None = None
     reads_prompt = False
+    places_faces = False
     labels: Sequence[str] | None = None
     label_cells = 1
     attributes: Sequence[str] = ()
@@ -98,6 +100,11 @@ class Method(nn.Module):
     def blended(self, first: Identity, second: Identity, weight: float) -> Identity:
         """Two people in one, row by row: the first at `weight` 0, the second at 1. `UserError` where it cannot."""
         raise UserError(f"the method {self.kind} cannot blend people; flashface can")
+
+    @classmethod
+    def placed(cls, prompt: Prompt, box: Sequence[float], latent_size: tuple[int, int]) -> Prompt:
+        """The prompt, with the face in a box: x1, y1, x2, y2 in shares of the picture; where it `places_faces`."""
+        raise NotImplementedError
 
     def posed(self, identity: Identity, pose: Sequence[float]) -> Identity:
         """People with their heads turned: yaw, pitch, roll in degrees, see `head_pose`. `UserError` where it cannot."""

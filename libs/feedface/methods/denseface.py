@@ -9,21 +9,20 @@ Source: Guo et al. 2024, "Dense-Face: Personalized Face Generation Model via Den
 """
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from annotated_types import Len
-from pydantic import BaseModel, Field, TypeAdapter
+from pydantic import TypeAdapter
 from torch import Tensor, nn
-from typing_extensions import TypedDict  # pydantic takes this one before Python 3.12
 
 from feedface.backbones.base import Backbone, Prompt, Site
 from feedface.backbones.control import Control, Operator
 from feedface.common.errors import UserError
-from feedface.common.sizes import Layers, Width
-from feedface.common.validation import CLOSED, Text
+from feedface.common.sizes import Width
+from feedface.common.validation import Text
 from feedface.dense_heads import DenseHeads
 from feedface.diffusion.dense_objective import DenseObjective
 from feedface.diffusion.objective import Objective
@@ -32,85 +31,24 @@ from feedface.diffusion.state import State, length
 from feedface.encoders import ReferenceSpec, TextEncoder
 from feedface.head_pose import pose_hints
 from feedface.methods.base import Features, Identity, Method
+from feedface.methods.denseface_config import (
+    WAY_UP,
+    DenseConfig,
+    PoseConfig,
+    Settings,
+    SiteConfig,
+    Strength,
+    dense_config,
+    described_sites,
+    pose_config,
+)
 from feedface.pose_branch import PoseBranch
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
-WAY_UP = ("up_blocks.", "out_blocks.")  # parts of a backbone that learn by default
 POOLS = ("mean", "first")
 NORMS = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm}
-Strength = Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)]
-
-
-class PoseConfig(TypedDict, total=False):
-    """Arguments of a `PoseBranch`."""
-
-    __pydantic_config__ = CLOSED
-    latent_channels: Width
-    channels: Annotated[list[Width], Len(1, 16)]
-    layers: Layers
-    hint_channels: Annotated[list[Width], Len(1, 8)]
-    groups: Width
-
-
-class DenseConfig(TypedDict, total=False):
-    """The decoder's blocks by name, with their widths, and arguments of `DenseHeads`."""
-
-    __pydantic_config__ = CLOSED
-    sites: Annotated[dict[str, Width], Len(1, 1024)]
-    latent_channels: Width
-    landmarks: Annotated[int, Field(ge=0, le=1024)]
-    attributes: Annotated[list[Text], Len(0, 1024)]
-    width: Width
-    blocks: Layers
-    factor: Annotated[int, Field(ge=1, le=8)]
-
-
-class SiteConfig(TypedDict):
-    """An attention: D, the width of its keys' and values' input, and whether its queries read the identity."""
-
-    __pydantic_config__ = CLOSED
-    width: Width
-    context: Width
-    reads: bool
-
-
-class DenseSettings(BaseModel):
-    """`config.control.dense`; the weights are of the losses."""
-
-    model_config = CLOSED
-    landmarks: Annotated[int, Field(ge=0, le=1024)] = 5
-    attributes: Sequence[str] = ()
-    width: Width = 128
-    blocks: Layers = 4
-    factor: Annotated[int, Field(ge=1, le=8)] = 2
-    parsing_weight: Annotated[float, Field(ge=0)] = 0.1
-    depth_weight: Annotated[float, Field(ge=0)] = 0.1
-    landmarks_weight: Annotated[float, Field(ge=0)] = 0.1
-    attributes_weight: Annotated[float, Field(ge=0)] = 0.1
-
-
-class Settings(BaseModel):
-    """`config.control` of a training config; configs/denseface.py says what the keys mean."""
-
-    model_config = CLOSED
-    adapters: Literal["decoder", "all"] = "decoder"
-    reads_in_middle: bool = False
-    delta: Strength = 0.01
-    token_delta: Strength = 0.01
-    norm: Literal["layer", "batch"] = "layer"
-    pose: bool = True
-    hint_channels: Annotated[Sequence[Width], Len(1, 8)] = (16, 32, 96, 256)
-    guided: Literal["text", "all"] = "text"
-    face_dim: Width = 512
-    recogniser: Text = "buffalo_l"
-    subject_word: Text = "*"
-    initial_word: Text = "person"
-    caption: str = ""
-    person_words: Sequence[str] = ("man", "woman", "person", "boy", "girl", "guy", "lady", "gentleman", "soldier")
-    pose_dropout: Annotated[float, Field(ge=0, le=1)] = 0.1
-    dense: DenseSettings | None = None
 
 
 class Adapter(nn.Module):
@@ -437,46 +375,3 @@ def only_token(text_encoder: TextEncoder, word: str) -> int:
     if len(tokens) != 1:
         raise UserError(f"the person's word {word!r} is {len(tokens)} tokens of this text encoder; it must be one")
     return tokens[0]
-
-
-def described_sites(
-    backbone: Backbone, adapters: str = "all", reads_in_middle: bool = False
-) -> dict[str, dict[str, int | bool]]:
-    """All attentions of a backbone, or those of its "decoder".
-
-    The identity is read by those to the text, where there are such, but not in the middle: there the authors' program
-    forgets it.
-    """
-    found = [site for site in backbone.sites.values() if site.kind in ("self_attention", "cross_attention")]
-    reading = "cross_attention" if any(site.kind == "cross_attention" for site in found) else "self_attention"
-    return {
-        site.name: {
-            "width": site.width,
-            "context": site.context_width or site.width,
-            "reads": site.kind == reading and (reads_in_middle or not site.name.startswith("mid_block")),
-        }
-        for site in found
-        if adapters == "all" or site.name.startswith(WAY_UP)
-    }
-
-
-def dense_config(backbone: Backbone, settings: DenseSettings) -> dict[str, object]:
-    """`DenseFace`'s `dense` for a backbone: all blocks on the way up are seen."""
-    shared = settings.model_dump(include={"landmarks", "width", "blocks", "factor"})
-    blocks = {name: s.width for name, s in backbone.sites.items() if s.kind == "block" and name.startswith(WAY_UP)}
-    attributes = list(settings.attributes)
-    return {"sites": blocks, "latent_channels": backbone.latent_channels, "attributes": attributes, **shared}
-
-
-def pose_config(backbone: Backbone, hint_channels: Sequence[int] = (16, 32, 96, 256)) -> Mapping[str, object] | None:
-    """Arguments of a pose branch for a U-Net like Stable Diffusion's; None for another backbone."""
-    if backbone.kind != "unet":
-        return None
-    config = backbone.unet.config
-    return {
-        "latent_channels": backbone.latent_channels,
-        "channels": list(config.block_out_channels),
-        "layers": config.layers_per_block,
-        "hint_channels": list(hint_channels),
-        "groups": config.norm_num_groups,
-    }

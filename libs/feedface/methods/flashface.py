@@ -5,8 +5,7 @@ the sites is kept, and the backbone's own attentions there read it beside the pi
 faces and, on a U-Net, no new parameter. The authors train both networks; here the backbone may also stay frozen, and be
 its own reference net, with small adapters for how references are read.
 
-Shapes: B people or rows, F references of one person, L tokens of one, N of the picture, D width of a site, C h w
-latent.
+Shapes: B people or rows, F references of one person, L tokens of one, D width of a site, C h w latent.
 Source: IntellectGen's FlashFace, after Zhang et al. 2024, "FlashFace: Human Image Personalization with High-fidelity
 Identity Preservation", from which it differs: keys and values are joined in the attention that is there, and the face
 has no position of its own.
@@ -17,13 +16,13 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import numpy as np
 import torch
 from annotated_types import Len
 from pydantic import BaseModel, Field, TypeAdapter
 from torch import Tensor, nn
 
-from feedface.backbones.base import Backbone, Prompt, Site, backbone_class
-from feedface.backbones.control import Control, Operator
+from feedface.backbones.base import Backbone, Prompt, backbone_class
 from feedface.common.errors import UserError
 from feedface.common.sizes import SidePx, Width
 from feedface.common.validation import CLOSED, Text, check_as
@@ -31,6 +30,7 @@ from feedface.diffusion.batch import Draws, Encoded
 from feedface.diffusion.objective import MaskObjective
 from feedface.diffusion.state import expand, length
 from feedface.methods.base import Features, Identity, Method, ReferenceSpec
+from feedface.shared_attention import ReferenceControl, Writer
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -38,55 +38,6 @@ if TYPE_CHECKING:
 POOLS = ("concat", "first")
 WAY_DOWN = ("down_blocks.", "in_blocks.")  # parts of a backbone that its default sites leave out
 CLEAN = 1.0  # the reference net's timestep, the first of 1 … 1000
-
-
-class Writer(Control):
-    """Keeps what goes into the self-attentions of its sites, image tokens alone: `tokens` [B,L,D] by site."""
-
-    def __init__(self, sites: Iterable[str]):
-        self.sites = frozenset(sites)
-        self.tokens: dict[str, Tensor] = {}
-
-    def attention(self, site: Site, op: Operator, x: Tensor, context: Tensor) -> Tensor:
-        self.tokens[site.name] = x[:, site.start :]
-        return op(x, context)
-
-
-class ReferenceControl(Control):
-    """Image tokens y attend to themselves and to references R: s·A(y,[y;R]) + (1−s)·A(y,y). Made by `FlashFace.bind`.
-
-    Args:
-        sites: keys and values [B,F·L,D] of the references, by site; B may be 1 for all rows.
-        weights: [B,F] of the references: by how much each counts in the attention, 0 is not at all. A row without a
-            reference comes out as without a control, to the bit.
-        scale: s; from 1 on, R and y are one context.
-    """
-
-    def __init__(
-        self, sites: Mapping[str, tuple[Tensor, Tensor]], weights: Tensor, scale: float, rows: slice | None = None
-    ):
-        self.sites, self.weights, self.scale, self.rows = sites, weights, min(scale, 1.0), rows
-        self._plain_rows = not bool((weights > 0).any(dim=1).all())
-        self._weighted = bool((weights != 1).any())
-
-    def attention(self, site: Site, op: Operator, x: Tensor, context: Tensor) -> Tensor:
-        plain = op(x, context) if self.scale < 1 or self._plain_rows or site.start else None
-        ours = [value.expand(len(x), -1, -1) for value in self.sites[site.name]]
-        key, value = (torch.cat(pair, dim=1) for pair in zip(op.key_value(x), ours, strict=True))
-        mask = log_weights(self.weights, x, ours[0].shape[1]) if self._weighted else None
-        out = op.attend(op.query(x[:, site.start :]), key, value, mask)
-        if plain is None:
-            return out
-        before = plain[:, site.start :]
-        if self.scale < 1:
-            out = self.scale * out + (1 - self.scale) * before
-        if self._plain_rows:
-            out = torch.where((self.weights > 0).any(dim=1)[:, None, None], out, before)
-        return torch.cat([plain[:, : site.start], out], dim=1) if site.start else out
-
-    def first(self, count: int) -> "ReferenceControl":
-        sites = {name: (key[:count], value[:count]) for name, (key, value) in self.sites.items()}
-        return ReferenceControl(sites, self.weights[:count], self.scale)
 
 
 class Adapter(nn.Module):
@@ -109,7 +60,17 @@ class ReferenceObjective(MaskObjective):
         latents = batch.features["latent"]
         slots = torch.arange(latents.shape[1])
         weights = (slots < draws.shown[:, None]) & ~draws.drop_face[:, None]
-        return {**batch.features, "weights": weights.float().to(latents.device, non_blocking=True)}
+        features = dict(batch.features)
+        if (std := features.pop("std", None)) is not None:
+            noise = reference_noise(draws, std.shape[1:]).to(std.device, non_blocking=True)
+            features["latent"] = latents + std * noise
+        return {**features, "weights": weights.float().to(latents.device, non_blocking=True)}
+
+
+def reference_noise(draws: Draws, shape: Sequence[int]) -> Tensor:
+    """Standard normal [B,*shape], each row from its sample's own seed: in whatever batch, it is the same."""
+    rngs = [np.random.default_rng(seed) for seed in draws.seeds.tolist()]
+    return torch.from_numpy(np.stack([rng.standard_normal(tuple(shape), np.float32) for rng in rngs]))
 
 
 class Settings(BaseModel):
@@ -118,6 +79,7 @@ class Settings(BaseModel):
     model_config = CLOSED
     sites: Sequence[str]
     reference_px: SidePx
+    reference_latent: Literal["mode", "sample"] = "mode"
     writer: Literal["copy", "backbone"]
     backbone: Literal["all", "attention", "frozen"]
     rank: Annotated[int, Field(ge=0)]
@@ -127,12 +89,14 @@ class FlashFace(Method):
     """A reference net beside a backbone, and adapters for how its tokens are read; either may be missing.
 
     A fresh one is a copy of the backbone, which does change pictures: references are read from the first step on, as
-    the authors' weights want it. Features: "latent" [B,F,C,h,w], and perhaps "weights" [B,F], see `ReferenceControl`.
-    Identity: the same; `prompted`, the reference net's tokens [B,F,L,D] by site, as it reads the text as well.
+    the authors' weights want it. Features: "latent" [B,F,C,h,w], the mean; perhaps its "std", which training alone
+    reads, and "weights" [B,F], see `ReferenceControl`. Identity: the same; `prompted`, the reference net's tokens
+    [B,F,L,D] by site, as it reads the text as well.
 
     Args:
         sites: names of self-attentions, in the order of evaluation.
         reference_px: side of a face crop, whose latent the reference net sees.
+        reference_latent: in training a "sample" of the VAE's posterior, or its "mode", which drawing always takes.
         refnet: config of the reference net, with its kind; None: the backbone itself is that.
         widths, rank: D of each site and the adapters' rank; rank 0: there are none.
         backbone: what training changes of the backbone: "all", its "attention" at the sites, or nothing ("frozen").
@@ -148,6 +112,7 @@ class FlashFace(Method):
         widths: Annotated[list[Width], Len(0, 1024)] = (),
         rank: Annotated[int, Field(ge=0, le=1 << 16)] = 0,
         backbone: Literal["all", "attention", "frozen"] = "all",
+        reference_latent: Literal["mode", "sample"] = "mode",
     ):
         super().__init__()
         self.config = {
@@ -157,8 +122,10 @@ class FlashFace(Method):
             "widths": list(widths),
             "rank": rank,
             "backbone": backbone,
+            "reference_latent": reference_latent,
         }
-        self.sites, self.reference = list(sites), ReferenceSpec("latent", reference_px)
+        self.sites = list(sites)
+        self.reference = ReferenceSpec("posterior" if reference_latent == "sample" else "latent", reference_px)
         self.refnet: Backbone | None = None
         if refnet is not None:
             own = dict(refnet)
@@ -188,6 +155,7 @@ class FlashFace(Method):
             widths=[backbone.sites[site].width for site in sites] if control.rank else [],
             rank=control.rank,
             backbone=control.backbone,
+            reference_latent=control.get("reference_latent", "mode"),
         )
         if control.writer == "copy":
             method.adopt(backbone)
@@ -227,8 +195,11 @@ class FlashFace(Method):
             raise UserError(f"{source}: this {self.kind} belongs to another backbone: the {backbone.kind} {problem}")
 
     def features(self, references: Tensor) -> Features:
-        """`references` are latents already."""
-        return {"latent": references}
+        """`references` are latents already, or their posteriors."""
+        if self.reference.kind == "latent":
+            return {"latent": references}
+        mean, std = references.unbind(dim=1)
+        return {"latent": mean, "std": std}
 
     def identity(self, features: Features, pool: str = "concat") -> Identity:
         """`pool`: "concat" shows all references, "first" the first alone."""
@@ -328,16 +299,6 @@ class FlashFace(Method):
 def slot(site: str) -> str:
     """A site's name as that of a module, which has no dots."""
     return site.replace(".", "/")
-
-
-def log_weights(weights: Tensor, x: Tensor, count: int) -> Tensor:
-    """What to add to the scores so that a token of weight w counts as w tokens do: [B,1,1,N+F·L].
-
-    `weights` [B,F] are the references', `x` [B,N,D] the picture's tokens, `count` = F·L.
-    """
-    references = weights.log().repeat_interleave(count // weights.shape[1], dim=1)
-    own = references.new_zeros(len(references), x.shape[1])
-    return torch.cat([own, references], dim=1)[:, None, None].to(x.dtype)
 
 
 def _frozen(sites: Sequence[str]) -> list[str]:

@@ -10,7 +10,7 @@ Source: Zhang et al. 2024, "FlashFace: Human Image Personalization with High-fid
 """
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
 
 import torch
@@ -27,7 +27,8 @@ from feedface.common.validation import Text
 from feedface.diffusion.guidance import rescaled
 from feedface.diffusion.state import State, expand, join, length
 from feedface.methods.base import Identity
-from feedface.methods.flashface import FlashFace, log_weights, slot
+from feedface.methods.flashface import FlashFace, slot
+from feedface.shared_attention import log_weights
 
 Strength = Annotated[float, Field(ge=0, le=50, allow_inf_nan=False)]
 
@@ -159,6 +160,7 @@ class FlashFaceOfficial(FlashFace):
     """
 
     kind, settings, guided_model, reads_prompt = "flashface_official", None, ThreeWayGuidance, False
+    places_faces = True
 
     def __init__(
         self,
@@ -185,6 +187,11 @@ class FlashFaceOfficial(FlashFace):
     @classmethod
     def fresh(cls, config: Any, backbone: Backbone, **parts: Any) -> "FlashFaceOfficial":
         raise UserError(f"{cls.kind} is for drawing with the released weights; flashface is what can be trained here")
+
+    @classmethod
+    def placed(cls, prompt: Prompt, box: Sequence[float], latent_size: tuple[int, int]) -> Prompt:
+        mask = face_mask(box, latent_size).to(prompt["text"])
+        return {**prompt, "mask": mask.expand(length(prompt), -1, -1, -1)}
 
     def prompted(self, identity: Identity, prompt: Prompt) -> Identity:
         """Not with the prompt: `ThreeWayGuidance` hands the negative one to `reading`."""
@@ -214,7 +221,7 @@ class FlashFaceOfficial(FlashFace):
         return {}
 
 
-def face_mask(box: tuple[float, float, float, float], latent_size: tuple[int, int], factor: int = 8) -> Tensor:
+def face_mask(box: Sequence[float], latent_size: tuple[int, int], factor: int = 8) -> Tensor:
     """Where the face shall be, [1,1,h,w] of zeros and ones, for a prompt's "mask".
 
     `box`: x1, y1, x2, y2 in 0 … 1 of the picture; a square from its corner, as long as its longer side. A box of

@@ -9,7 +9,7 @@ blur     sharpness: variance of the Laplacian in percent of the variance of the 
          11 [6, 18], by 2 % 3 [2, 6]. Of 60 drawn portraits with faces of 53 px: 63 [25, 176], blurred by 1 px 8
          [3, 23]; with faces of 27 px: 13 [5, 41], blurred by half a pixel 6 [2, 22].
          A threshold of 10 leaves out what is plainly blurred, 20 keeps only what is sharp.
-yaw, pitch, roll  degrees, from five landmarks, see `head_pose`; None where the detector gives none.
+yaw, pitch, roll  degrees, from five landmarks, see `faces.pose.head_pose`; None where the detector gives none.
 """
 
 import math
@@ -21,6 +21,7 @@ import numpy as np
 from feedface.common.errors import UserError
 from feedface.faces.crop import crop_square
 from feedface.faces.detect import OPENCV
+from feedface.faces.pose import head_pose
 
 BLUR_PX = 64
 MEASURES = ("face_px", "blur", "yaw", "pitch", "roll")
@@ -34,11 +35,6 @@ THRESHOLDS = {
     "max_roll": ("roll", 180, "roll {value:g} degrees, more than"),
     "min_score": ("scores", 1, "score {value:g}, lower than"),
 }
-# A head, in distances between the eyes: x to the viewer's right, y down, z towards the viewer. x and y are the mean
-# face that insightface aligns to (its 112 px template); a nose tip stands 25 mm out and eyes are 63 mm apart.
-HEAD = np.array(
-    [[-0.5, 0.0, 0.0], [0.5, 0.0, 0.0], [0.0, 0.572, 0.40], [-0.414, 1.156, 0.05], [0.414, 1.156, 0.05]]
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -108,32 +104,6 @@ def blur(image: np.ndarray, box: Sequence[float]) -> float:
     grey = cv2.cvtColor(crop_square(image, square, BLUR_PX), cv2.COLOR_RGB2GRAY).astype(np.float64)
     # + 1: in an even square there is nothing to see but the rounding to whole grey levels
     return 100 * float(cv2.Laplacian(grey, cv2.CV_64F).var() / (grey.var() + 1))
-
-
-def head_pose(landmarks: np.ndarray) -> tuple[float, float, float]:
-    """Five landmarks [5, 2] px -> yaw, pitch, roll in degrees, by a weak-perspective fit of one mean head.
-
-    Positive yaw turns the face to the picture's right, positive pitch looks down, positive roll tilts the head
-    clockwise. Roll is the slope of the line through the eyes; yaw and pitch follow from where the nose lies between
-    eyes and mouth. Mean error against the renderer's truth on 600 portraits (yaw to 32, pitch and roll to 9 degrees):
-    yaw 1.4, roll 1.6; with the landmarks of the mini pack 3.8 and 4.4. Pitch cannot be told from the length of a nose:
-    among pictures of one person its error is 5, but the portraits' many noses add 19, so that only wide limits on it
-    mean something.
-    """
-    points = np.asarray(landmarks, np.float64)
-    # points = HEAD · A.T + t; the rotation nearest to A says where the head's axes point in the picture.
-    model = np.column_stack([HEAD, np.ones(len(HEAD))])
-    affine = np.linalg.lstsq(model, points, rcond=None)[0][:3].T  # [2, 3]
-    left, _, right = np.linalg.svd(affine, full_matrices=False)
-    across, down = left @ right
-    ahead = np.array([across[2], down[2], across[0] * down[1] - across[1] * down[0]])
-    # Rotation = tilt · nod · turn: undo the tilt, read the nod and the turn off the direction the face looks in.
-    tilt = math.atan2(-across[1], down[1])
-    x = math.cos(tilt) * ahead[0] + math.sin(tilt) * ahead[1]
-    y = math.cos(tilt) * ahead[1] - math.sin(tilt) * ahead[0]
-    yaw, pitch = math.asin(min(1.0, max(-1.0, x))), math.atan2(y, ahead[2])
-    roll = math.atan2(points[1, 1] - points[0, 1], points[1, 0] - points[0, 0])
-    return math.degrees(yaw), math.degrees(pitch), math.degrees(roll)
 
 
 def _shorter_side(box: Sequence[float]) -> float:

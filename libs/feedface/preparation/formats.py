@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -49,10 +50,13 @@ def check_formats(formats: Iterable[str], identity: str) -> None:
         raise UserError("--format adaface: keeps a folder for each person; say who they are by --identity")
 
 
-def make_records(rows: Iterable[dict], identities: Mapping[str, str], data: Path, out: Path) -> list[Record]:
+def make_records(
+    rows: Iterable[dict], identities: Mapping[str, str], data: Path, out: Path, dense: bool = False
+) -> list[Record]:
     """Records of the rows (see `result`) that are singles, in their order; `identities`: of paths below `data`.
 
-    A record's references are the person's next pictures, around the end.
+    A record's references are the person's next pictures, around the end. `dense`: with pose and landmarks, where the
+    detector finds these.
     """
     rows = [row for row in rows if row["outcome"] == SINGLE]
     people, places = defaultdict(list), {}
@@ -76,9 +80,20 @@ def make_records(rows: Iterable[dict], identities: Mapping[str, str], data: Path
                 mask_path=out / f"{stems(rel, SINGLE, 1)[0]}.png",
                 ref=tuple(RecordReference(data / other["path"], tuple(other["square_bbox"])) for other in refs),
                 identity=identity,
+                **(_dense(row) if dense else {}),
             )
         )
     return records
+
+
+def _dense(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Pose and landmarks of a row's face; poses of records are counted the other way round, see `head_pose`."""
+    if row["yaw"] is None:
+        return {}
+    return {
+        "pose": (-row["yaw"], -row["pitch"], row["roll"]),
+        "landmarks": tuple((float(x), float(y)) for x, y in row["point"]),
+    }
 
 
 def plan_cuts(records: Iterable[Record], formats: Iterable[str], data: Path, out: Path) -> list[Cut]:

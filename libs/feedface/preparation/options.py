@@ -17,7 +17,7 @@ class Options:
     Attributes:
         caption: one of `captions.CAPTIONERS`; the next three belong to one of them each.
         identity: how people are told apart: none, folder, list or cluster.
-        formats: of `formats.FORMATS`.
+        formats: of `formats.FORMATS`; dense: their records with pose and landmarks, for Dense-Face.
         workers: threads that read and write; 0 does both in between.
         batch_size: pictures that are parsed together.
         timings: JSON file for how long each stage took, not part of the output.
@@ -39,6 +39,7 @@ class Options:
     identity_list: Path | None = None
     identity_threshold: float | None = None
     formats: tuple[str, ...] = ("feedface",)
+    dense: bool = False
     workers: int = 2
     batch_size: int = 8
     timings: Path | None = None

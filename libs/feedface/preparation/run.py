@@ -101,7 +101,7 @@ class Ending:
         singles = [row for row in self.rows if row["outcome"] == SINGLE]
         faces = [(row["path"], row["embedding"]) for row in singles]
         identities = options.group(faces, pictures, self.plan.settings["detector"])
-        self.records = formats.make_records(singles, identities, options.data, options.out)
+        self.records = formats.make_records(singles, identities, options.data, options.out, options.dense)
         self.cuts = formats.plan_cuts(self.records, options.formats, options.data, options.out)
         made_from = {cut: options.out / f"{stems(cut.rel, SINGLE, 1)[0]}.json" for cut in self.cuts}
         return [cut for cut, row in made_from.items() if not formats.is_made(cut, row)]

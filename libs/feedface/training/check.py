@@ -61,12 +61,13 @@ class Train(Section):
     steps: AtLeastOne
     batch_size: AtLeastOne
     accumulation: AtLeastOne
-    optimizer: Literal["adamw", "adamw8bit"]
+    optimizer: Literal["adamw", "adamw8bit", "prodigy"]
     lr: NotNegative
-    schedule: Literal["constant", "cosine"]
+    schedule: Literal["constant", "cosine", "linear"]
     warmup_steps: Count
     weight_decay: NotNegative
     betas: Annotated[Sequence[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)]
+    d_coef: NotNegative = 1.0
     grad_clip: NotNegative
     ema: Probability
     precision: Literal[("auto", *PRECISIONS)]
@@ -117,8 +118,9 @@ def check_config(config: ml_collections.ConfigDict) -> None:
             "config.data.buckets: cuts each picture anew, at random, which neither the cache nor data.in_memory can "
             "keep; leave one of them out"
         )
-    if config.train.optimizer == "adamw8bit" and importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError("config.train.optimizer: adamw8bit needs bitsandbytes; `pip install bitsandbytes`")
+    needs = {"adamw8bit": "bitsandbytes", "prodigy": "prodigyopt"}.get(config.train.optimizer)
+    if needs and importlib.util.find_spec(needs) is None:
+        raise UserError(f"config.train.optimizer: {config.train.optimizer} needs {needs}; `pip install {needs}`")
     if config.log.samples_every and not config.log.prompts:
         raise UserError("config.log.prompts: empty, but log.samples_every asks for pictures; name at least one prompt")
     check_trackers(config.log.trackers)

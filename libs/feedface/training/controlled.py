@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from feedface.backbones.base import Backbone, Prompt, Site
-from feedface.backbones.control import Control, Operator
+from feedface.backbones.control import Control, Controls, Operator
 from feedface.diffusion.state import State, length
 from feedface.methods.base import Features, Identity, Method
 
@@ -46,10 +46,11 @@ class ControlledBackbone(nn.Module):
         t: Tensor,
         prompt: Prompt | Callable[[Identity], Prompt],
         features: Features | None = None,
+        watch: Control | None = None,
     ) -> State:
         """Noise predicted in `state` at timesteps `t` [B]. `features` [B,F,…]: None is the frozen model.
 
-        `prompt`: with features it may be a function of who is shown.
+        `prompt`: with features it may be a function of who is shown. `watch`: an objective's own control, besides.
         """
         identity = None
         if features is not None:
@@ -60,10 +61,12 @@ class ControlledBackbone(nn.Module):
         constants = {name: torch.full((rows,), value, device=t.device) for name, value in self.constants.items()}
         # What is frozen is in low precision as a whole, and needs no autocast, which would make its tokens float32.
         with self._autocast(self.backbone.dtype != self.dtype):
-            control = None if identity is None else self._control(identity, prompt)
+            own = None if identity is None else self._control(identity, prompt)
+            both = [control for control in (own, watch) if control is not None]
+            control = Controls(both) if len(both) > 1 else next(iter(both), None)
             conditions = self.backbone.conditions({**prompt, **constants}, tuple(state["img"].shape[-2:]))
             noise = self.backbone(state, t, conditions, control)
-            return noise if control is None else noise | self.method.read_out(control.control, state, t, noise)
+            return noise if own is None else noise | self.method.read_out(own.control, state, t, noise)
 
     def _control(self, identity: Identity, prompt: Prompt) -> Control | None:
         with self._autocast(True):

@@ -26,7 +26,7 @@ from feedface.training.setup import (
 )
 
 # Bytes that an optimizer keeps for each trained number.
-OPTIMIZER_BYTES = {"adamw": 8, "adamw8bit": 2}
+OPTIMIZER_BYTES = {"adamw": 8, "adamw8bit": 2, "prodigy": 16}
 READERS = min(8, os.cpu_count() or 1)
 BAR_FROM = 500  # records; fewer are done before a progress bar is of use
 

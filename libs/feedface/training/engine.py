@@ -1,5 +1,6 @@
 """A training step in whatever accelerate launched: one process, copies (DDP), shards (FSDP2), DeepSpeed's ZeRO-2."""
 
+import gc
 import math
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -11,6 +12,7 @@ from accelerate.utils import DistributedType
 from torch import Tensor
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 
 from feedface.common.errors import UserError
 from feedface.training.controlled import ControlledBackbone
@@ -39,6 +41,8 @@ class Engine:
         self.accelerator, self.config = accelerator, config
         self.zero2 = accelerator.distributed_type == DistributedType.DEEPSPEED
         self.sharded = accelerator.distributed_type == DistributedType.FSDP
+        if config.train.optimizer == "prodigy" and (self.sharded or self.zero2):
+            raise UserError("config.train.optimizer: prodigy needs whole weights; launch without FSDP and DeepSpeed")
         if self.sharded:
             self._plan_fsdp(trained)
         if self.zero2:
@@ -88,6 +92,17 @@ class Engine:
         self.optimizer.step()
         self.optimizer.zero_grad()
         return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+    def close(self) -> None:
+        """Let go of DDP's wrapper; no step can follow. To be called before the processes' group ends.
+
+        Else DDP's reducer is the last to hold the group: it waits, with Python's lock, for gloo's threads, of which one
+        may wait for that lock to drop the tensors of the last exchange. Such a process never ends.
+        """
+        if isinstance(self.model, DistributedDataParallel):
+            self.model = None
+            self.accelerator.free_memory()
+            gc.collect()  # modules refer to themselves
 
     def optimizer_state(self, keep: bool) -> dict[str, Any] | None:
         """Whole, as an optimizer of one process has it, without its settings; None in a process with `keep` False."""

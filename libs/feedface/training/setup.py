@@ -1,6 +1,7 @@
 """What a training run is made of, from its config: accelerate, the models, the data."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -26,8 +27,10 @@ from feedface.data.cache import CachedDataset, FeatureCache
 from feedface.data.dataset import PictureDataset, PictureStore, check_broken
 from feedface.data.draws import DrawSettings
 from feedface.data.features import EncoderSources, FrozenEncoders
+from feedface.data.folders import folder_records
 from feedface.data.labels import Labels
-from feedface.data.record_table import open_records
+from feedface.data.record_table import RecordList, Records, open_records
+from feedface.data.records import read_records
 from feedface.methods.base import Features, Method, method_class
 from feedface.training.check import PRECISIONS, method_of
 from feedface.training.controlled import ControlledBackbone
@@ -135,7 +138,7 @@ def build_models(config: ml_collections.ConfigDict, device: torch.device, precis
     if left_over:
         raise UserError(f"{config.model}: image_size {bundle.image_size} does not fit its VAE and {backbone.kind}")
     side *= backbone.latent_multiple
-    if method.reference.kind == "latent" and method.reference.size % bundle.size_multiple:
+    if method.reference.kind in ("latent", "posterior") and method.reference.size % bundle.size_multiple:
         raise UserError(
             f"config.control.reference_px={method.reference.size}: must be a multiple of {bundle.size_multiple} for "
             f"{config.model}"
@@ -217,13 +220,20 @@ def own_method(folder: Path) -> Method:
 
 
 def make_optimizer(config: ml_collections.ConfigDict, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """AdamW, fused; with "adamw8bit" bitsandbytes' one, whose state takes a quarter of the memory."""
+    """AdamW, fused; with "adamw8bit" bitsandbytes' one, whose state takes a quarter of the memory.
+
+    "prodigy" finds its own step size, which `lr` multiplies: 1 is usual (Mishchenko & Defazio 2023, "Prodigy").
+    """
     train = config.train
     options = {"lr": train.lr, "betas": tuple(train.betas), "weight_decay": train.weight_decay}
     if train.optimizer == "adamw8bit":
         import bitsandbytes
 
         return bitsandbytes.optim.AdamW8bit(parameters, **options)
+    if train.optimizer == "prodigy":
+        from prodigyopt import Prodigy
+
+        return Prodigy(parameters, d_coef=train.get("d_coef", 1.0), use_bias_correction=True, **options)
     return torch.optim.AdamW(parameters, fused=True, **options)
 
 
@@ -296,7 +306,7 @@ def build_data(config: ml_collections.ConfigDict, models: Models, accelerator: A
 def build_store(config: ml_collections.ConfigDict, models: Models, in_memory: bool = False) -> PictureStore:
     """The records' files at the sizes the models want; `in_memory` keeps what was made of them."""
     return PictureStore(
-        open_records(list(config.data.records), faceless=True),
+        _records(config.data.records),
         image_size=models.image_size,
         latent_size=models.state_shapes["img"][-1],
         reference=models.trained.method.reference,
@@ -304,11 +314,25 @@ def build_store(config: ml_collections.ConfigDict, models: Models, in_memory: bo
     )
 
 
+def _records(paths: Sequence[str]) -> Records:
+    """Of files, and of AdaFace's folders, in their order; with a folder among them all are held in memory."""
+    if not any(Path(path).is_dir() for path in paths):
+        return open_records(list(paths), faceless=True)
+    found = []
+    for path in map(Path, paths):
+        found += folder_records(path) if path.is_dir() else read_records([path], faceless=True)
+    return RecordList(found)
+
+
 def build_labels(config: ml_collections.ConfigDict, models: Models, store: PictureStore) -> Labels | None:
     """What the method asks of the records; `UserError` where they have it not."""
     method = models.trained.method
     if method.labels is None:
         return None
+    if config.data.get("buckets"):
+        raise UserError(
+            f"config.data.buckets: cuts pictures otherwise than the labels that {method.kind} reads; leave it out"
+        )
     grid = method.label_cells * models.state_shapes["img"][-1]
     return Labels(store.records, method.labels, grid, method.attributes, config.data.flip > 0)
 

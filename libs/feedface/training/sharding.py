@@ -5,7 +5,7 @@ several with a part each (FSDP2, DeepSpeed's ZeRO-2). So a run can go on from an
 every function here does the plain thing. "Collective" ones must be called by all processes, in the same order.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+# What Prodigy keeps among its settings, but learns.
+LEARNED = ("d", "d_max", "d_hat", "d_numerator", "d_denom", "k")
 
 
 def gathered(value: Tensor, keep: bool = True) -> Tensor | None:
@@ -21,6 +23,17 @@ def gathered(value: Tensor, keep: bool = True) -> Tensor | None:
     if isinstance(value, DTensor):
         value = value.full_tensor()
     return value.to("cpu", copy=True) if keep else None
+
+
+def gathered_frozen(networks: Iterable[nn.Module], keep: bool = True) -> dict[int, Tensor | None]:
+    """By their id, the frozen parameters that are spread, as `gathered`: FSDP spreads a network whole, of which a part
+    is trained. Collective."""
+    parameters = (parameter for network in networks for parameter in network.parameters())
+    return {
+        id(parameter): gathered(parameter, keep)
+        for parameter in parameters
+        if isinstance(parameter, DTensor) and not parameter.requires_grad
+    }
 
 
 @torch.no_grad()
@@ -38,7 +51,8 @@ def full_optimizer_state(optimizer: torch.optim.Optimizer, keep: bool = True) ->
         number: {key: gathered(value, keep) if isinstance(value, Tensor) else value for key, value in values.items()}
         for number, values in optimizer.state_dict()["state"].items()
     }
-    return {"state": state} if keep else None
+    learned = {key: float(value) for key, value in optimizer.param_groups[0].items() if key in LEARNED}
+    return {"state": state, **({"learned": learned} if learned else {})} if keep else None
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, content: dict[str, Any]) -> None:
@@ -54,6 +68,8 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, content: dict[str, An
         for number, values in content["state"].items()
     }
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    for group in optimizer.param_groups:
+        group.update({key: int(value) if key == "k" else value for key, value in content.get("learned", {}).items()})
 
 
 def _part(value: Tensor, like: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ from feedface.training.setup import (
     make_optimizer,
     precision_of,
 )
-from feedface.training.sharding import assign, gathered
+from feedface.training.sharding import assign, gathered, gathered_frozen
 from feedface.training.state import (
     Checkpoint,
     Progress,
@@ -87,13 +87,18 @@ def _only_run(workdir: Path):
 
 
 def learning_rate(step: int, config: ml_collections.ConfigDict) -> float:
-    """Of step number `step`, counted from 0: linear warm-up, then constant, or cosine down to 0 at the last step."""
+    """Of step number `step`, counted from 0: linear warm-up, then constant, or cosine down to 0 at the last step.
+
+    "linear" falls to an eleventh: AdaFace's, which would reach 0 after a tenth more of steps.
+    """
     train = config.train
     if step < train.warmup_steps:
         return train.lr * (step + 1) / train.warmup_steps
     if train.schedule == "constant":
         return train.lr
     done = (step - train.warmup_steps) / max(1, train.steps - train.warmup_steps)
+    if train.schedule == "linear":
+        return train.lr * (1 - min(1, done) / 1.1)
     return train.lr * 0.5 * (1 + math.cos(math.pi * min(1, done)))
 
 
@@ -191,6 +196,7 @@ class Trainer:
                 f"Lower config.train.lr, or use bf16 or fp32, and run again"
             ) from None
         finally:
+            self.engine.close()
             tracker.close()
             if self.broken.files:
                 self._say(f"{len(self.broken.files)} broken files were passed over, listed in {self.broken.path}")
@@ -273,6 +279,7 @@ class Trainer:
         # All processes take part where the weights are sharded; only the first needs the result.
         weights = {name: gathered(value, main) for name, value in self.trained.trained().items()}
         averages = [gathered(value, main) for value in self.ema.averages] if self.ema else None
+        frozen = gathered_frozen((self.trained.method, self.trained.backbone), main)
         optimizer = self.engine.optimizer_state(main)
         if main:
             scaler = self.accelerator.scaler
@@ -285,7 +292,7 @@ class Trainer:
             best = dict(zip(weights, averages, strict=True)) if averages else weights
             config = json.loads(self.config.to_json())
             method = self.trained.method
-            content = self._method_state(best)
+            content = self._method_state(best, frozen)
             folder = save_checkpoint(
                 self.workdir,
                 self.progress,
@@ -295,7 +302,7 @@ class Trainer:
                 content,
                 state,
                 config,
-                self._backbone(best),
+                self._backbone(best, frozen),
             )
             self.damaged.discard(folder)
             keep = self.config.checkpoint
@@ -305,26 +312,28 @@ class Trainer:
                 self.opened = True
         self.accelerator.wait_for_everyone()
 
-    def _method_state(self, best: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _method_state(self, best: dict[str, Tensor], frozen: dict[int, Tensor]) -> dict[str, Tensor]:
         """All weights of the method, whole as a model needs them: what is trained as in `best`, and what is frozen."""
-        state = self._whole(self.trained.method, best)
+        state = self._whole(self.trained.method, best, frozen)
         encoder = self.models.sources.face_encoder
         if encoder is not None:
             weights = load_face_encoder(encoder, "cpu", torch.float16).state_dict()
             state |= {PREFIX + name: value for name, value in weights.items()}
         return state
 
-    def _backbone(self, best: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+    def _backbone(
+        self, best: dict[str, Tensor], frozen: dict[int, Tensor]
+    ) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
         """Config and weights of the backbone, where it is trained too."""
         backbone = self.trained.backbone
         if not any(name.startswith("backbone.") for name in best):
             return None
-        return {"kind": backbone.kind, **backbone.config}, self._whole(backbone, best)
+        return {"kind": backbone.kind, **backbone.config}, self._whole(backbone, best, frozen)
 
-    def _whole(self, network: nn.Module, best: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Its state: what is trained as in `best`, and the rest as it is."""
-        trained = {id(parameter): best[name] for name, parameter in self.trained.trained().items()}
-        return {name: trained.get(id(value), value) for name, value in network.state_dict(keep_vars=True).items()}
+    def _whole(self, network: nn.Module, best: dict[str, Tensor], frozen: dict[int, Tensor]) -> dict[str, Tensor]:
+        """Its state: what is trained as in `best`, what is spread as in `frozen`, and the rest as it is."""
+        known = frozen | {id(parameter): best[name] for name, parameter in self.trained.trained().items()}
+        return {name: known.get(id(value), value) for name, value in network.state_dict(keep_vars=True).items()}
 
     def _resume(self, checkpoint: Checkpoint) -> None:
         check_belongs(checkpoint, self.config, self.trained)

@@ -39,7 +39,7 @@ class ReleaseModel:
                  guidance: float, noise: Tensor, empty_prompt: Prompt | None = None,
                  latent_size: tuple[int, int] | None = None):  # fmt: skip
         self.backbone, self.prompt, self.latent_size = backbone, prompt, latent_size
-        self.method, self.identity, self.scale = method, identity, scale
+        self.method, self.identity, self.scale = method, method.prompted(identity, prompt), scale
         self.guidance, self.noise, self.empty_prompt = guidance, noise, empty_prompt
 
     def __call__(self, state: State, t: float, **savings) -> State:
@@ -161,13 +161,15 @@ class Blueprint:
         backbone, method = self.bundle.backbone, self.bundle.method
         spec = method.reference
         shape = (spec.size,) if spec.kind == "embedding" else (3, spec.size, spec.size)
-        if spec.kind == "latent":
+        if spec.kind in ("latent", "posterior"):
             shape = (backbone.latent_channels, *[spec.size // self.bundle.vae.factor] * 2)
+            shape = shape if spec.kind == "latent" else (2, *shape)
         features = method.features(torch.empty(work.references, *shape, device="meta"))
         known = method.identity({name: value[None] for name, value in features.items()})
         rows = work.pictures if work.people > 1 else 1
         text = torch.randn(work.pictures, backbone.text_tokens or TEXT_TOKENS, backbone.text_dim)
-        identity = {name: torch.randn(rows, *value.shape[1:]).to(device, dtype) for name, value in known.items()}
+        # Ones, also where they are weights of references; latents of a clean picture are no larger.
+        identity = {name: torch.ones(rows, *value.shape[1:]).to(device, dtype) for name, value in known.items()}
         return {"text": text.to(device, dtype)}, identity
 
     @cache  # noqa: B019 (there is one of these a run)

@@ -17,6 +17,9 @@ def main() -> None:
     parser.add_argument("--first-identity", type=int, default=0, help="index of the first person (default 0)")
     parser.add_argument("--seed", type=int, default=0, help="the world's seed (default 0)")
     parser.add_argument("--size", type=int, default=128, help="side of the pictures in pixels (default 128)")
+    parser.add_argument(
+        "--dense", action="store_true", help="with pose, landmarks, depth and attributes in the records"
+    )
     framings = ("tight", "wide")
     parser.add_argument("--framing", choices=framings, help="how near the heads are (default: tight from 128 px on)")
     args = parser.parse_args()
@@ -35,7 +38,7 @@ def main() -> None:
     if args.out:
         from feedface.synthetic.world.dataset import write_world
 
-        write_world(args.out, args.identities, args.per_identity, *world)
+        write_world(args.out, args.identities, args.per_identity, *world, args.dense)
         print(f"{args.out}/records.jsonl: {args.identities * args.per_identity} portraits of {args.identities} people")
 
 

@@ -37,6 +37,7 @@ class PortraitSet:
     scene_vectors: np.ndarray  # [N, S] float32
     attributes: dict[str, np.ndarray]  # [N] int64 class indices into ATTRIBUTES
     captions: list[str]
+    depth: np.ndarray | None = None  # [N, H, W] float32, as `Portraits.depth`; not of a world that was read
 
     def __len__(self) -> int:
         return len(self.images)
@@ -58,6 +59,7 @@ def make_portraits(people, scenes, seed: int = 0, size: int = 64, framing: str |
         scene_vectors=scene.vector().numpy(),
         attributes={name: value.numpy() for name, value in attributes(who, scene).items()},
         captions=captions(who, scene, seed),
+        depth=portraits.depth.numpy(),
     )
 
 
@@ -73,27 +75,30 @@ def write_world(
     size: int = 64,
     first_identity: int = 0,
     framing: str | None = None,
+    dense: bool = False,
 ) -> Path:
     """Write identities x per_identity portraits; a world that is there already, with the same settings, is kept.
+
+    `dense`: the records have pose, landmarks, depth and attributes, too, and there is a folder depth/.
 
     Folder: images/PERSON_SCENE.png (RGB), masks/PERSON_SCENE.png (8-bit grey, LaPa class x 255 // 11),
     records.jsonl (as photos get them), truth.npz (boxes, landmarks, pose, vectors, attributes), world.json (settings).
     """
     out = Path(os.path.abspath(out))  # so that the records' paths come out relative to the records
     settings = {"identities": identities, "per_identity": per_identity, "seed": seed, "size": size,
-                "first_identity": first_identity, "framing": framing or framing_for(size)}  # fmt: skip
+                "first_identity": first_identity, "framing": framing or framing_for(size), "dense": dense}  # fmt: skip
     marker = out / "world.json"
     if marker.exists():
-        found = {"framing": "wide", **json.loads(marker.read_text())}  # the only one there was
+        found = {"framing": "wide", "dense": False, **json.loads(marker.read_text())}  # the only one there was
         if found == settings:
             return out
         raise UserError(f"{marker}: holds another world ({found}); choose another folder")
-    for folder in ("images", "masks"):
+    for folder in ("images", "masks", *(["depth"] if dense else [])):
         make_folder(out / folder)
 
     people = np.arange(first_identity, first_identity + identities)
     chunks = np.array_split(people, max(1, -(-identities * per_identity // 256)))
-    work = partial(_write_chunk, out=out, per_identity=per_identity, seed=seed, size=size, framing=framing)
+    work = partial(_write_chunk, out=out, per_identity=per_identity, seed=seed, size=size, framing=framing, dense=dense)
     # Portraits are independent of each other: one process a core, each with one thread.
     workers = min(os.cpu_count() or 1, len(chunks))
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_limit_threads) as pool:
@@ -107,7 +112,9 @@ def write_world(
     return out
 
 
-def _write_chunk(people: np.ndarray, out: Path, per_identity: int, seed: int, size: int, framing: str):
+def _write_chunk(
+    people: np.ndarray, out: Path, per_identity: int, seed: int, size: int, framing: str, dense: bool = False
+):
     rows = np.repeat(people, per_identity)
     scenes = np.tile(np.arange(per_identity), len(people))
     portraits = make_portraits(rows, scenes, seed, size, framing)
@@ -132,6 +139,7 @@ def _write_chunk(people: np.ndarray, out: Path, per_identity: int, seed: int, si
                 mask_path=out / "masks" / name,
                 ref=tuple(RecordReference(out / "images" / names[j], squares[j]) for j in same_person),
                 identity=f"{rows[i]:06d}",
+                **(_dense(portraits, i, out / "depth" / name) if dense else {}),
             )
         )
     truth = {
@@ -145,6 +153,18 @@ def _write_chunk(people: np.ndarray, out: Path, per_identity: int, seed: int, si
         **{f"attribute_{name}": value for name, value in portraits.attributes.items()},
     }
     return records, truth
+
+
+def _dense(portraits: PortraitSet, row: int, depth: Path) -> dict[str, object]:
+    """What a record of a dense world has besides; writes its depth. Poses are counted as `feedface.head_pose` does."""
+    Image.fromarray((portraits.depth[row] * 255).round().astype(np.uint8)).save(depth)
+    yaw, pitch, roll = (round(float(angle), 3) for angle in portraits.pose[row])
+    return {
+        "pose": (-yaw, -pitch, roll),
+        "landmarks": tuple((round(float(x), 2), round(float(y), 2)) for x, y in portraits.landmarks[row]),
+        "depth_path": depth,
+        "attributes": {f"{k} {ATTRIBUTES[k][value[row]]}": 1.0 for k, value in portraits.attributes.items()},
+    }
 
 
 def read_world(out: str | os.PathLike) -> PortraitSet:
