@@ -61,10 +61,6 @@ def cpu() -> ConfigDict:
             },
             "decoder": fit_config(latent_noise=0.05, minutes=8.0, batch_size=16, lr=1e-3, amp=True),
             "detector": fit_config(image_px=128, width=24, minutes=4.5, batch_size=32, lr=2e-3),
-            "recogniser": fit_config(
-                width=32, embedding_dim=128, scale=24.0, margin=0.2, landmark_noise=0.02, minutes=6.0, batch_size=64,
-                lr=2e-3, weight_decay=0.05,
-            ),
             "parser": fit_config(
                 image_px=size, identities=600, per_identity=4, crop_px=128, expand=2.4, width=16, start="",
                 small={"crop_px": 96, "minutes": 24.0, "lr": 3e-3}, minutes=65.0, batch_size=8, lr=2e-3,
@@ -100,7 +96,6 @@ def gpu() -> ConfigDict:
         config.control_unet.update(steps=20_000, batch_size=256, lr=3e-4)
         config.decoder.update(minutes=5.0, batch_size=128, lr=5e-4)
         config.detector.update(minutes=3.0, batch_size=64)
-        config.recogniser.update(minutes=3.0, batch_size=512)
         config.parser.update(identities=2000, width=24, minutes=3.0, batch_size=128)
         config.parser.small.minutes = 2.0
         config.inspector.update(per_identity=20, steps=12_000)

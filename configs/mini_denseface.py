@@ -1,7 +1,6 @@
 """Dense-Face in miniature, on two CPU cores: on models/mini-unet, with portraits whose renderer knows the truth.
 
 python -m feedface.synthetic.world --out data/portraits --identities 200 --per-identity 10 --dense
-python -m feedface.synthetic.train --stage encoder_recogniser
 python train.py --config=configs/mini_denseface.py --workdir=workdir/mini_denseface
 """
 

@@ -1,17 +1,24 @@
 """The mini face pack: canvases, anchors, losses, crops, and that insightface decodes the files as they were meant."""
 
+from types import SimpleNamespace
+
 import ml_collections
 import numpy as np
 import pytest
 import torch
+from torch import nn
+from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from feedface.faces.detect import InsightFaceDetector
 from feedface.synthetic.train import detector as detector_stage
 from feedface.synthetic.train import recogniser as recogniser_stage
+from feedface.synthetic.train.__main__ import read_config
 from feedface.synthetic.train.canvases import MAX_FACES, CanvasMaker
 from feedface.synthetic.train.common import read_metrics
 from feedface.synthetic.train.detector import Detector, anchors, assign, detection_loss, to_input
-from feedface.synthetic.train.recogniser import Recogniser, aligned_crops, spoil
+from feedface.synthetic.train.face_encoder import Head, clip_config
+from feedface.synthetic.train.parser import spoil
+from feedface.synthetic.train.recogniser import CROP_PX, Recogniser
 from feedface.synthetic.world import make_portraits
 from feedface.training.fit import fit_config
 
@@ -116,14 +123,30 @@ def test_insightface_decodes_the_detector_file_as_the_network_meant_it(tmp_path,
     assert closest < 0.5
 
 
-def test_aligned_crops_are_insightfaces(portraits):
-    from insightface.utils.face_align import norm_crop
+def recogniser(config: ml_collections.ConfigDict, numbers: int = 7) -> Recogniser:
+    """An untrained one, of the parts that stage `face_encoder` trains."""
+    layers = {"num_hidden_layers": config.layers - 1}
+    encoder = CLIPVisionModel(CLIPVisionConfig(**clip_config(config) | layers))
+    return Recogniser(encoder, Head(config.width, config.embedding_dim, numbers), config.face_size).eval()
 
-    images = torch.from_numpy(portraits.images).permute(0, 3, 1, 2).float()
-    crops = aligned_crops(images, torch.from_numpy(portraits.landmarks)).permute(0, 2, 3, 1).numpy()
-    for crop, image, landmarks in zip(crops, portraits.images, portraits.landmarks, strict=True):
-        difference = np.abs(crop - norm_crop(image, landmarks))
-        assert difference.mean() < 1 and difference.max() < 12
+
+def test_the_recogniser_shows_its_encoder_an_upright_square_crop():
+    """A picture that brightens to the right and downwards does so for the encoder, in its size."""
+    seen = []
+
+    class Encoder(nn.Module):
+        def forward(self, pixels, output_hidden_states):
+            seen.append(pixels)
+            return SimpleNamespace(hidden_states=[torch.zeros(len(pixels), 4, 32)])
+
+    ramp = torch.linspace(-1, 1, CROP_PX)
+    picture = torch.stack([ramp.expand(CROP_PX, -1), ramp[:, None].expand(-1, CROP_PX), torch.zeros(CROP_PX, CROP_PX)])
+    embedding = Recogniser(Encoder(), Head(32, 16, 7), 48)(picture[None])
+    assert embedding.shape == (1, 16) and abs(float(embedding.detach().norm()) - 1) < 1e-5
+    right, down, nothing = seen[0][0]
+    assert right.shape == (48, 48) and not nothing.any()
+    assert (right.diff(dim=1) >= -1e-6).all() and torch.allclose(right, right[:1].expand(48, -1), atol=1e-5)
+    assert (down.diff(dim=0) >= -1e-6).all() and down.mean() > right.mean()  # shifted down, not sideways
 
 
 def test_spoiling_keeps_the_picture(portraits):
@@ -135,8 +158,8 @@ def test_spoiling_keeps_the_picture(portraits):
 
 def test_the_files_are_small(tmp_path):
     detector_stage.save(Detector(32), tmp_path / "detector.onnx", CANVAS_PX)
-    recogniser_stage.save(Recogniser(32, 128), tmp_path / "recogniser.onnx")
-    assert all(path.stat().st_size < 1.5e6 for path in tmp_path.iterdir())
+    recogniser_stage.save(recogniser(read_config("cpu", []).face_encoder), tmp_path / "recogniser.onnx")
+    assert all(path.stat().st_size < 2e6 for path in tmp_path.iterdir())
 
 
 def test_stages_train_and_leave_a_pack_that_insightface_runs(tmp_path, portraits, monkeypatch):
@@ -146,11 +169,20 @@ def test_stages_train_and_leave_a_pack_that_insightface_runs(tmp_path, portraits
     config = ml_collections.ConfigDict(
         {
             "detector": fit_config(batch_size=4, steps=3, image_px=64, width=8),
-            "recogniser": fit_config(
-                batch_size=4, steps=3, width=8, embedding_dim=16, scale=24.0, margin=0.2, landmark_noise=0.02
-            ),
+            "face_encoder": {
+                "seed": 0,
+                "face_size": 48,
+                "patch_size": 8,
+                "width": 32,
+                "layers": 2,
+                "embedding_dim": 16,
+            },
         }
     )
+    network = recogniser(config.face_encoder)
+    model = nn.ModuleDict({"encoder": network.encoder, "head": network.head})
+    (tmp_path / "face_encoder").mkdir()
+    torch.save({"ema": model.state_dict()}, tmp_path / "face_encoder" / "checkpoint.pt")
     detector_stage.run(config, tmp_path)
     recogniser_stage.run(config, tmp_path)
     assert read_metrics(tmp_path / "detector")["training"]["steps"] == 3

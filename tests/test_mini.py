@@ -183,7 +183,7 @@ def test_a_loss_that_is_not_finite_stops_before_it_is_saved(tmp_path):
 def test_both_presets_name_every_stage():
     for preset in ("cpu", "gpu"):
         config = read_config(preset, [])
-        assert set(config) == {*STAGES, *UNET_STAGES} - {"encoder_recogniser"}  # which has nothing to set
+        assert set(config) == {*STAGES, *UNET_STAGES} - {"recogniser"}  # which has nothing to set
 
 
 @pytest.mark.parametrize("override", ["--config.vae.colour=1", "--config.vae.lr=fast", "--nonsense=1"])

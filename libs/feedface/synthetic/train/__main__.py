@@ -26,7 +26,7 @@ STAGES = (
     "inspector", "bundle",
 )  # fmt: skip
 # Of the second miniature, which shares the rest with models/mini: after stage `uvit`.
-UNET_STAGES = ("unet", "control_unet", "bundle_unet", "encoder_recogniser")
+UNET_STAGES = ("unet", "control_unet", "bundle_unet")
 PRESETS = ("cpu", "gpu")
 
 

@@ -19,7 +19,6 @@ from feedface.common.device import pick_device
 from feedface.faces.detect import Face
 from feedface.faces.parse import CLASS_NAMES, MiniParser
 from feedface.faces.parser_net import CLASSES, ParserNet
-from feedface.synthetic.train.recogniser import spoil
 from feedface.synthetic.world import PortraitSet, make_portraits, read_world, write_world
 from feedface.training.fit import FitResult, fit, write_metrics
 
@@ -30,6 +29,20 @@ DETAILS = 4  # how many of those sides in one batch
 EDGE, OTHER = 0.35, 0.35  # beside the portrait: the picture ends; other portraits; else a plain colour
 CHECKED_PX = (64, 128)  # sides of the portraits that are measured
 CHECKED_SCENES = 2
+
+
+def spoil(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Lost detail, changed light and noise on portraits [B, 3, H, W] in [0, 1], as generated pictures have them."""
+    count, device = len(images), images.device
+    rows = (torch.rand(count, generator=generator) < 0.4).nonzero()[:, 0].to(device)
+    if len(rows):
+        small = F.interpolate(images[rows], scale_factor=0.5, mode="bilinear", antialias=True)
+        images[rows] = F.interpolate(small, size=images.shape[2:], mode="bicubic")
+    light = 1 + 0.16 * (torch.rand(count, 1, 1, 1, generator=generator) - 0.5)
+    tint = 1 + 0.06 * (torch.rand(count, 3, 1, 1, generator=generator) - 0.5)
+    strength = 0.06 * torch.rand(count, 1, 1, 1, generator=generator) ** 2
+    noise = torch.randn(images.shape, generator=generator) * strength
+    return (images * (light * tint).to(device) + noise.to(device)).clamp(0, 1)
 
 
 class CropMaker:
