@@ -1,7 +1,7 @@
 """The Python interface: show the model a person once, then draw that person as often as you like.
 
 pipe = FeedFacePipeline.from_pretrained("models/mini")
-pipe.set_faces(["face.png", "another.png"])
+pipe.set_faces(["face.png", "another.png"], detector="auto")
 images = pipe.generate("a smiling man with a red hat", n_samples=4, seed=7)    # list of PIL images
 
 Many prompts and people share the passes through the model:
@@ -30,6 +30,7 @@ from feedface.common.errors import UserError
 from feedface.common.progress import progress as watch
 from feedface.diffusion.state import join
 from feedface.encoders import preprocess_reference
+from feedface.faces.detect import make_detector
 from feedface.faces.embeddings import references_of
 from feedface.faces.references import Picture, Reference, as_pictures, find_faces
 from feedface.inference.acceleration import channels_last, compile_blocks, quantise_int8
@@ -222,7 +223,7 @@ class FeedFacePipeline:
     def set_faces(
         self,
         pictures: Picture | Sequence[Picture],
-        detector: FaceDetector | None = None,
+        detector: FaceDetector | str | None = None,
         pool: str = "concat",
         face: str | int | None = None,
     ) -> tuple[list[Reference], list[str]]:
@@ -231,7 +232,8 @@ class FeedFacePipeline:
         Args:
             pictures: a path, PIL image or uint8 RGB array [H, W, 3], or several of them, of the same person. An empty
                 list removes the face.
-            detector: finds the face to crop, see `faces.detect.make_detector`; None: the pictures are face crops.
+            detector: finds the face to crop: one of `faces.detect.make_detector`, or its name ("auto": the model's own
+                where it has one); None: the pictures are face crops.
             pool: "concat" (the model sees all faces), "mean" or "first".
             face: which one where a picture shows several: "most-like" (the other pictures' faces), "largest", "left",
                 "right", or N, the N-th from the left; None: "most-like" if the detector has a recogniser.
@@ -241,6 +243,8 @@ class FeedFacePipeline:
             face is unlike the others'.
         """
         pictures = as_pictures(pictures)
+        if isinstance(detector, str):
+            detector = make_detector(detector, self.bundle.faces_root)
         references, notices = find_faces(pictures, detector, face) if pictures else ([], [])
         self.show(references, pool)
         return references, notices

@@ -98,7 +98,7 @@ Draws a person of one to five photos as a text describes, without training per p
 from feedface.pipeline import FeedFacePipeline
 
 pipe = FeedFacePipeline.from_pretrained("USER/{bundle.name}")
-pipe.set_faces(["face.png"])
+pipe.set_faces(["face.png"], detector="auto")
 [image] = pipe.generate("a photo of a smiling person on a beach", seed=7)
 ```
 Defaults: {defaults}.
