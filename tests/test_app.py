@@ -11,8 +11,10 @@ from PIL import Image
 
 from feedface.app.background import Stopped, events
 from feedface.app.batch import run_batch
-from feedface.app.drawing import Order, add_photos, as_zip, draw
+from feedface.app.drawing import as_zip, draw
 from feedface.app.models import Models
+from feedface.app.order import Order
+from feedface.app.people import add_photos
 from feedface.app.session import Sessions
 from feedface.commands import inference
 from feedface.commands.app import logins
@@ -63,22 +65,23 @@ def test_photos_are_read_and_deleted_and_one_person_is_chosen(tmp_path, session,
     Image.new("RGB", (64, 64), (90, 120, 90)).save(empty)
     broken = tmp_path / "upload/broken.jpg"
     broken.write_bytes(b"no picture")
-    notices = add_photos(session, [*files, empty, broken], detector)
+    me = session.people[0]
+    notices = add_photos(me, [*files, empty, broken], detector)
     assert not any(file.exists() for file in (*files, empty, broken))
     assert [notice.partition(":")[0] for notice in notices] == ["wall.png", "broken.jpg"]
     assert str(tmp_path) not in " ".join(notices)
-    assert [label for label, _ in session.choices()] == [f"{n}: {file.name}" for n, file in enumerate(files, 1)]
-    assert len(session.chosen) == 4
-    shown = session.shown()
+    assert [label for label, _ in me.choices()] == [f"{n}: {file.name}" for n, file in enumerate(files, 1)]
+    assert len(me.chosen) == 4
+    shown = me.shown()
     assert len(shown) == 4 and Image.open(shown[0]).size == Image.open(ASSETS / "demo_person_1.png").size
-    session.chosen = {1}
-    assert [face.name for face in session.references] == [files[1].name]
-    session.clear()
-    assert not session.faces and not list(session.folder.glob("*_photo.jpg"))
+    me.chosen = {1}
+    assert [face.name for face in me.references] == [files[1].name]
+    me.clear()
+    assert not me.faces and not list(session.folder.rglob("*_photo.jpg"))
 
 
 def test_a_picture_comes_with_the_job_that_makes_it_again(tmp_path, session, models, detector, monkeypatch):
-    add_photos(session, upload(tmp_path, "demo_face.png"), detector)
+    add_photos(session.people[0], upload(tmp_path, "demo_face.png"), detector)
     [one] = pictures_of(session, models, detector, strengths=[0.7])
     assert one.caption.startswith("seed 3 · strength 0.7 · likeness ")
     with zipfile.ZipFile(as_zip(one, tmp_path / "one.zip")) as archive:
@@ -92,7 +95,7 @@ def test_a_picture_comes_with_the_job_that_makes_it_again(tmp_path, session, mod
 
 
 def test_models_and_strengths_side_by_side_share_seeds(tmp_path, session, models, detector):
-    add_photos(session, upload(tmp_path, "demo_face.png"), detector)
+    add_photos(session.people[0], upload(tmp_path, "demo_face.png"), detector)
     both = [MINI, "FeedFace (mini-unet)"]
     settings = Settings(preset="fast", steps=2)
     found = pictures_of(session, models, detector, models=both, strengths=[0.0, 1.0], settings=settings, seed=5)
@@ -183,9 +186,9 @@ def test_a_batch_runs_the_jobs_that_it_can(tmp_path, session, models, detector):
 def test_visitors_do_not_meet_and_leave_nothing(tmp_path, models, detector):
     sessions = Sessions(tmp_path)
     me, you = sessions.of("me"), sessions.of("you")
-    add_photos(me, upload(tmp_path, "demo_face.png"), detector)
-    me.shown()
-    assert not you.photos and sessions.of("me") is me
+    add_photos(me.people[0], upload(tmp_path, "demo_face.png"), detector)
+    me.people[0].shown()
+    assert not you.people[0].photos and sessions.of("me") is me
     sessions.forget("me")
     assert not me.folder.exists() and me.stop.is_set() and you.folder.exists()
     assert sessions.of("me") is not me
@@ -198,7 +201,7 @@ def test_logins():
 
 
 def test_words_for_the_command_line_become_words_for_fields():
-    from feedface.app.page import messages, numbers, sentence
+    from feedface.app.words import messages, numbers, sentence
 
     assert sentence("--face_scale 9: out of range; use 0 to 5") == "Face scale 9: out of range; use 0 to 5."
     assert numbers("0, 0.5;1") == [0, 0.5, 1] and numbers(" ") == []
@@ -209,7 +212,7 @@ def test_words_for_the_command_line_become_words_for_fields():
 
 def test_the_page_asks_nothing_of_other_machines():
     css = (CHECKOUT / "libs/feedface/app/page.css").read_text()
-    from feedface.app.page import THEME
+    from feedface.app.look import THEME
 
     assert "http" not in css and "@import" not in css
     assert not THEME._stylesheets

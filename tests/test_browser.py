@@ -252,10 +252,10 @@ def test_a_reload_in_the_middle_frees_the_queue_and_deletes_what_was_there(serve
     me.draw("a woman at night")  # does not wait for the sixteen
     assert len(me.captions()) == 1
     for _ in range(100):
-        if not any(folder.exists() and list(folder.glob("*_photo.jpg")) for folder in folders):
+        if not any(folder.exists() and list(folder.rglob("*_photo.jpg")) for folder in folders):
             break
         time.sleep(0.1)
-    assert not any(folder.exists() and list(folder.glob("*_photo.jpg")) for folder in folders)
+    assert not any(folder.exists() and list(folder.rglob("*_photo.jpg")) for folder in folders)
 
 
 def test_side_by_side(visit):
