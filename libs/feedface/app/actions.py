@@ -47,13 +47,15 @@ class Actions:
         yield [bar(0, 0, "Waiting for its turn…"), "", gr.skip(), *busy]
         drawn = 0
         try:
-            order = _order(values)
+            order = order_of(values)
             for done, total, picture in draw(session, self.models, self.detector, order):
                 drawn += picture is not None
                 text = f"step {done} of {total}" if total else "Getting ready…"
                 shown = _gallery(session) if picture else gr.skip()
                 yield [bar(done, total, text), gr.skip(), shown, *[gr.skip()] * 2]
         except Exception as error:
+            if not session.folder.exists():  # the visitor has left, and all that is theirs with them
+                return
             yield [bar(0, 0, ""), messages(said(error, session.folder)), gr.skip(), *idle]
             return
         notices = list(session.notes)
@@ -164,7 +166,7 @@ def _gallery(session: Session) -> Any:
     return gr.update(value=[(str(one.file), one.caption) for one in session.history], selected_index=None)
 
 
-def _order(values: tuple) -> Order:
+def order_of(values: tuple) -> Order:
     """What the fields say; `UserError` for what makes no order."""
     fields = Fields(*values[: len(Fields._fields)])
     people = values[len(Fields._fields) :]
@@ -181,13 +183,15 @@ def _order(values: tuple) -> Order:
         ),
         seed=whole(fields.seed, "Seed"),
         number=whole(fields.number, "Number"),
-        said=[Said(name.strip(), word or "", place) for name, word, place in zip(*[iter(people)] * 3, strict=True)],
-        begin=_beginning(fields),
+        said=[
+            Said((name or "").strip(), word or "", place) for name, word, place in zip(*[iter(people)] * 3, strict=True)
+        ],
+        begin=beginning(fields),
         format=fields.format,
     )
 
 
-def _beginning(fields: Fields) -> Beginning | None:
+def beginning(fields: Fields) -> Beginning | None:
     """The picture to begin with; what was brushed over is drawn anew, without a stroke all of it."""
     if not fields.picture or fields.picture["background"] is None:
         return None

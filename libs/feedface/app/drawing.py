@@ -151,12 +151,10 @@ def _kept(session: Session, order: Order, wish: _Wish, image: Image.Image, attac
     save_picture(image, file, info.said(), order.format)
     caption = f"seed {wish.seed} · strength {way.settings.face_scale:g}"
     each = cast.measure(np.asarray(image), wish.prompt, wish.seed) if cast else {}
-    known = {name: value for name, value in each.items() if value is not None}
-    if known:
-        named = len(cast.people) > 1
-        caption += " · likeness " + ", ".join(
-            f"{name} {value:.2f}" if named else f"{value:.2f}" for name, value in known.items()
-        )
+    if any(value is not None for value in each.values()):
+        said = {name: "—" if value is None else f"{value:.2f}" for name, value in each.items()}
+        several = len(said) > 1
+        caption += " · likeness " + ", ".join(f"{name} {value}" if several else value for name, value in said.items())
     if len(order.models) > 1:
         caption = f"{pipe.bundle.name} · {caption}"
     job = {"id": file.stem} | job | {"seed": wish.seed, "n_samples": 1, "detect": False} | way.settings.as_json()

@@ -22,7 +22,7 @@ PHOTO_TYPES = ["image", ".heic", ".heif", ".hif"]
 MAX_NUMBER = 16
 NAMES = ("anna", "ben", "cleo")  # as examples
 WORDS = ["person", "woman", "man", "girl", "boy"]
-BRUSH = "#00bfa5"
+BRUSH = "rgba(0, 191, 165, 0.6)"  # what is under it stays to be seen
 
 
 class Fields(NamedTuple):
@@ -165,11 +165,12 @@ def order_fields(names: list[str], pipe: FeedFacePipeline) -> Fields:
         gr.Markdown(BEGIN, elem_classes="hint")
         picture = gr.ImageEditor(
             label="Picture to begin with",
+            show_label=False,
             type="numpy",
             sources=("upload", "clipboard"),
             transforms=(),
             layers=False,
-            brush=gr.Brush(default_size=40, colors=[BRUSH], default_color=BRUSH, color_mode="fixed"),
+            brush=gr.Brush(colors=[BRUSH], default_color=BRUSH, color_mode="fixed"),
             buttons=[],
             height=380,
             elem_id="picture",

@@ -53,7 +53,7 @@ class PersonActions:
         someone.clear()
         return [*_faces(someone), ""]
 
-    def load(self, file: str, model: str, name: str, request: gr.Request) -> list:
+    def load(self, file: str, model: str, name: str | None, request: gr.Request) -> list:
         """Take a person's file over: (faces, …, messages, name)."""
         someone = self._someone(request)
         try:
@@ -64,10 +64,10 @@ class PersonActions:
         text = f"{someone.file.name} is used, made of {count} face{'s' * (count != 1)}, for the method {model} alone."
         return [*_faces(someone), messages("", [text]), name or (stem if stem.isidentifier() else "")]
 
-    def keep(self, model: str, name: str, request: gr.Request) -> list:
+    def keep(self, model: str, name: str | None, request: gr.Request) -> list:
         """Write somebody's file, to be downloaded: (button, messages)."""
         someone = self._someone(request)
-        name = name.strip() or "person"
+        name = (name or "").strip() or "person"
         try:
             if not name.isidentifier():
                 raise UserError(f"Name {name!r}: one word of letters and digits, please.")

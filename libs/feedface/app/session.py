@@ -1,15 +1,20 @@
 """What the page keeps of each visitor: their people, their pictures, whether they said stop. It goes when they do."""
 
+from __future__ import annotations
+
 import shutil
 import tempfile
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import gradio as gr
 import numpy as np
 
 from feedface.app.people import Someone
+
+if TYPE_CHECKING:
+    import gradio as gr
 
 MOST_PEOPLE = 3  # in one picture
 

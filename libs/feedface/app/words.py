@@ -23,7 +23,7 @@ sentence. Nothing is trained per person.
 
 **What stays here.** Everything is computed on the machine that runs this page. Nothing is sent anywhere: no analytics,
 no fonts or scripts from elsewhere. A photo is deleted once its faces are cut out; those and your pictures are kept
-until you close or reload this page, then they are deleted too.
+until you close or reload this page, then they are deleted too. A picture to begin with goes after 70 minutes at most.
 
 **Fair use.** {CONSENT} Do not use it to deceive, to harass, or to show anybody in a way that they would refuse.
 """
@@ -31,7 +31,7 @@ TITLE = "# FeedFace\nPictures of people you know, as a sentence describes them."
 EMPTY = "Your pictures appear here."
 PEOPLE = (
     "For one person nothing of this is needed. For several, give each a name, and say the names in the prompt: "
-    "*anna and ben on a beach*."
+    "*anna and ben on a beach*. A wide picture leaves each of them room."
 )
 BEGIN = "Brush over what is to be drawn anew; without a stroke all of it is. The rest stays as it is."
 BATCH = (

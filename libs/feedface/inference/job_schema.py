@@ -100,6 +100,7 @@ class JobOfPeopleSchema(JobSchema):
 OWN = tuple(setting.name for setting in fields(Settings) if setting.name in JobSchema.model_fields)
 # What is set for a whole run only.
 OPTIONS = ("n_iter",)
+BOUNDS = {"greater_than_equal": "at least", "less_than_equal": "at most", "greater_than": "above"}
 # What a message says that a value must be, by key, else by the kind of pydantic's error.
 WANTED = {
     "id": "the job's name, text or a whole number",
@@ -108,6 +109,7 @@ WANTED = {
     "path": "the name of a face picture's file",
     "string_type": "text",
     "int_type": "a whole number",
+    "float_type": "a number",
     "bool_type": "true or false",
     "model_type": 'an object {"path": …}',
 }
@@ -126,9 +128,8 @@ def explain(error: dict[str, Any]) -> str:
         return f"empty; it holds {wanted}"
     if kind == "value_error":
         return str(error["ctx"]["error"])
-    if kind in ("greater_than_equal", "less_than_equal"):
-        bound, limit = next(iter(error["ctx"].items()))
-        return f"{value}: must be at {'least' if bound == 'ge' else 'most'} {limit}"
+    if kind in BOUNDS:
+        return f"{value}: must be {BOUNDS[kind]} {next(iter(error['ctx'].values()))}"
     return f"must be {wanted}, not {_kind(value)}"
 
 

@@ -170,6 +170,8 @@ def _read_job(entry: object, place: _Place, find: Callable[[str, Path], Path | N
     for key in ("mask", "strength"):
         if getattr(read, key) is not None and not begin.keys() & {"init", "base"}:
             wrong.append(place.say((key,), "of init or base; give one of them"))
+    if "base" in begin and isinstance(read, JobOfPeopleSchema) and len(read.people) > 1:
+        wrong.append(place.say(("base",), "its one face is drawn anew; name one person"))
     people = []
     for name, person in read.people.items() if isinstance(read, JobOfPeopleSchema) else ():
         try:
