@@ -7,7 +7,7 @@ import json
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import product
+from itertools import groupby, product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +25,7 @@ from feedface.faces.similarity import FaceSimilarity
 from feedface.inference.batching import batches
 from feedface.inference.outputs import PictureInfo
 from feedface.inference.provenance import save_picture
-from feedface.pipeline import Request
+from feedface.inference.stages import Batch, Request
 from feedface.settings import MAX_SEED, WITHOUT_PROMPT, Settings, check_prompt, check_range
 
 if TYPE_CHECKING:
@@ -131,24 +131,22 @@ def draw(
         wishes = _wishes(models, references, order)
         emit(("total", sum(wish.settings.steps for wish in wishes)))
         similarity = FaceSimilarity(detector, references) if references else None
-        done, texts = 0, {}
+        done = 0
 
         def step(pictures: int) -> None:
             nonlocal done
             done += pictures
             emit(("step", done))
 
-        for batch in batches(
-            wishes,
-            size=lambda wish: wish.pipe.batch_size(wish.settings),
-            key=lambda wish: (id(wish.pipe), wish.settings),
-        ):
-            pipe, settings = batch[0].pipe, batch[0].settings
-            requests = [wish.request for wish in batch]
-            images = pipe.draw_batch(requests, settings, texts=texts.setdefault(id(pipe), {}), on_step=step)
-            for wish, image in zip(batch, images, strict=True):
-                likeness = similarity.of(np.asarray(image)) if similarity else None
-                emit(("image", _kept(session, wish, image, references, likeness, len(order.models) > 1)))
+        for pipe, own in groupby(wishes, key=lambda wish: wish.pipe):
+            groups = batches(own, lambda wish: pipe.batch_size(wish.settings), lambda wish: wish.settings)  # noqa: B023
+            wanted = (Batch([wish.request for wish in group], group[0].settings, group) for group in groups)
+            for batch, images in pipe.draw_batches(wanted, step):
+                if isinstance(images, UserError):
+                    raise images
+                for wish, image in zip(batch.items, images, strict=True):
+                    likeness = similarity.of(np.asarray(image)) if similarity else None
+                    emit(("image", _kept(session, wish, image, references, likeness, len(order.models) > 1)))
 
     done = total = 0
     for kind, value in events(work, session.stop):

@@ -23,8 +23,8 @@ from feedface.app.batch import HEADERS, run_batch
 from feedface.app.drawing import Order, add_photos, as_zip, draw
 from feedface.app.session import Drawn, Session, Sessions
 from feedface.common.errors import UserError, one_line
+from feedface.inference.job_run import RunPlan
 from feedface.inference.photo_notice import photo_notice
-from feedface.inference.runner import RunPlan
 from feedface.settings import PRESET_NAMES, Settings, parse_size
 
 if TYPE_CHECKING:
