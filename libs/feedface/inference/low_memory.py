@@ -105,11 +105,15 @@ class LowMemoryBundle(Bundle):
                     with torch.inference_mode(False), torch.no_grad():
                         merge_network(adapter, kind, self._modules[kind])
             self._merged = adapter
+        if self._method_makes_room and "method" not in self._held:
+            return self.backbone, self.described("method")
+        return self.backbone, self.method
+
+    @property
+    def _method_makes_room(self) -> bool:
+        """Whether the method is done before the backbone begins: then they are never in memory together."""
         method = self.described("method")
-        if method is None or self._sequential or "method" in self._held or not method.done_when_prompted:
-            return self.backbone, self.method
-        self._drop("method")
-        return self.backbone, method
+        return method is not None and not self._sequential and method.done_when_prompted
 
     def described(self, kind: str) -> nn.Module | None:
         """See `Bundle.described`; nothing is read for it."""
@@ -129,10 +133,10 @@ class LowMemoryBundle(Bundle):
             self._drop(kind)
         sequential, self._sequential = self._sequential, False
         device, self._device = self._device, CPU if sequential else self._device
+        self._held.update(kinds)
         for kind in kinds:
             self.ready(kind)
         yield
-        self._held.update(kinds)
         self._device = device
         self._sequential = sequential and not _fits(self, device, self._dtype)
         for kind in kinds if sequential else ():
@@ -145,6 +149,8 @@ class LowMemoryBundle(Bundle):
         """A part with its weights in memory; None if the model is loaded without it."""
         if kind in self._described and kind not in self._filled:
             group = next(group for group in GROUPS if kind in group)
+            if kind in SEAM and self._method_makes_room:
+                group = (kind,)
             for other in [other for other in self._filled if other not in group and other not in self._held]:
                 self._drop(other)
             # What is read in inference mode could not be changed outside of it.
