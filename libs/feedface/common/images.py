@@ -6,12 +6,14 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
+from io import BytesIO
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from feedface.common.errors import UserError
 from feedface.common.reading import check_file
+from feedface.common.tar_files import read_member
 
 MAX_PIXELS = 100_000_000
 MIN_SIDE_PX = 16
@@ -48,18 +50,20 @@ def open_image(path: str | os.PathLike, formats: Sequence[str] = FORMATS) -> Ite
 
     The one place where pictures are opened that others may have put there.
     """
-    if check_file(path, "picture").st_size == 0:
+    inside = read_member(path, "picture")
+    if (check_file(path, "picture").st_size if inside is None else len(inside)) == 0:
         raise UserError(f"{path}: an empty file (0 bytes), not a picture")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of large sizes and odd metadata; the size is checked here.
         try:
             _silence_libtiff()
             _all_plugins()
-            image = Image.open(path, formats=[name for name in formats if name in Image.OPEN])
+            source = path if inside is None else BytesIO(inside)
+            image = Image.open(source, formats=[name for name in formats if name in Image.OPEN])
         except Image.DecompressionBombError:
             raise UserError(f"{path}: more than {MAX_PIXELS // 10**6} megapixels; make the picture smaller") from None
         except Image.UnidentifiedImageError:
-            if "HEIF" in formats and "HEIF" not in Image.OPEN and _is_heif(path):
+            if "HEIF" in formats and "HEIF" not in Image.OPEN and _is_heif(inside or path):
                 raise UserError(f"{path}: a HEIC picture; to read it: pip install pillow-heif") from None
             known = KNOWN if formats is FORMATS else " or ".join(formats)
             raise UserError(f"{path}: not a picture that can be read here; use {known}") from None
@@ -86,9 +90,9 @@ def _all_plugins() -> None:
     register_heif_opener()
 
 
-def _is_heif(path: str | os.PathLike) -> bool:
-    """Whether a file that Pillow cannot read says that it is HEIC or HEIF."""
-    with open(path, "rb") as file:
+def _is_heif(path: str | os.PathLike | bytes) -> bool:
+    """Whether a file (or what is in it) that Pillow cannot read says that it is HEIC or HEIF."""
+    with BytesIO(path) if isinstance(path, bytes) else open(path, "rb") as file:
         head = file.read(12)
     return head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
 

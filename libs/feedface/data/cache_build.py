@@ -39,6 +39,7 @@ from feedface.common.errors import UserError
 from feedface.common.files import atomic_file
 from feedface.common.progress import progress
 from feedface.common.reading import check_file, foreign
+from feedface.common.tar_files import file_stamp
 from feedface.common.validation import parse_line_as
 from feedface.data.dataset import BrokenPicture, PictureStore
 from feedface.data.features import STATE_ENCODERS, EncoderSources, FrozenEncoders
@@ -207,7 +208,7 @@ def plan(folder: Path, manifest: dict, items: Items, records: Sequence[Record]) 
         if path is None:
             return []
         if path not in stamps:
-            stamps[path] = _stamp(path)
+            stamps[path] = [str(path), *file_stamp(path)]
         return stamps[path]
 
     pictures = [records[row] for row in items.pictures]
@@ -232,14 +233,6 @@ def plan(folder: Path, manifest: dict, items: Items, records: Sequence[Record]) 
             path = folder / f"{kind}-{number:05d}.safetensors"
             shards.append(Shard(path, kind, all_[part], digest(kind, keys[part])))
     return shards
-
-
-def _stamp(path: Path) -> list:
-    try:
-        status = os.stat(path)
-    except OSError:
-        return [str(path)]
-    return [str(path), status.st_size, status.st_mtime_ns]
 
 
 def fill(
