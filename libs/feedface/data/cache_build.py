@@ -113,6 +113,7 @@ def agree(folder: Path, sources: EncoderSources, store: PictureStore, mirrored: 
         "face_size": store.reference.size,
         "mirrored": list(kinds) if len(kinds) == 1 else bool(kinds),  # all or none as it was always written
         "shard_size": shard_size,
+        **({"draft": True} if store.draft else {}),  # of before there was a choice: no
     }
     path = folder / MANIFEST
     if not path.exists() or not any(folder.glob("*.safetensors")):  # nothing to lose yet
@@ -127,6 +128,8 @@ def agree(folder: Path, sources: EncoderSources, store: PictureStore, mirrored: 
 
 
 def _difference(found: dict, wanted: dict) -> str:
+    if found.get("draft", False) != wanted.get("draft", False):
+        return f"{'with' if 'draft' in found else 'without'} config.data.draft"
     whole = type(found.get("shard_size")) is int and found["shard_size"] > 0
     whole &= isinstance(found.get("mirrored"), bool) or found.get("mirrored") in ([kind] for kind in MIRRORABLE)
     if not whole or found.get("format") != FORMAT:
