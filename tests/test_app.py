@@ -4,6 +4,7 @@ import json
 import threading
 import time
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,8 +12,10 @@ from PIL import Image
 
 from feedface.app.background import Stopped, events
 from feedface.app.batch import run_batch
-from feedface.app.drawing import Order, add_photos, as_zip, draw
+from feedface.app.drawing import as_zip, draw
 from feedface.app.models import Models
+from feedface.app.order import Beginning, Order, Said, region
+from feedface.app.people import add_file, add_photos, keep_file
 from feedface.app.session import Sessions
 from feedface.commands import inference
 from feedface.commands.app import logins
@@ -63,36 +66,124 @@ def test_photos_are_read_and_deleted_and_one_person_is_chosen(tmp_path, session,
     Image.new("RGB", (64, 64), (90, 120, 90)).save(empty)
     broken = tmp_path / "upload/broken.jpg"
     broken.write_bytes(b"no picture")
-    notices = add_photos(session, [*files, empty, broken], detector)
+    me = session.people[0]
+    notices = add_photos(me, [*files, empty, broken], detector)
     assert not any(file.exists() for file in (*files, empty, broken))
     assert [notice.partition(":")[0] for notice in notices] == ["wall.png", "broken.jpg"]
     assert str(tmp_path) not in " ".join(notices)
-    assert [label for label, _ in session.choices()] == [f"{n}: {file.name}" for n, file in enumerate(files, 1)]
-    assert len(session.chosen) == 4
-    shown = session.shown()
+    assert [label for label, _ in me.choices()] == [f"{n}: {file.name}" for n, file in enumerate(files, 1)]
+    assert len(me.chosen) == 4
+    shown = me.shown()
     assert len(shown) == 4 and Image.open(shown[0]).size == Image.open(ASSETS / "demo_person_1.png").size
-    session.chosen = {1}
-    assert [face.name for face in session.references] == [files[1].name]
-    session.clear()
-    assert not session.faces and not list(session.folder.glob("*_photo.jpg"))
+    me.chosen = {1}
+    assert [face.name for face in me.references] == [files[1].name]
+    me.clear()
+    assert not me.faces and not list(session.folder.rglob("*_photo.jpg"))
 
 
 def test_a_picture_comes_with_the_job_that_makes_it_again(tmp_path, session, models, detector, monkeypatch):
-    add_photos(session, upload(tmp_path, "demo_face.png"), detector)
+    add_photos(session.people[0], upload(tmp_path, "demo_face.png"), detector)
     [one] = pictures_of(session, models, detector, strengths=[0.7])
     assert one.caption.startswith("seed 3 · strength 0.7 · likeness ")
     with zipfile.ZipFile(as_zip(one, tmp_path / "one.zip")) as archive:
         assert sorted(archive.namelist()) == sorted([one.file.name, "face_1.png", "job.json"])
-        archive.extractall(tmp_path / "again")
-    monkeypatch.chdir(tmp_path / "again")
+    assert_same(run_again(one, tmp_path, monkeypatch), one)
+
+
+def run_again(one, folder, monkeypatch):
+    """The picture that the job of a page's picture makes."""
+    with zipfile.ZipFile(as_zip(one, folder / "one.zip")) as archive:
+        archive.extractall(folder / "again")
+    monkeypatch.chdir(folder / "again")
     assert inference.main(["-j", "job.json", "--model", str(one.model), "--output", "out"]) == 0
-    [made] = (tmp_path / "again/out").glob("*/0000.png")
-    assert np.array_equal(np.asarray(Image.open(made)), np.asarray(Image.open(one.file)))
-    assert Image.open(made).text["fingerprint"] == Image.open(one.file).text["fingerprint"]
+    [made] = (folder / "again/out").glob("*/0000.png")
+    return Image.open(made)
+
+
+def assert_same(made, one):
+    drawn = Image.open(one.file)
+    assert np.array_equal(np.asarray(made), np.asarray(drawn))
+    assert made.text["fingerprint"] == drawn.text["fingerprint"]
+
+
+def test_two_people_one_of_them_kept_in_a_file(tmp_path, session, models, detector, monkeypatch):
+    anna, ben, third = session.people
+    add_photos(anna, upload(tmp_path, "demo_face.png"), detector)
+    add_photos(third, upload(tmp_path, "demo_person_1.png"), detector)
+    kept = keep_file(third, "ben", models.load(MINI), detector)
+    third.clear()
+    assert add_file(ben, kept, models.load(MINI)) == 1 and not kept.exists() and ben.there and not third.there
+    said = [Said("anna", "woman", "left"), Said("ben", "man", "right"), Said()]
+    [one] = pictures_of(session, models, detector, prompt="anna and ben on a beach", said=said)
+    assert Image.open(one.file).text["prompt"] == "a woman and a man on a beach"
+    assert one.job["people"]["ben"]["region"] == [0.5, 0, 1, 1]
+    assert_same(run_again(one, tmp_path, monkeypatch), one)
+    anna.clear()  # one who is left needs no name
+    assert "region" not in pictures_of(session, models, detector)[0].job["people"]["somebody"]
+    with pytest.raises(UserError, match=r"ben\.person: made by the method feedface of the model"):
+        pictures_of(session, models, detector, models=["FlashFace (mini-unet-flashface)"])
+
+
+def test_a_picture_to_begin_with_stays_where_it_is_not_brushed(tmp_path, session, models, detector, monkeypatch):
+    add_photos(session.people[0], upload(tmp_path, "demo_face.png"), detector)
+    picture = np.asarray(Image.open(ASSETS / "demo_person_1.png").convert("RGB").resize((64, 64)))
+    from feedface.app.actions import beginning, order_of
+    from feedface.app.layout import Fields
+
+    layer = np.zeros((64, 64, 4), np.uint8)
+    layer[32:, :, 3] = 255
+    editor = {"background": np.dstack([picture, np.full((64, 64), 255, np.uint8)]), "layers": [layer]}
+    fields = Fields(
+        "a woman", "", MINI, "fast", 1, 3, "64x64", 1, None, 0, "webp", [], "", editor, False, 0.7
+    )  # fmt: skip
+    order = order_of((*fields, *(None, "person", "found") * 3))
+    [one] = [one for _, _, one in draw(session, models, detector, replace(order, format="png")) if one]
+    drawn = np.asarray(Image.open(one.file)).astype(int)
+    assert np.array_equal(drawn[:32], picture[:32]) and np.abs(drawn[40:] - picture[40:]).max() > 10
+    assert_same(run_again(one, tmp_path, monkeypatch), one)
+    assert order.format == "webp" and order.begin.strength == 0.7
+    layer[:] = 255
+    assert beginning(fields).mask is None  # all of it
+    assert beginning(fields._replace(picture={"background": None, "layers": []})) is None
+
+
+def test_the_found_face_alone_is_drawn_anew(tmp_path, session, models, detector):
+    add_photos(session.people[0], upload(tmp_path, "demo_face.png"), detector)
+    picture = np.asarray(Image.open(ASSETS / "demo_person_1.png").convert("RGB"))
+    [one] = pictures_of(session, models, detector, begin=Beginning(picture, face=True))
+    drawn = np.asarray(Image.open(one.file))
+    assert drawn.shape == picture.shape and np.array_equal(drawn[:8], picture[:8]) and not (drawn == picture).all()
+    assert one.job["base"] == "base.png" and "base.png" in one.attached
+    empty = np.full((64, 64, 3), 120, np.uint8)
+    with pytest.raises(UserError, match="no face found in the base picture"):
+        pictures_of(session, models, detector, begin=Beginning(empty, face=True))
+
+
+def test_places_are_halves_or_thirds():
+    assert region("right", ["left", "right"]) == (0.5, 0, 1, 1) and region("found", []) is None
+    assert region("middle", ["middle", "left"]) == pytest.approx((1 / 3, 0, 2 / 3, 1))
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ([Said("anna"), Said("")], "Person 2: each of several people needs a name"),
+        ([Said("anna"), Said("ben smith")], "Person 2: each of several people needs a name"),
+        ([Said("anna"), Said("anna")], "the same name"),
+        ([Said("anna"), Said("ben", place="left")], "a place for each person"),
+        ([Said("anna", place="left"), Said("ben", place="left")], "cannot both be left"),
+        ([Said("anna"), Said("cleo")], "does not say 'cleo'"),
+    ],
+)
+def test_what_is_wrong_with_people_is_one_sentence(session, said, words):
+    for someone in session.people[:2]:
+        someone.file = someone.folder / "kept.person"
+    with pytest.raises(UserError, match=words):
+        Order("anna and ben", [MINI], said=said).people(session.people)
 
 
 def test_models_and_strengths_side_by_side_share_seeds(tmp_path, session, models, detector):
-    add_photos(session, upload(tmp_path, "demo_face.png"), detector)
+    add_photos(session.people[0], upload(tmp_path, "demo_face.png"), detector)
     both = [MINI, "FeedFace (mini-unet)"]
     settings = Settings(preset="fast", steps=2)
     found = pictures_of(session, models, detector, models=both, strengths=[0.0, 1.0], settings=settings, seed=5)
@@ -183,9 +274,9 @@ def test_a_batch_runs_the_jobs_that_it_can(tmp_path, session, models, detector):
 def test_visitors_do_not_meet_and_leave_nothing(tmp_path, models, detector):
     sessions = Sessions(tmp_path)
     me, you = sessions.of("me"), sessions.of("you")
-    add_photos(me, upload(tmp_path, "demo_face.png"), detector)
-    me.shown()
-    assert not you.photos and sessions.of("me") is me
+    add_photos(me.people[0], upload(tmp_path, "demo_face.png"), detector)
+    me.people[0].shown()
+    assert not you.people[0].photos and sessions.of("me") is me
     sessions.forget("me")
     assert not me.folder.exists() and me.stop.is_set() and you.folder.exists()
     assert sessions.of("me") is not me
@@ -198,18 +289,20 @@ def test_logins():
 
 
 def test_words_for_the_command_line_become_words_for_fields():
-    from feedface.app.page import messages, numbers, sentence
+    from feedface.app.words import fitting_size, messages, numbers, sentence
 
     assert sentence("--face_scale 9: out of range; use 0 to 5") == "Face scale 9: out of range; use 0 to 5."
     assert numbers("0, 0.5;1") == [0, 0.5, 1] and numbers(" ") == []
     with pytest.raises(UserError, match="write numbers with commas"):
         numbers("a lot")
+    assert sentence("the size 9") == "The size 9."
+    assert fitting_size(64, 8, (400, 300)) == "72x56" and fitting_size(64, 8, (9, 1)) == "88x48"
     assert "<b>" not in messages("<b>bad</b>", ["<i>"])
 
 
 def test_the_page_asks_nothing_of_other_machines():
     css = (CHECKOUT / "libs/feedface/app/page.css").read_text()
-    from feedface.app.page import THEME
+    from feedface.app.look import THEME
 
     assert "http" not in css and "@import" not in css
     assert not THEME._stylesheets

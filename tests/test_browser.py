@@ -93,11 +93,12 @@ class Visitor:
         if not request.url.startswith(("http://127.0.0.1:", "data:", "blob:")):
             self.elsewhere.append(request.url)
 
-    def upload(self, *names):
-        before = self.page.locator("#chosen input").count()
-        self.page.set_input_files("#photos input[type=file]", [str(ASSETS / name) for name in names])
+    def upload(self, *names, person=""):
+        before = self.page.locator(f"#chosen{person} input").count()
+        self.page.set_input_files(f"#photos{person} input[type=file]", [str(ASSETS / name) for name in names])
         self.page.wait_for_function(
-            f"document.querySelectorAll('#chosen input').length == {before + len(names)}", timeout=1000 * PATIENCE_S
+            f"document.querySelectorAll('#chosen{person} input').length == {before + len(names)}",
+            timeout=1000 * PATIENCE_S,
         )
 
     def fill(self, label, value):
@@ -252,10 +253,10 @@ def test_a_reload_in_the_middle_frees_the_queue_and_deletes_what_was_there(serve
     me.draw("a woman at night")  # does not wait for the sixteen
     assert len(me.captions()) == 1
     for _ in range(100):
-        if not any(folder.exists() and list(folder.glob("*_photo.jpg")) for folder in folders):
+        if not any(folder.exists() and list(folder.rglob("*_photo.jpg")) for folder in folders):
             break
         time.sleep(0.1)
-    assert not any(folder.exists() and list(folder.glob("*_photo.jpg")) for folder in folders)
+    assert not any(folder.exists() and list(folder.rglob("*_photo.jpg")) for folder in folders)
 
 
 def test_side_by_side(visit):
@@ -269,6 +270,72 @@ def test_side_by_side(visit):
     assert [text.rpartition(" · likeness")[0] or text for text in me.captions()] == [
         f"{name} · seed 3 · strength {strength}" for name in ("mini-unet", "mini") for strength in (1, 0)
     ]
+
+
+def test_two_people_and_one_of_them_kept(visit, tmp_path):
+    from playwright.sync_api import expect
+
+    me = visit()
+    me.upload("demo_face.png")
+    me.page.get_by_text("Name, place, saved person").first.click()
+    me.fill("Name 1", "anna")
+    me.page.get_by_role("button", name="Save as a .person file").first.click()
+    with me.page.expect_download() as download:
+        me.page.get_by_text("Download anna.person").first.click()
+    download.value.save_as(tmp_path / "anna.person")
+    me.page.get_by_role("radio", name="left").check()
+    me.page.get_by_role("tab", name="Person 2").click()
+    me.upload("demo_person_1.png", "demo_person_2.png", person=2)
+    me.page.click("#draw")
+    me.page.get_by_role("alert").filter(has_text="The prompt is empty").wait_for()
+    me.fill("Prompt", "anna and ben on a beach")
+    me.page.click("#draw")
+    me.page.get_by_role("alert").filter(has_text="Person 2: each of several people needs a name").wait_for()
+    me.fill("Name 2", "ben")
+    me.page.get_by_role("radio", name="right").check()
+    me.page.get_by_label("Method", exact=True).first.click()
+    me.page.get_by_role("option", name="FeedFace (mini-unet)").click()
+    expect(me.page.get_by_label("Size", exact=True).first).to_have_value("128x128", timeout=1000 * PATIENCE_S)
+    me.fill("Size", "256x128")
+    me.page.keyboard.press("Enter")
+    me.draw("anna and ben on a beach", number=2)
+    assert re.match(r"seed 4 · strength 1 · likeness anna (-?0\.\d\d|—), ben (-?0\.\d\d|—)$", me.captions()[0])
+    me.shot("app_people")
+
+    you = visit()
+    you.page.get_by_text("Name, place, saved person").first.click()
+    you.page.locator("input[type=file][accept='.person']").first.set_input_files(str(tmp_path / "anna.person"))
+    you.page.get_by_text("anna.person is used, made of 1 face").wait_for()
+    you.draw("anna at night", number=1)
+    assert " · likeness " in you.captions()[0]
+
+
+def test_a_picture_to_begin_with(visit):
+    from playwright.sync_api import expect
+
+    me = visit()
+    me.upload("demo_face.png")
+    me.page.get_by_text("Begin with a picture").click()
+    canvas = me.page.locator("#picture canvas").first
+    canvas.wait_for()
+    time.sleep(1)  # until gradio's editor is ready, which nothing on the page says
+    me.page.set_input_files("#picture input[type=file]", str(ASSETS / "demo_person_1.png"))
+    canvas.scroll_into_view_if_needed()
+    time.sleep(1)
+    box = canvas.bounding_box()
+    me.page.mouse.move(box["x"] + box["width"] * 0.3, box["y"] + box["height"] * 0.5)
+    me.page.mouse.down()
+    me.page.mouse.move(box["x"] + box["width"] * 0.7, box["y"] + box["height"] * 0.5, steps=8)
+    me.page.mouse.up()
+    me.draw("a woman with a red hat", number=1)
+    me.shot("app_begin")
+    me.page.locator("#pictures button:has(img)").first.click()
+    me.page.get_by_text("Settings, for inference.py -j").click()
+    expect(me.page.locator(".cm-content")).to_contain_text('"mask": "mask.png"')
+    me.draw("a woman with a blue hat", number=1)  # the picture to begin with is still there
+    expect(me.page.locator("#pictures .caption-label")).to_have_count(2, timeout=1000 * PATIENCE_S)
+    me.page.locator("#pictures button:has(img)").first.click()
+    expect(me.page.locator(".cm-content")).to_contain_text('"mask": "mask.png"')
 
 
 def test_a_batch(visit, tmp_path):

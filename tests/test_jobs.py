@@ -44,6 +44,13 @@ def test_how_a_job_is_drawn(folder):
         assert job.settings == Settings(guidance=2.0, face_scale=0.5, size=size, negative_prompt="hat")
 
 
+def test_a_picture_to_begin_with(folder):
+    (folder / "a.json").write_text(json.dumps(sound(init="face.png", mask="face.png", strength=1)))
+    [job], problems = read_jobs([folder / "a.json"])
+    assert not problems and not job.notices
+    assert (job.init, job.mask, job.base, job.strength) == (*[folder / "face.png"] * 2, None, 1.0)
+
+
 @pytest.mark.parametrize(
     ("change", "key", "words"),
     [
@@ -194,6 +201,12 @@ def test_nested_too_deeply(folder):
         ({"size": [64]}, 6, "size"),
         ({"size": [64, "a"]}, 6, "size"),
         ({"size": True}, 6, "size"),
+        ({"init": "none.png"}, 6, "init"),
+        ({"init": "face.png", "strength": 0}, 7, "strength"),
+        ({"init": "face.png", "strength": "all"}, 7, "strength"),
+        ({"init": "face.png", "base": "face.png"}, 7, "base"),
+        ({"mask": "face.png"}, 6, "mask"),
+        ({"strength": 0.5}, 6, "strength"),
     ],
 )
 def test_wrong_values(folder, change, line, key):

@@ -126,9 +126,9 @@ def test_without_regions_faces_are_found_from_the_left(toy, here, pipe):
             return [Face(np.float32([m * width - 4, 8, m * width + 4, 16]), 1.0) for m in self.middles]
 
     full = pipe.settings(SETTINGS)
-    boxes, note = find_regions(pipe, "two men", 3, full, Detector(0.75, 0.15), 2)
+    boxes, note = find_regions(pipe, Request("two men", 3), full, Detector(0.75, 0.15), 2)
     assert boxes == [(0.0, 0.0, pytest.approx(0.45), 1.0), (pytest.approx(0.45), 0.0, 1.0, 1.0)] and not note
-    boxes, note = find_regions(pipe, "two men", 3, full, Detector(0.5), 2)
+    boxes, note = find_regions(pipe, Request("two men", 3), full, Detector(0.5), 2)
     assert boxes == [(0, 0, 0.5, 1), (0.5, 0, 1, 1)] and "shows 1 of 2 faces" in note
     run(toy, "--person", "x=a.png", "--person", "y=b.png", "--prompt", "x and y")
     assert any("each person gets an equal strip" in note for note in results()["notices"])

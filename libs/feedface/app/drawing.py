@@ -1,136 +1,92 @@
-"""From what the page's fields say to pictures, one step after the other."""
+"""From what a visitor asks for to pictures, one step after the other."""
 
 from __future__ import annotations
 
 import io
 import json
 import zipfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby, product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import Image
 
 from feedface.app.background import events
-from feedface.app.session import Drawn, Photo, Session, small
+from feedface.app.order import shown
+from feedface.app.session import Drawn, Session
 from feedface.common.errors import UserError
-from feedface.faces.choose import choose
-from feedface.faces.identity import same_person
-from feedface.faces.references import NoFaceError, all_faces, as_rgb
-from feedface.faces.similarity import FaceSimilarity
 from feedface.inference.batching import batches
+from feedface.inference.job_run import RunPlan
 from feedface.inference.outputs import PictureInfo
-from feedface.inference.provenance import save_picture
+from feedface.inference.people import Cast
+from feedface.inference.provenance import SUFFIXES, save_picture
+from feedface.inference.somebody import described
 from feedface.inference.stages import Batch, Request
-from feedface.settings import MAX_SEED, WITHOUT_PROMPT, Settings, check_prompt, check_range
+from feedface.settings import WITHOUT_PROMPT, Settings
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from feedface.app.models import Models
-    from feedface.faces.references import Reference
+    from feedface.app.order import Order
+    from feedface.app.people import Someone
     from feedface.faces.types import FaceDetector
+    from feedface.inference.somebody import Somebody
+    from feedface.inference.start import Start
     from feedface.pipeline import FeedFacePipeline
-
-MOST_PICTURES = 64  # of one order
-
-
-def add_photos(session: Session, files: Sequence[str | Path], detector: FaceDetector) -> list[str]:
-    """Find the faces of photos, delete their files, and choose the person's anew; one line for each without a face."""
-    notices = []
-    for file in map(Path, files):
-        try:
-            image = as_rgb(file)
-            found = sorted(all_faces(image, detector, file.name), key=lambda face: face.box[0] + face.box[2])
-            session.photos.append(Photo(file.name, *small(image), found))
-        except NoFaceError:
-            notices.append(f"{file.name}: no face was found in this picture; it is left out.")
-        except UserError as error:
-            notices.append(str(error).replace(str(file), file.name))
-        finally:
-            file.unlink(missing_ok=True)
-    session.chosen = _person(session.photos, detector)
-    return notices
-
-
-def _person(photos: Sequence[Photo], detector: FaceDetector) -> set[int]:
-    """The numbers of one person's faces, one in each photo: who is in most of them, else the largest face."""
-    if not photos:
-        return set()
-    largest_first = [sorted(photo.faces, key=_area, reverse=True) for photo in photos]
-    how = "most-like" if getattr(detector, "has_recogniser", False) and len(photos) > 1 else "largest"
-    names = [photo.name for photo in photos]
-    chosen = [
-        faces[number]
-        for faces, number in zip(
-            largest_first, choose(names, largest_first, how, same_person(detector.name)), strict=True
-        )
-    ]
-    everybody = [face for photo in photos for face in photo.faces]
-    return {number for number, face in enumerate(everybody) if any(face is one for one in chosen)}
-
-
-def _area(face: Reference) -> float:
-    x0, y0, x1, y1 = face.box
-    return (x1 - x0) * (y1 - y0)
 
 
 @dataclass(frozen=True)
-class Order:
-    """What a visitor asks for.
+class _Way:
+    """One model at one strength of the face, and the people as it draws them."""
 
-    Attributes:
-        models, strengths: every one of the models at every one of the strengths of the face; no strength: its own.
-        settings: but for the strength.
-        seed: of the first picture; -1: any.
-    """
+    pipe: FeedFacePipeline
+    plan: RunPlan  # with complete settings
+    cast: Cast | None
 
-    prompt: str
-    models: Sequence[str]
-    strengths: Sequence[float | None] = (None,)
-    settings: Settings = field(default_factory=Settings)
-    seed: int = -1
-    number: int = 1
+    @property
+    def settings(self) -> Settings:
+        return self.plan.settings
 
-    def checked(self) -> Order:
-        """The same with the seed that "any" stands for; `UserError` for what cannot be drawn."""
-        check_prompt(self.prompt)
-        if self.number * len(self.models) * len(self.strengths) > MOST_PICTURES:
-            raise UserError(f"these are more than {MOST_PICTURES} pictures at once; ask for fewer")
-        if self.seed == -1:
-            return replace(self, seed=int(torch.randint(2**31, ()).item()))
-        check_range("seed", self.seed, 0, MAX_SEED - self.number)
-        return self
+    @property
+    def start(self) -> Start | None:
+        return self.plan.start
 
 
 @dataclass(frozen=True)
 class _Wish:
     """One picture of an order."""
 
-    pipe: FeedFacePipeline
-    settings: Settings  # complete
-    request: Request
-    strength: str  # as the caption says it
+    way: _Way
+    prompt: str  # as the model reads it
+    seed: int
+
+    def request(self) -> Request:
+        """Asked who is shown, it may first draw a picture without the people, to find their places."""
+        cast = self.way.cast
+        who = cast and partial(cast.identity, self.prompt, self.seed)
+        return Request(self.prompt, self.seed, who, self.way.start)
 
 
 def draw(
     session: Session, models: Models, detector: FaceDetector, order: Order
 ) -> Iterator[tuple[int, int, Drawn | None]]:
-    """Draw what is ordered, with the session's person: (steps done, of how many, picture or None), as they come.
+    """Draw what is ordered, with the session's people: (steps done, of how many, picture or None), as they come.
 
-    Pictures go into the session's history. Setting `session.stop` ends it. `UserError` for what cannot be drawn.
+    Pictures go into the session's history, what is to be told of them into its notes. Setting `session.stop` ends it.
+    `UserError` for what cannot be drawn.
     """
-    references = session.references
     session.stop.clear()
+    session.notes = []
     order = order.checked()
+    people = order.people(session.people)
+    attached, job = _job(order, people)
 
     def work(emit) -> None:
-        emit(("total", 0))
-        wishes = _wishes(models, references, order)
-        emit(("total", sum(wish.settings.steps for wish in wishes)))
-        similarity = FaceSimilarity(detector, references) if references else None
         done = 0
 
         def step(pictures: int) -> None:
@@ -138,15 +94,20 @@ def draw(
             done += pictures
             emit(("step", done))
 
-        for pipe, own in groupby(wishes, key=lambda wish: wish.pipe):
-            groups = batches(own, lambda wish: pipe.batch_size(wish.settings), lambda wish: wish.settings)  # noqa: B023
-            wanted = (Batch([wish.request for wish in group], group[0].settings, group) for group in groups)
-            for batch, images in pipe.draw_batches(wanted, step):
+        emit(("total", 0))
+        ways = _ways(session, models, detector, order, people, step)
+        seeds = range(order.seed, order.seed + order.number)
+        prompt = described(order.prompt, [who for who, _ in people])
+        wishes = [_Wish(way, prompt, seed) for way in ways for seed in seeds]
+        twice = {id(way) for way in ways if way.cast and way.cast.looks_for_faces}
+        emit(("total", sum(wish.way.settings.steps * (1 + (id(wish.way) in twice)) for wish in wishes)))
+        for pipe, own in groupby(wishes, key=lambda wish: wish.way.pipe):
+            for batch, images in pipe.draw_batches(_batches(own), step):
                 if isinstance(images, UserError):
                     raise images
                 for wish, image in zip(batch.items, images, strict=True):
-                    likeness = similarity.of(np.asarray(image)) if similarity else None
-                    emit(("image", _kept(session, wish, image, references, likeness, len(order.models) > 1)))
+                    emit(("image", _kept(session, order, wish, image, attached, job)))
+        session.notes += [note for way in ways if way.cast for note in way.cast.notes]
 
     done = total = 0
     for kind, value in events(work, session.stop):
@@ -158,8 +119,20 @@ def draw(
             yield done, total, None
 
 
-def _wishes(models: Models, references: Sequence[Reference], order: Order) -> list[_Wish]:
-    wishes = []
+def _batches(wishes: Iterable[_Wish]) -> Iterator[Batch]:
+    for group in batches(wishes, lambda wish: wish.way.pipe.batch_size(wish.way.settings), lambda wish: id(wish.way)):
+        yield Batch([wish.request() for wish in group], group[0].way.settings, group)
+
+
+def _ways(
+    session: Session,
+    models: Models,
+    detector: FaceDetector,
+    order: Order,
+    people: Sequence[tuple[Somebody, Someone]],
+    step: Callable[[int], object],
+) -> list[_Way]:
+    ways = []
     for name, strength in product(order.models, order.strengths):
         pipe = models.load(name)
         settings = replace(order.settings, face_scale=strength)
@@ -167,36 +140,61 @@ def _wishes(models: Models, references: Sequence[Reference], order: Order) -> li
         if settings.negative_prompt and own.uncond in WITHOUT_PROMPT:
             settings = replace(settings, uncond="empty_token")  # what a negative prompt takes the place of
         full = pipe.settings(settings)
-        identity = pipe.identity(references) if references else None
-        wishes += [
-            _Wish(pipe, full, Request(order.prompt, seed, identity), f"{full.face_scale:g}")
-            for seed in range(order.seed, order.seed + order.number)
-        ]
-    return wishes
+        start, pose = order.begin.start(pipe, detector, full, session) if order.begin else (None, None)
+        who = shown(pipe, people)
+        cast = Cast(pipe, detector, full, who, start, pose, step) if who else None
+        ways.append(_Way(pipe, RunPlan(full, start=start, pose=pose), cast))
+    return ways
 
 
-def _kept(
-    session: Session,
-    wish: _Wish,
-    image: Image.Image,
-    references: Sequence[Reference],
-    likeness: float | None,
-    several: bool,
-) -> Drawn:
-    pipe, prompt, seed = wish.pipe, wish.request.prompt, wish.request.seed
-    faces = tuple(reference.digest for reference in references)
-    info = PictureInfo(prompt, seed, pipe.bundle.name, pipe.digest, pipe.picture_settings(wish.settings), faces)
-    file = session.file(f"seed{seed}.png")
-    save_picture(image, file, info.said(), "png")
-    caption = f"seed {seed} · strength {wish.strength}"
-    if likeness is not None:
-        caption += f" · likeness {likeness:.2f}"
-    if several:
+def _kept(session: Session, order: Order, wish: _Wish, image: Image.Image, attached: dict, job: dict) -> Drawn:
+    way, cast, pipe = wish.way, wish.way.cast, wish.way.pipe
+    settings = pipe.picture_settings(way.settings) | way.plan.drawn_so | (cast.settings if cast else {})
+    faces = tuple(face for one in cast.people for face in one.faces) if cast else ()
+    info = PictureInfo(wish.prompt, wish.seed, pipe.bundle.name, pipe.digest, settings, faces)
+    file = session.file(f"seed{wish.seed}{SUFFIXES[order.format]}")
+    save_picture(image, file, info.said(), order.format)
+    caption = f"seed {wish.seed} · strength {way.settings.face_scale:g}"
+    each = cast.measure(np.asarray(image), wish.prompt, wish.seed) if cast else {}
+    if any(value is not None for value in each.values()):
+        said = {name: "—" if value is None else f"{value:.2f}" for name, value in each.items()}
+        several = len(said) > 1
+        caption += " · likeness " + ", ".join(f"{name} {value}" if several else value for name, value in said.items())
+    if len(order.models) > 1:
         caption = f"{pipe.bundle.name} · {caption}"
-    job = {"id": file.stem, "caption_list": [prompt]}
-    job["source_group"] = [{"path": f"face_{number}.png"} for number, _ in enumerate(references, 1)]
-    job |= {"seed": seed, "n_samples": 1, "detect": False} | wish.settings.as_json()
-    return Drawn(file, caption, job, list(references), Path(pipe.bundle.path), seed)
+    job = {"id": file.stem} | job | {"seed": wish.seed, "n_samples": 1, "detect": False} | way.settings.as_json()
+    return Drawn(file, caption, job, attached, Path(pipe.bundle.path), wish.seed)
+
+
+def _job(order: Order, people: Sequence[tuple[Somebody, Someone]]) -> tuple[dict[str, np.ndarray | bytes], dict]:
+    """What a job that draws this order names, by file name, and what it says of prompt, people and beginning."""
+    attached: dict[str, np.ndarray | bytes] = {}
+    said: dict[str, dict] = {}
+    for who, one in people:
+        entry: dict[str, object] = {}
+        if who.file is not None:
+            entry["person"] = f"{len(said) + 1}_{who.file.name}"
+            attached[entry["person"]] = who.file.read_bytes()
+        else:
+            names = [f"face_{len(attached) + number}.png" for number, _ in enumerate(one.references, 1)]
+            attached |= {name: face.crop for name, face in zip(names, one.references, strict=True)}
+            entry["source_group"] = [{"path": name} for name in names]
+        entry["class_word"] = who.word
+        if who.region is not None:
+            entry["region"] = list(who.region)
+        said[who.name] = entry
+    job: dict[str, object] = {"caption_list": [order.prompt]}
+    alone = next(iter(said.values())) if len(said) == 1 else {}
+    if not said:
+        job["source_group"] = []
+    elif alone.keys() == {"source_group", "class_word"} and described(order.prompt, [people[0][0]]) == order.prompt:
+        job["source_group"] = alone["source_group"]
+    else:
+        job["people"] = said
+    if order.begin is not None:
+        attached |= order.begin.files
+        job |= order.begin.job
+    return attached, job
 
 
 def as_zip(drawn: Drawn, path: Path) -> Path:
@@ -204,8 +202,10 @@ def as_zip(drawn: Drawn, path: Path) -> Path:
     with zipfile.ZipFile(path, "w") as archive:
         archive.write(drawn.file, drawn.file.name)
         archive.writestr("job.json", json.dumps(drawn.job, indent=2) + "\n")
-        for number, reference in enumerate(drawn.references, 1):
-            stored = io.BytesIO()
-            Image.fromarray(reference.crop).save(stored, "PNG")
-            archive.writestr(f"face_{number}.png", stored.getvalue())
+        for name, content in drawn.attached.items():
+            if isinstance(content, np.ndarray):
+                stored = io.BytesIO()
+                Image.fromarray(content).save(stored, "PNG")
+                content = stored.getvalue()
+            archive.writestr(name, content)
     return path

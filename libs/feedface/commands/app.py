@@ -72,8 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def serve(args, folder: Path, auth: list[tuple[str, str]] | None) -> None:
     """Load the model, and serve until Ctrl-C or SIGTERM, as of `docker stop`: both leave nothing behind."""
+    from feedface.app.look import CSS, THEME
     from feedface.app.models import Models
-    from feedface.app.page import CSS, THEME, Page
+    from feedface.app.page import Page
     from feedface.faces.detect import make_detector
 
     options = {"device": args.device, "dtype": args.dtype, "low_memory": args.low_memory, "int8": args.int8}

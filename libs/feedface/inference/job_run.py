@@ -5,25 +5,27 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
-from feedface.common.contact_sheet import MAX_SAMPLES, Tile, contact_sheet
 from feedface.common.images import read_image
 from feedface.common.progress import say
 from feedface.common.saving import save_png
 from feedface.faces.references import find_faces
 from feedface.faces.similarity import FaceSimilarity
 from feedface.inference.batching import dtype_name
+from feedface.inference.beginnings import Beginnings
 from feedface.inference.dense import annotations, drawn
 from feedface.inference.outputs import PictureFolder, PictureInfo
 from feedface.inference.people import Cast, load_people
 from feedface.inference.photo_notice import photo_notice
+from feedface.inference.run_report import report, run_sheet
 from feedface.inference.somebody import check_named, described
+from feedface.inference.stages import Request
 from feedface.settings import MAX_SEED, check_range
 
 if TYPE_CHECKING:
@@ -94,6 +96,7 @@ class JobRun:
         self.begin = time.monotonic()
         self.failed = False
         self.settings = pipe.settings(self.plan.settings)  # complete
+        begin_notices = self._begin_with_own()
         for prompt in job.prompts:
             check_named(prompt, job.people)
         self.references, notices = self._find_faces(self.job.images)
@@ -101,11 +104,12 @@ class JobRun:
         people, more = load_people(pipe, job.people, self._find_faces)
         people = [] if pipe.method_notice() else people
         notices += more
-        self.cast = Cast(pipe, detector, self.settings, people) if people else None
+        begin = self.plan.start, self.plan.pose
+        self.cast = Cast(pipe, detector, self.settings, people, *begin) if people else None
         self.references += [one for shown in people for one in shown.references]
         self.others, more = self._find_faces(self.plan.blend)
         notices += more
-        self.notices = [*job.notices, *notices, *self._setting_notices()]
+        self.notices = [*job.notices, *begin_notices, *notices, *self._setting_notices()]
         said = pipe.settings_notice(plan.settings)  # once for all jobs
         for notice in self.notices:
             if notice != said:
@@ -131,6 +135,17 @@ class JobRun:
         self.missing = [info for info in self.wanted if self.pictures.find(info) is None]
         self.made: set[str] = set()  # fingerprints
         self.results: dict | None = None
+
+    def _begin_with_own(self) -> list[str]:
+        """Take the picture that the job itself begins with; what to tell the user of it."""
+        job, plan = self.job, self.plan
+        if job.init is None and job.base is None:
+            return []
+        mask = None if job.mask is None else str(job.mask)
+        begin = Beginnings(self.pipe, self.detector, plan.settings, plan.face, job.strength or 1.0, mask)
+        start, pose, notices = begin.of(job.base, job.init)
+        self.plan = replace(plan, start=start, pose=pose or plan.pose)
+        return notices
 
     def _find_faces(self, images: Sequence[Path]) -> tuple[list[Reference], list[str]]:
         if not images:
@@ -165,11 +180,16 @@ class JobRun:
         """Who is shown in that picture."""
         return self.cast.identity(info.prompt, info.seed) if self.cast else self.identity
 
+    def request(self, info: PictureInfo) -> Request:
+        """That picture, as the pipeline draws it."""
+        return Request(info.prompt, info.seed, partial(self.identity_of, info), self.plan.start)
+
     @property
     def group(self) -> tuple:
         """What is the same for runs whose pictures can be drawn together: so many faces of so many people."""
         people = tuple(len(shown.faces) for shown in self.cast.people) if self.cast else ()
-        return len(self.references), len(self.others), people
+        start = self.plan.start
+        return len(self.references), len(self.others), people, start and (start.strength, start.mask is None)
 
     def save(self, image: Image.Image, info: PictureInfo) -> None:
         """Keep a picture; the last one finishes the job."""
@@ -224,33 +244,5 @@ class JobRun:
             "pictures": rows,
             "seconds": round(time.monotonic() - self.begin, 2),
         }
-        sheet = _sheet(self.references, rows, self.pictures.folder)
-        _report(self.results, self.pictures.folder, self.pictures.save_run(self.results, sheet, keep=bool(self.made)))
-
-
-def _sheet(references: Sequence[Reference], rows: Sequence[dict], folder: Path) -> Image.Image:
-    by_prompt: dict[str, list[Tile]] = {}
-    for row in rows[:MAX_SAMPLES]:
-        label = f"{Path(row['file']).stem}, seed {row['seed']}"
-        if row["similarity"] is not None:
-            label += f", sim. {row['similarity']:.2f}"
-        by_prompt.setdefault(row["prompt"], []).append(Tile(Image.fromarray(read_image(folder / row["file"])), label))
-    faces = [Tile(Image.fromarray(reference.crop), Path(reference.name).name) for reference in references]
-    return contact_sheet(faces, list(by_prompt.items()), total=len(rows))
-
-
-def _report(results: dict, folder: Path, kept: tuple[Path, Path]) -> None:
-    rows = results["pictures"]
-    made = sum(row["made_now"] for row in rows)
-    say(f"{len(rows)} picture(s) in {folder}: {made} made now, {len(rows) - made} were finished before")
-    say(f"contact sheet: {kept[1]}; settings and figures: {kept[0]}")
-    summary = results["similarity"]
-    if summary["mean"] is None:
-        say(f"face similarity: not measured ({summary['reason']})")
-    else:
-        each = ", ".join("no face" if row["similarity"] is None else f"{row['similarity']:.2f}" for row in rows[:20])
-        more = ", …" if len(rows) > 20 else ""
-        say(
-            f"face similarity to the references (cosine, recogniser of {summary['measured_with']!r}; 1 is the same "
-            f"face): mean {summary['mean']:.2f} ({each}{more})"
-        )
+        sheet = run_sheet(self.references, rows, self.pictures.folder)
+        report(self.results, self.pictures.folder, self.pictures.save_run(self.results, sheet, keep=bool(self.made)))

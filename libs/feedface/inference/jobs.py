@@ -4,24 +4,32 @@
 
 A file holds one job, or a list of them. Picture paths are relative to the file, else to the working directory. A job
 may also say how it is drawn: seed, n_samples and `OWN` mean what inference.py's options of these names do, and come
-before them; "detect": false says that its pictures are face crops. Other keys are not used, and are named.
+before them; "detect": false says that its pictures are face crops; init or base, mask and strength name a picture to
+begin with. Other keys are not used, and are named.
 """
 
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
-from difflib import get_close_matches
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 from feedface.common.errors import UserError
 from feedface.common.json_files import JsonFile
+from feedface.inference.job_schema import (
+    EXAMPLE,
+    OWN,
+    JobOfPeopleSchema,
+    JobSchema,
+    PersonSchema,
+    Schema,
+    explain,
+    why_not,
+)
 from feedface.inference.somebody import Somebody, check_box, somebody
-from feedface.settings import MAX_SAMPLES, MAX_SEED, Settings, check_prompt, parse_size
+from feedface.settings import Settings
 
-EXAMPLE = '{"id": 1, "caption_list": ["a woman on a beach"], "source_group": [{"path": "face.png"}]}'
+BEGINNINGS = ("init", "base", "mask")  # pictures that a job may begin with
 
 
 @dataclass(frozen=True)
@@ -37,6 +45,7 @@ class Job:
         people: with names, instead of `images`.
         detect: whether faces are looked for in this job's pictures; None: as the run says.
         settings: what this job sets of `Settings`.
+        init, base, mask, strength: a picture to begin with, as `beginnings.Beginnings` takes it.
         notices: one line for each key that is not used.
         source: where the job was written, for messages: "file:line", or "--image".
     """
@@ -50,6 +59,10 @@ class Job:
     people: tuple[Somebody, ...] = ()
     detect: bool | None = None
     settings: Settings = field(default_factory=Settings)
+    init: Path | None = None
+    base: Path | None = None
+    mask: Path | None = None
+    strength: float | None = None
     notices: tuple[str, ...] = ()
     source: str = "--image"
 
@@ -134,118 +147,33 @@ class _Place:
         return f"{self.file.path}:{self.file.line(*keys)}: {f'{name}: ' if name else ''}{text}"
 
 
-def _blank(text: str) -> str:
-    if not text.strip():
-        raise ValueError("empty text")
-    return text
-
-
-def _prompt(text: str) -> str:
-    try:
-        return check_prompt(text)
-    except UserError as error:
-        raise ValueError(_writable(str(error))) from None
-
-
-def _writable(message: str) -> str:
-    """Half a character (a lone surrogate), which pydantic cannot carry in a message, as its escape."""
-    return message.encode("utf-8", "backslashreplace").decode()
-
-
-def _setting(name: str) -> AfterValidator:
-    """As the option of this name; size is 64, "64x96" or [64, 96]."""
-
-    def check(value: Any) -> Any:
-        if value is None:
-            return None
-        try:
-            if name == "size":
-                value = tuple(value) if isinstance(value, list) and len(value) == 2 else parse_size(str(value))
-            checked = getattr(Settings(**{name: value}), name)
-            # As the option: the same picture is known again.
-            return float(checked) if name in ("guidance", "face_scale", "rescale") else checked
-        except UserError as error:
-            raise ValueError(_writable(str(error).removeprefix(f"--{name}").lstrip(": "))) from None
-
-    return AfterValidator(check)
-
-
-class _Schema(BaseModel):
-    model_config = ConfigDict(extra="allow", strict=True)
-
-
-class _Picture(_Schema):
-    path: Annotated[str, AfterValidator(_blank)]
-
-
-class _Person(_Schema):
-    source_group: list[_Picture] = Field(default_factory=list)
-    person: Annotated[str, AfterValidator(_blank)] | None = None
-    class_word: Annotated[str, AfterValidator(_blank)] = "person"
-    region: list[float] | Annotated[str, AfterValidator(_blank)] | None = None
-
-
-class _Job(_Schema):
-    id: Annotated[str, BeforeValidator(lambda id: str(id) if type(id) is int else id), AfterValidator(_blank)]
-    caption_list: list[Annotated[str, AfterValidator(_prompt)]] = Field(min_length=1)
-    source_group: list[_Picture] = Field(min_length=1)
-    class_word: str | None = None
-    seed: int | None = Field(None, ge=0, le=MAX_SEED)
-    n_samples: int | None = Field(None, ge=1, le=MAX_SAMPLES)
-    detect: bool | None = None
-    guidance: Annotated[Any, _setting("guidance")] = None
-    face_scale: Annotated[Any, _setting("face_scale")] = None
-    size: Annotated[Any, _setting("size")] = None
-    negative_prompt: Annotated[Any, _setting("negative_prompt")] = None
-    preset: Annotated[Any, _setting("preset")] = None
-    steps: Annotated[Any, _setting("steps")] = None
-    scheduler: Annotated[Any, _setting("scheduler")] = None
-    uncond: Annotated[Any, _setting("uncond")] = None
-    guidance_interval: Annotated[Any, _setting("guidance_interval")] = None
-    face_interval: Annotated[Any, _setting("face_interval")] = None
-    reuse: Annotated[Any, _setting("reuse")] = None
-    few_step: Annotated[Any, _setting("few_step")] = None
-    rescale: Annotated[Any, _setting("rescale")] = None
-    face_box: Annotated[Any, _setting("face_box")] = None
-
-
-class _JobOfPeople(_Job):
-    source_group: list[_Picture] = Field(default_factory=list, max_length=0)
-    people: Annotated[dict[str, _Person], Field(min_length=1)]
-
-
-OWN = tuple(setting.name for setting in fields(Settings) if setting.name in _Job.model_fields)
-# What is set for a whole run only.
-OPTIONS = ("n_iter",)
-# What a message says that a value must be, by key, else by the kind of pydantic's error.
-WANTED = {
-    "id": "the job's name, text or a whole number",
-    "caption_list": "a list of prompts, at least one",
-    "source_group": 'a list of face pictures, each {"path": …}, at least one',
-    "path": "the name of a face picture's file",
-    "string_type": "text",
-    "int_type": "a whole number",
-    "bool_type": "true or false",
-    "model_type": 'an object {"path": …}',
-}
-
-
 def _read_job(entry: object, place: _Place, find: Callable[[str, Path], Path | None]) -> tuple[Job | None, list[str]]:
     """The job, or what is wrong with it: one line each."""
     try:
-        kind = _JobOfPeople if isinstance(entry, dict) and "people" in entry else _Job
+        kind = JobOfPeopleSchema if isinstance(entry, dict) and "people" in entry else JobSchema
         read = kind.model_validate(entry)
     except ValidationError as errors:
-        return None, [place.say(error["loc"], _explain(error)) for error in errors.errors(include_url=False)]
-    images, wrong = [], []
-    for index, picture in enumerate(read.source_group):
-        path = find(picture.path, place.file.path.parent)
+        return None, [place.say(error["loc"], explain(error)) for error in errors.errors(include_url=False)]
+    wrong = []
+
+    def found(name: str, *keys: str | int) -> Path | None:
+        path = find(name, place.file.path.parent)
         if path is None:
             where = f"(relative to {place.file.path.parent.absolute()} or to {Path.cwd()})"
-            wrong.append(place.say(("source_group", index, "path"), f"no such picture: {picture.path} {where}"))
-        images.append(path)
+            wrong.append(place.say(keys, f"no such picture: {name} {where}"))
+        return path
+
+    images = [found(picture.path, "source_group", index, "path") for index, picture in enumerate(read.source_group)]
+    begin = {key: found(getattr(read, key), key) for key in BEGINNINGS if getattr(read, key)}
+    if "init" in begin and "base" in begin:
+        wrong.append(place.say(("base",), "init is a picture to begin with, too; give one of them"))
+    for key in ("mask", "strength"):
+        if getattr(read, key) is not None and not begin.keys() & {"init", "base"}:
+            wrong.append(place.say((key,), "of init or base; give one of them"))
+    if "base" in begin and isinstance(read, JobOfPeopleSchema) and len(read.people) > 1:
+        wrong.append(place.say(("base",), "its one face is drawn anew; name one person"))
     people = []
-    for name, person in read.people.items() if isinstance(read, _JobOfPeople) else ():
+    for name, person in read.people.items() if isinstance(read, JobOfPeopleSchema) else ():
         try:
             people.append(_somebody(name, person, place.file.path.parent, find))
         except UserError as error:
@@ -262,12 +190,14 @@ def _read_job(entry: object, place: _Place, find: Callable[[str, Path], Path | N
         people=tuple(people),
         detect=read.detect,
         settings=Settings(**{name: getattr(read, name) for name in OWN}),
+        **begin,
+        strength=read.strength,
         notices=tuple(_unused(read, place)),
         source=place.line,
     ), []
 
 
-def _somebody(name: str, person: _Person, folder: Path, find: Callable[[str, Path], Path | None]) -> Somebody:
+def _somebody(name: str, person: PersonSchema, folder: Path, find: Callable[[str, Path], Path | None]) -> Somebody:
     """One of a job's people; `UserError` for a file or a region that is not to be had."""
     names = [picture.path for picture in person.source_group] + ([person.person] if person.person else [])
     if not names:
@@ -281,47 +211,12 @@ def _somebody(name: str, person: _Person, folder: Path, find: Callable[[str, Pat
     return somebody(name, files, person.class_word, region, "people")
 
 
-def _explain(error: dict[str, Any]) -> str:
-    """One of pydantic's errors in words."""
-    kind, keys, value = error["type"], error["loc"], error["input"]
-    wanted = WANTED.get(keys[-1] if keys else "", WANTED.get(kind))
-    if not keys:
-        return f"a job is an object such as {EXAMPLE}, not {_kind(value)}"
-    if kind == "missing":
-        near = get_close_matches(str(keys[-1]), value, 1, 0.8)
-        return f"missing{f' (is {near[0]} meant to be it?)' if near else ''}; it holds {wanted}"
-    if kind == "too_short":
-        return f"empty; it holds {wanted}"
-    if kind == "value_error":
-        return str(error["ctx"]["error"])
-    if kind in ("greater_than_equal", "less_than_equal"):
-        bound, limit = next(iter(error["ctx"].items()))
-        return f"{value}: must be at {'least' if bound == 'ge' else 'most'} {limit}"
-    return f"must be {wanted}, not {_kind(value)}"
-
-
-def _kind(value: object) -> str:
-    if isinstance(value, str) and not value.strip():
-        return "empty text"
-    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
-    name = next((name for kind, name in names.items() if isinstance(value, kind)), "null")
-    return f"{name} ({json.dumps(value)})" if isinstance(value, int | float) else name
-
-
-def _unused(read: _Job, place: _Place) -> list[str]:
+def _unused(read: JobSchema, place: _Place) -> list[str]:
     """A line for each key that nothing is done with."""
-    owners: list[tuple[tuple, _Schema]] = [((), read)]
+    owners: list[tuple[tuple, Schema]] = [((), read)]
     owners += [(("source_group", index), picture) for index, picture in enumerate(read.source_group)]
     return [
-        place.say((*keys, key), f"not used; {_why_not(key, type(owner))}")
+        place.say((*keys, key), f"not used; {why_not(key, type(owner))}")
         for keys, owner in owners
         for key in owner.model_extra
     ]
-
-
-def _why_not(key: str, schema: type[_Schema]) -> str:
-    known = list(schema.model_fields)
-    if schema is _Job and key in OPTIONS:
-        return f"--{key} of inference.py sets it for all jobs"
-    near = get_close_matches(key.lower(), known, 1, 0.8)
-    return f"is {near[0]} meant?" if near else f"known are {', '.join(known)}"

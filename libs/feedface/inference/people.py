@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -25,6 +25,7 @@ from feedface.pipeline import Request
 if TYPE_CHECKING:
     from feedface.faces.references import Reference
     from feedface.faces.types import FaceDetector
+    from feedface.inference.start import Start
     from feedface.methods.base import Identity
     from feedface.pipeline import FeedFacePipeline
     from feedface.settings import Settings
@@ -54,14 +55,30 @@ class Shown:
 
 
 class Cast:
-    """The people of a job, and where they are in each of its pictures. `UserError` where only some have a region."""
+    """The people of a job, and where they are in each of its pictures. `UserError` where only some have a region.
 
-    def __init__(self, pipe: FeedFacePipeline, detector: FaceDetector, settings: Settings, people: Sequence[Shown]):
+    `start`: the picture that theirs begins with; `pose`: of the one person's head; `on_step`: see
+    `FeedFacePipeline.draw`, of pictures without them.
+    """
+
+    def __init__(
+        self,
+        pipe: FeedFacePipeline,
+        detector: FaceDetector,
+        settings: Settings,
+        people: Sequence[Shown],
+        start: Start | None = None,
+        pose: Sequence[float] | None = None,
+        on_step: Callable[[int], object] | None = None,
+    ):
         self._pipe, self._detector, self._settings, self.people = pipe, detector, settings, people
+        self._start, self._pose, self._on_step = start, pose, on_step
         given = [shown.who.region is not None for shown in people]
         if len(people) > 1 and any(given) and not all(given):
             raise UserError(f"--region: give one for {people[given.index(False)].who.name} too, or for nobody")
         self._joint, self._found = len(people) > 1 or all(given), not all(given)
+        if self._joint and pose is not None:
+            raise UserError("--pose: turns the head of one person who is alone in the picture; leave it out")
         self._where: dict[tuple[str, int], list[Tensor]] = {}
         self.notes: list[str] = []
 
@@ -77,17 +94,29 @@ class Cast:
     def _identities(self) -> list[Identity]:
         return [shown.identity(self._pipe) for shown in self.people]
 
+    @cached_property
+    def _alone(self) -> Identity:
+        [identity] = self._identities
+        return identity if self._pose is None else self._pipe.posed(identity, self._pose)
+
+    @property
+    def looks_for_faces(self) -> bool:
+        """Whether a picture without them is drawn first."""
+        return self._joint and self._found
+
     def identity(self, prompt: str, seed: int) -> Identity:
         """Who is shown in the picture of this prompt and seed."""
         if not self._joint:
-            return self._identities[0]
+            return self._alone
         return self._pipe.together(self._identities, self.regions(prompt, seed))
 
     def regions(self, prompt: str, seed: int) -> list[Tensor]:
         """A mask [H,W] for each person."""
         if (prompt, seed) not in self._where:
             if self._found:
-                boxes, note = find_regions(self._pipe, prompt, seed, self._settings, self._detector, len(self.people))
+                request = Request(prompt, seed, start=self._start)
+                count = len(self.people)
+                boxes, note = find_regions(self._pipe, request, self._settings, self._detector, count, self._on_step)
                 self.notes += [f"seed {seed}: {note}"] if note else []
             else:
                 boxes = [shown.who.region for shown in self.people]
@@ -132,13 +161,18 @@ def mask_of(region: Box | Path) -> Tensor:
 
 
 def find_regions(
-    pipe: FeedFacePipeline, prompt: str, seed: int, settings: Settings, detector: FaceDetector, count: int
+    pipe: FeedFacePipeline,
+    request: Request,
+    settings: Settings,
+    detector: FaceDetector,
+    count: int,
+    on_step: Callable[[int], object] | None = None,
 ) -> tuple[list[Box], str]:
     """Regions for so many people from the left, and a note: a picture without them is drawn, and its faces are found.
 
     Strips, cut half way between neighbouring faces; equal ones where too few faces are seen.
     """
-    [image] = pipe.draw_batch([Request(prompt, seed)], settings)
+    [image] = pipe.draw_batch([request], settings, on_step=on_step)
     faces = detector.detect(np.asarray(image))
     middles = sorted(float(face.box[0] + face.box[2]) / 2 / image.width for face in faces[:count])
     if len(middles) < count:

@@ -20,12 +20,11 @@ from feedface.common.saving import OutputError, safe_name
 from feedface.inference.batching import batches
 from feedface.inference.job_run import JobRun, RunPlan
 from feedface.inference.outputs import PictureInfo
-from feedface.inference.stages import Batch, Request
+from feedface.inference.stages import Batch
 
 if TYPE_CHECKING:
     from feedface.faces.detect import FaceDetector
     from feedface.inference.jobs import Job
-    from feedface.methods.base import Identity
     from feedface.pipeline import FeedFacePipeline
 
 
@@ -145,7 +144,7 @@ def _draw_all(
                 if bar is None:  # no bar where nothing is missing
                     bar = stack.enter_context(progress(total=total, desc="drawing"))
                 bar.total = total
-                yield _batch(pictures, plan)
+                yield _batch(pictures)
 
     def keep(batch: Batch, latents: Tensor) -> None:
         for picture, row in zip(batch.items, latents, strict=True):
@@ -172,14 +171,11 @@ class Picture(NamedTuple):
     info: PictureInfo
     latents: Tensor | None
 
-    def identity(self) -> Identity | None:
-        return self.run.identity_of(self.info)
 
-
-def _batch(pictures: Sequence[Picture], plan: RunPlan) -> Batch:
+def _batch(pictures: Sequence[Picture]) -> Batch:
     drawn = None if pictures[0].latents is None else torch.stack([picture.latents for picture in pictures])
     return Batch(
-        [Request(picture.info.prompt, picture.info.seed, picture.identity, plan.start) for picture in pictures],
+        [picture.run.request(picture.info) for picture in pictures],
         pictures[0].run.settings,
         pictures,
         drawn,
