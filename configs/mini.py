@@ -56,8 +56,9 @@ def cpu() -> ConfigDict:
                 "sites": (), "mlp_ratio": 0.25,
             },
             "control": {
-                "image_size": size, "seed": 0, "steps": 2700, "batch_size": 64, "lr": 1e-3, "precision": "fast",
-                "sites": ("in_blocks.0", "in_blocks.2", "out_blocks.1"), "mlp_ratio": 0.25,
+                "image_size": size, "seed": 0, "steps": 6300, "batch_size": 32, "lr": 1e-3, "precision": "fast",
+                "sites": ("in_blocks.0", "in_blocks.2", "out_blocks.0", "out_blocks.1", "out_blocks.2"),
+                "mlp_ratio": 0.25,
             },
             "decoder": fit_config(latent_noise=0.05, minutes=8.0, batch_size=16, lr=1e-3, amp=True),
             "detector": fit_config(image_px=128, width=24, minutes=4.5, batch_size=32, lr=2e-3),

@@ -15,13 +15,14 @@ def get_config() -> ConfigDict:
     config = train_config.get_config()
     config.model = "models/mini"
     config.face_encoder = ""  # go on from the model's own face-controlnet
-    config.control.sites = ("in_blocks.0", "in_blocks.2", "out_blocks.1")
+    config.control.sites = ("in_blocks.0", "in_blocks.2", "out_blocks.0", "out_blocks.1", "out_blocks.2")
     config.control.mlp_ratio = 0.25
     config.control.num_heads = 4
     config.data_type = 1
     config.data.records = ("data/portraits/records.jsonl",)
     config.data.hair_in_mask = 0.75  # hair tells people of this world apart
     config.data.max_faces = 2
+    config.data.other_picture = 0.8  # mostly another one than the one to draw: that is how it is used
     config.data.workers = 0
     config.data.max_broken = 0
     config.cache.enabled = True

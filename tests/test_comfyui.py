@@ -56,7 +56,7 @@ def test_the_workflow_draws_what_the_pipeline_does(nodes):
     workflow = json.loads((FOLDER / "workflow.json").read_text())
     outputs = run(workflow, {**nodes, "LoadImage": LoadImage})
     [images] = outputs["4"]
-    assert images.shape == (2, 64, 64, 3) and images.dtype == torch.float32 and 0 <= images.min() < images.max() <= 1
+    assert images.shape == (2, 128, 128, 3) and images.dtype == torch.float32 and 0 <= images.min() < images.max() <= 1
     pipe = FeedFacePipeline.from_pretrained(CHECKOUT / "models/mini")
     pipe.set_faces([CHECKOUT / "assets/demo_face.png"], outputs["1"][0]["detector"])
     own = pipe.generate("a smiling woman in a green hoodie on a beach", 2, seed=7, progress=False)
