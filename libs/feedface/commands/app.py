@@ -26,8 +26,8 @@ def make_parser() -> Parser:
     model.add_argument(
         "--model",
         type=path_flag("--model"),
-        help="model to begin with, a folder or user/name of the Hugging Face hub (models/mini); those of models/ can be "
-        "chosen too",
+        help="model to begin with, a folder or user/name of the Hugging Face hub (models/mini); those of models/ can "
+        "be chosen too",
     )
     model.add_argument("--detector", default="auto", help="who finds faces, see inference.py --help (auto)")
     model.add_argument("--device", default="auto", help="auto (default), cuda, cuda:N, mps or cpu")
