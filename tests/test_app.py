@@ -23,7 +23,7 @@ from feedface.commands.app import logins
 from feedface.common.errors import UserError
 from feedface.common.places import CHECKOUT
 from feedface.faces.detect import make_detector
-from feedface.inference.runner import RunPlan
+from feedface.inference.job_run import RunPlan
 from feedface.settings import Settings
 
 pytest.importorskip("gradio")

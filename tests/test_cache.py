@@ -392,6 +392,7 @@ def test_what_does_not_encode_may_change(tmp_path, records_file, no_encoders):
         ({"format": 1}, "by another version"),
         ({"more": 1}, "by another version"),
         ({"method": "other"}, "with another method"),
+        ({"draft": True}, r"with config\.data\.draft"),
         ({"reference": ["aligned", [0.5] * 3, [0.5] * 3]}, r"with reference \['aligned', .*, not \['crop'"),
     ],
 )

@@ -18,7 +18,13 @@ from feedface.common.places import find_config
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ["inference.py", "train.py", "make_data.py", "evaluate.py", "distill.py"]
-MODULES = ["feedface.checkpoints", "feedface.synthetic.world", "feedface.synthetic.train", "research.reproduction"]
+MODULES = [
+    "feedface.checkpoints",
+    "feedface.data",
+    "feedface.synthetic.world",
+    "feedface.synthetic.train",
+    "research.reproduction",
+]
 HEAVY = ("torch", "transformers", "diffusers", "scipy", "cv2", "matplotlib")
 
 

@@ -10,9 +10,10 @@ from tests.toy_records import make_records
 from torch.utils.data import DataLoader
 
 from feedface.common.errors import UserError
-from feedface.data.dataset import PictureDataset, PictureStore, SampleOrder, check_broken
+from feedface.common.images import read_reduced
+from feedface.data.dataset import BrokenPicture, PictureDataset, PictureStore, SampleOrder, check_broken
 from feedface.data.draws import DrawSettings, draw
-from feedface.data.records import read_records
+from feedface.data.records import Record, read_records
 from feedface.data.transforms import HAIR_VALUE, centre_crop, face_masks
 from feedface.methods.base import ReferenceSpec
 
@@ -54,6 +55,31 @@ def test_face_masks_are_area_shares_with_and_without_hair():
     assert np.allclose(without, expected, atol=1e-6)
     expected[0, 0] = 1
     assert np.allclose(with_hair, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(("suffix", "times"), [("jpg", 2), ("png", 1)])
+def test_drafts_are_decoded_as_finely_as_needed(tmp_path, suffix, times):
+    across, down = np.meshgrid(np.linspace(0, 255, 597), np.linspace(0, 255, 402))
+    picture = Image.fromarray(np.stack([across, down, 255 - across], axis=-1).astype(np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # lies on its side
+    picture.save(tmp_path / f"a.{suffix}", quality=95, exif=exif)
+    record = Record(
+        path=tmp_path / f"a.{suffix}", caption="", width=402, height=597, bbox=(10, 10, 300, 300),
+        square_bbox=(10, 10, 300, 300), mask_path=tmp_path / "a.png",
+    )  # fmt: skip
+    whole, draft = (PictureStore([record], 64, 8, REFERENCE, False, draft=draft) for draft in (False, True))
+    assert read_reduced(record.path, 64 / 402)[1] == times and read_reduced(record.path, 1.0)[1] == 1
+    for made, expected in (
+        (draft.image(0), whole.image(0)),
+        (draft.face(*draft.crop_of(0, 0)) * 127, whole.face(*whole.crop_of(0, 0)) * 127),
+    ):
+        difference = np.abs(np.asarray(made, float) - np.asarray(expected, float))
+        assert difference.max() <= 2 if times > 1 else not difference.any()  # less than a pixel aside
+    wrong = PictureStore([replace(record, width=400)], 64, 8, REFERENCE, False, draft=True)
+    with pytest.raises(BrokenPicture):
+        wrong.image(0)
+    assert "px, but its record says 400 x 597" in wrong.broken[str(record.path)]
 
 
 # ------------------------------------------------------------------------------------------------------------- draws

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from tests.test_stable_diffusion import Toy
 from feedface.checkpoints.flashface_export import export
 from feedface.commands import inference
 from feedface.common.errors import EXIT_USER_ERROR, UserError
-from feedface.inference import low_memory
+from feedface.inference import low_memory, stages
 from feedface.inference.model_files import model_with
 from feedface.pipeline import FeedFacePipeline
 from feedface.training.setup import build_models
@@ -86,6 +87,19 @@ def test_with_little_memory_the_reference_net_is_gone_before_the_backbone_comes(
     np.testing.assert_allclose(run("--image", "a.png", "b.png", "--low_memory")[0], plain, atol=1)
     assert ["method"] in filled and ["backbone"] in filled
     assert not any({"backbone", "method"} <= set(there) for there in filled)
+
+
+def test_with_little_memory_each_net_is_read_once_for_as_much_as_may_wait(run, monkeypatch):
+    counted, fill = Counter(), low_memory.LowMemoryBundle._fill
+    monkeypatch.setattr(
+        low_memory.LowMemoryBundle, "_fill", lambda self, kind: counted.update([kind]) or fill(self, kind)
+    )
+    together = run("--image", "a.png", "--n_samples", "2", "--low_memory")[0]
+    assert counted == {"text_encoder": 1, "method": 1, "backbone": 1, "vae": 2}  # the references, the pictures
+    monkeypatch.setattr(stages, "PROMPTED_BYTES", 1)
+    counted.clear()
+    np.testing.assert_array_equal(run("--image", "a.png", "--n_samples", "2", "--low_memory")[0], together)
+    assert counted == {"text_encoder": 1, "method": 2, "backbone": 2, "vae": 2}
 
 
 def test_text_is_encoded_as_the_authors_do(here):

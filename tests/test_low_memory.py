@@ -12,7 +12,7 @@ from feedface.checkpoints.few_step import FewStep, save_few_step
 from feedface.common.errors import UserError
 from feedface.diffusion.sampling import sample
 from feedface.inference import low_memory
-from feedface.inference.acceleration import Int8Linear, blocks, quantise_int8
+from feedface.inference.acceleration import DynamicInt8Linear, Int8Linear, blocks, quantise_int8
 from feedface.inference.low_memory import LowMemoryBundle, WideningLinear
 from feedface.inference.model_files import DRAWING_NETWORKS, load_model, model_digest
 
@@ -143,10 +143,17 @@ def test_a_few_step_adapter_stays_merged_when_networks_are_read_again(toy: Path)
     assert torch.equal(draw(low, few_step=True), first)
 
 
-def test_int8_weights_stay_in_memory(toy: Path):
+def test_int8_weights_stay_in_memory(toy: Path, monkeypatch):
     low, plain = load(toy, low_memory=True), load(toy)
-    for bundle in (low, plain):
-        quantise_int8(bundle, CPU)
+    rounded = DynamicInt8Linear.__init__
+    dtypes = []
+    monkeypatch.setattr(
+        DynamicInt8Linear, "__init__", lambda self, of: dtypes.append(of.weight.dtype) or rounded(self, of)
+    )
+    quantise_int8(low, CPU)
+    assert set(dtypes) == {torch.float16}  # widened a layer at a time
+    monkeypatch.undo()
+    quantise_int8(plain, CPU)
     assert torch.equal(draw(low), draw(plain))
     assert in_memory(low) == {"backbone", "method", "vae"}
     with pytest.raises(UserError, match="8 bits cannot take a few-step adapter"):

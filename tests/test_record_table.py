@@ -70,7 +70,7 @@ def test_a_folder_that_cannot_be_written_to(files, monkeypatch):
     def refuse(*args, **kwargs):
         raise PermissionError("read-only")
 
-    monkeypatch.setattr("feedface.data.record_table.atomic_file", refuse)
+    monkeypatch.setattr("feedface.common.tar_files.atomic_file", refuse)
     assert len(open_records(files, True, small=0)) == 12 and not index_file(files[0]).exists()
 
 

@@ -18,7 +18,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
@@ -29,7 +29,6 @@ from feedface.common.device import pick_device, pick_dtype
 from feedface.common.errors import UserError
 from feedface.common.progress import progress as watch
 from feedface.common.prompt_weights import plain_prompt
-from feedface.diffusion.state import join
 from feedface.encoders import preprocess_reference
 from feedface.faces.embeddings import references_of
 from feedface.faces.references import Picture, Reference, as_pictures, find_faces
@@ -38,6 +37,7 @@ from feedface.inference.batching import batches, check_finite, default_batch_siz
 from feedface.inference.model_files import NO_CHANGES, Changes, load_model, model_digest, parse_lora
 from feedface.inference.regions import check_regions, together
 from feedface.inference.somebody import Box
+from feedface.inference.stages import Batch, Request, draw_by_stages
 from feedface.settings import MAX_SAMPLES, MAX_SEED, NOWHERE, Settings, check_prompt, check_range, whole_number
 
 if TYPE_CHECKING:
@@ -45,22 +45,10 @@ if TYPE_CHECKING:
     from feedface.checkpoints.bundle import Bundle
     from feedface.checkpoints.few_step import FewStep
     from feedface.faces.detect import FaceDetector
-    from feedface.inference.start import Start
     from feedface.methods.base import Identity
 
 MAX_BATCH = 4096
-
-
-class Request(NamedTuple):
-    """One picture that is wanted.
-
-    `identity` is of `FeedFacePipeline.identity`, None for nobody in particular; `start`: a picture to begin with.
-    """
-
-    prompt: str
-    seed: int
-    identity: Identity | None = None
-    start: Start | None = None
+MAX_TEXTS = 1024  # encoded prompts that are kept; a batch needs far fewer
 
 
 class FeedFacePipeline:
@@ -115,7 +103,7 @@ class FeedFacePipeline:
             device: "cuda", "cuda:1", "mps", "cpu"; by default the best there is.
             dtype: "fp32", "bf16", "fp16"; by default fp16 on a GPU, fp32 on a CPU.
             control: for an adapter file in the authors' naming that is not built as theirs.
-            low_memory: load each part when it is used and drop it after: less memory, some seconds more a batch.
+            low_memory: one part in memory at a time, each read once for many pictures, see `stages`.
             compile: compile the blocks: a minute at first, and faster from then on.
             int8: weights in 8 bits: less memory, on a CPU also faster; pictures differ a little. Without the few-step
                 adapter, which has to be merged into full weights.
@@ -211,9 +199,9 @@ class FeedFacePipeline:
         """What to tell the user if the text encoder will not read the whole prompt. `shown`: with a person."""
         with self.bundle.lock:
             if shown and self.bundle.method_class is not None and self.bundle.method_class.changes_prompt:
-                method = self.bundle.method
-                return method.notice(self.bundle.text_encoder, prompt)
-            encoder = self.bundle.text_encoder
+                method = self.bundle.described("method")
+                return method.notice(self.bundle.described("text_encoder"), prompt)
+            encoder = self.bundle.described("text_encoder")
             count = len(encoder.tokenizer(plain_prompt(prompt)[0], verbose=False).input_ids)
         if count <= encoder.num_tokens:
             return None
@@ -261,11 +249,12 @@ class FeedFacePipeline:
         if notice := self.method_notice():
             raise UserError(notice)
         with self.bundle.lock:
-            method = self.bundle.method
+            method = self.bundle.described("method")
             pixels = torch.stack([preprocess_reference(method.reference, reference.crop) for reference in references])
             pixels = references_of(
                 method.reference, pixels.to(self.device, self.dtype), lambda: self.bundle.vae, self.bundle.faces_root
             )
+            method = self.bundle.method if method.encodes_references else method
             features = method.features(pixels)  # [F, …] each
             identity = method.identity({name: value[None] for name, value in features.items()}, pool)
             for value in identity.values():
@@ -405,22 +394,53 @@ class FeedFacePipeline:
         """
         full = self.settings(settings)
         size = self.batch_size(full) if batch_size is None else whole_number("batch_size", batch_size, 1, MAX_BATCH)
-        texts: dict[str, Prompt] = {}
         noticed: set[tuple[str, bool]] = set()
         finished: dict[int, Image.Image] = {}
         due = 0
-        for batch in batches(enumerate(map(_checked, requests)), size, lambda item: _alike(item[1])):
-            for prompt, shown in {(request.prompt, request.identity is not None): None for _, request in batch}:
-                if (prompt, shown) in noticed or prompt in texts:
-                    continue
-                noticed.add((prompt, shown))
-                if notice := self.prompt_notice(prompt, shown):
-                    warnings.warn(f"{prompt[:40]!r}: {notice}", stacklevel=2)
-            images = self.draw_batch([request for _, request in batch], full, texts=texts, on_step=on_step)
-            finished.update(zip((place for place, _ in batch), images, strict=True))
+
+        def line() -> Iterator[Batch]:
+            for batch in batches(enumerate(map(_checked, requests)), size, lambda item: _alike(item[1])):
+                for prompt, shown in {(request.prompt, request.identity is not None): None for _, request in batch}:
+                    if (prompt, shown) in noticed:
+                        continue
+                    noticed.add((prompt, shown))
+                    if notice := self.prompt_notice(prompt, shown):
+                        warnings.warn(f"{prompt[:40]!r}: {notice}", stacklevel=4)
+                places, wanted = zip(*batch, strict=True)
+                yield Batch(wanted, full, places)
+
+        for batch, images in self.draw_batches(line(), on_step=on_step):
+            if isinstance(images, UserError):
+                raise images
+            finished.update(zip(batch.items, images, strict=True))
             while due in finished:
                 yield finished.pop(due)
                 due += 1
+
+    def draw_batches(
+        self,
+        wanted: Iterable[Batch],
+        on_step: Callable[[int], object] | None = None,
+        on_latents: Callable[[Batch, Tensor], object] | None = None,
+    ) -> Iterator[tuple[Batch, list[Image.Image] | UserError]]:
+        """Draw batch after batch: (batch, its pictures), or (batch, why it cannot be drawn).
+
+        A model of low memory draws them by stages, see `stages.draw_by_stages`, and only there is `on_latents` called.
+        """
+        if self.low_memory:
+            for batch, drawn in draw_by_stages(self.bundle, wanted, self.device, on_step, on_latents):
+                yield batch, drawn if isinstance(drawn, UserError) else [Image.fromarray(image) for image in drawn]
+            return
+        texts: dict[str, Prompt] = {}  # prompts are encoded once
+        for batch in wanted:
+            try:
+                images = self.draw_batch(batch.requests, batch.settings, texts=texts, on_step=on_step)
+            except UserError as error:
+                yield batch, error
+            else:
+                yield batch, images
+            while len(texts) > MAX_TEXTS:
+                texts.pop(next(iter(texts)))
 
     def draw_batch(
         self,
@@ -431,16 +451,11 @@ class FeedFacePipeline:
         on_step: Callable[[int], object] | None = None,
     ) -> list[Image.Image]:
         """One batch of requests with identities of one size; see `batching.draw_batch` for the arguments."""
-        identity = None
-        if requests[0].identity is not None:
-            identity = join(*(request.identity for request in requests))
-        prompts, seeds = ([getattr(request, name) for request in requests] for name in ("prompt", "seed"))
-        starts = [request.start for request in requests if request.start is not None] or None
-        options = {"texts": texts, "on_step": on_step, "starts": starts}
-        pixels = draw_batch(self.bundle, prompts, seeds, identity, settings, self.device, **options)
-        if starts is not None:
-            pixels = [start.finished(drawn) for start, drawn in zip(starts, pixels, strict=True)]
-        return [Image.fromarray(image) for image in pixels]
+        batch = Batch(requests, settings)
+        options = {"texts": texts, "on_step": on_step, "starts": batch.starts}
+        identity = batch.identity()
+        pixels = draw_batch(self.bundle, batch.prompts, batch.seeds, identity, settings, self.device, **options)
+        return [Image.fromarray(image) for image in batch.finished(pixels)]
 
 
 def _checked(request: Request | tuple) -> Request:

@@ -20,7 +20,7 @@ from feedface.app.people import add_photos
 from feedface.app.session import Session, Sessions
 from feedface.app.words import bar, fitting_size, messages, numbers, said, size_choices, whole
 from feedface.common.errors import UserError
-from feedface.inference.runner import RunPlan
+from feedface.inference.job_run import RunPlan
 from feedface.settings import Settings, parse_size
 
 if TYPE_CHECKING:

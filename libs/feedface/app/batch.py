@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 from feedface.app.background import events
 from feedface.common.errors import UserError
 from feedface.inference.jobs import read_jobs
-from feedface.inference.runner import RunPlan, Watcher, run_jobs
+from feedface.inference.runner import Watcher, run_jobs
 
 if TYPE_CHECKING:
     from feedface.app.models import Models
     from feedface.app.session import Session
     from feedface.faces.types import FaceDetector
+    from feedface.inference.job_run import JobRun, RunPlan
     from feedface.inference.jobs import Job
-    from feedface.inference.runner import JobRun
 
 HEADERS = ("job", "pictures", "state")
 Table = list[list[str]]

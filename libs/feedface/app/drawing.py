@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 import json
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
+from functools import partial
+from itertools import groupby, product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,13 +18,14 @@ from PIL import Image
 from feedface.app.background import events
 from feedface.app.order import shown
 from feedface.app.session import Drawn, Session
+from feedface.common.errors import UserError
 from feedface.inference.batching import batches
+from feedface.inference.job_run import RunPlan
 from feedface.inference.outputs import PictureInfo
 from feedface.inference.people import Cast
 from feedface.inference.provenance import SUFFIXES, save_picture
-from feedface.inference.runner import RunPlan
 from feedface.inference.somebody import described
-from feedface.pipeline import Request
+from feedface.inference.stages import Batch, Request
 from feedface.settings import WITHOUT_PROMPT, Settings
 
 if TYPE_CHECKING:
@@ -64,9 +66,10 @@ class _Wish:
     seed: int
 
     def request(self) -> Request:
-        """May first draw a picture without the people, to find their places."""
+        """Asked who is shown, it may first draw a picture without the people, to find their places."""
         cast = self.way.cast
-        return Request(self.prompt, self.seed, cast and cast.identity(self.prompt, self.seed), self.way.start)
+        who = cast and partial(cast.identity, self.prompt, self.seed)
+        return Request(self.prompt, self.seed, who, self.way.start)
 
 
 def draw(
@@ -84,7 +87,7 @@ def draw(
     attached, job = _job(order, people)
 
     def work(emit) -> None:
-        done, texts = 0, {}
+        done = 0
 
         def step(pictures: int) -> None:
             nonlocal done
@@ -98,15 +101,12 @@ def draw(
         wishes = [_Wish(way, prompt, seed) for way in ways for seed in seeds]
         twice = {id(way) for way in ways if way.cast and way.cast.looks_for_faces}
         emit(("total", sum(wish.way.settings.steps * (1 + (id(wish.way) in twice)) for wish in wishes)))
-        for batch in batches(
-            wishes, size=lambda wish: wish.way.pipe.batch_size(wish.way.settings), key=lambda wish: id(wish.way)
-        ):
-            way = batch[0].way
-            requests = [wish.request() for wish in batch]
-            own = texts.setdefault(id(way.pipe), {})
-            images = way.pipe.draw_batch(requests, way.settings, texts=own, on_step=step)
-            for wish, image in zip(batch, images, strict=True):
-                emit(("image", _kept(session, order, wish, image, attached, job)))
+        for pipe, own in groupby(wishes, key=lambda wish: wish.way.pipe):
+            for batch, images in pipe.draw_batches(_batches(own), step):
+                if isinstance(images, UserError):
+                    raise images
+                for wish, image in zip(batch.items, images, strict=True):
+                    emit(("image", _kept(session, order, wish, image, attached, job)))
         session.notes += [note for way in ways if way.cast for note in way.cast.notes]
 
     done = total = 0
@@ -117,6 +117,11 @@ def draw(
         else:
             done, total = (done, value) if kind == "total" else (value, total)
             yield done, total, None
+
+
+def _batches(wishes: Iterable[_Wish]) -> Iterator[Batch]:
+    for group in batches(wishes, lambda wish: wish.way.pipe.batch_size(wish.way.settings), lambda wish: id(wish.way)):
+        yield Batch([wish.request() for wish in group], group[0].way.settings, group)
 
 
 def _ways(

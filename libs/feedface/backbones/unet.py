@@ -23,6 +23,7 @@ from diffusers.models.attention_processor import AttnProcessor2_0
 from diffusers.models.resnet import ResnetBlock2D
 from pydantic import Field, TypeAdapter
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from typing_extensions import TypedDict  # pydantic takes this one before Python 3.12
 
 from feedface.backbones import base
@@ -212,7 +213,7 @@ class UNet(Backbone):
     @gradient_checkpointing.setter
     def gradient_checkpointing(self, on: bool) -> None:
         if on:
-            self.unet.enable_gradient_checkpointing()
+            self.unet.enable_gradient_checkpointing(_checkpointed)
         else:
             self.unet.disable_gradient_checkpointing()
 
@@ -270,6 +271,11 @@ class UNet(Backbone):
             "down_block_additional_residuals": tuple(residual(name) for name in skips),
             "mid_block_additional_residual": residual(MID),
         }
+
+
+def _checkpointed(module: nn.Module, *args: Any) -> Any:
+    """As diffusers does it, without the state of random numbers: in evaluation nothing here is random."""
+    return checkpoint(module.__call__, *args, use_reentrant=False, preserve_rng_state=False)
 
 
 def _noise_of(x: Tensor, v: Tensor, t: Tensor) -> Tensor:

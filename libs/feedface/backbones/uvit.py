@@ -415,7 +415,9 @@ class UViT(Backbone):
         maps: dict[str, list[Tensor]] = {name: [] for name in attention_maps}
         run = self._controlled
         if self.gradient_checkpointing and torch.is_grad_enabled() and not maps:
-            run = lambda *args: checkpoint(self._controlled, *args, use_reentrant=False)  # noqa: E731
+            # Nothing in a block is random: no state to keep, which a GPU would be waited for.
+            options = {"use_reentrant": False, "preserve_rng_state": False}
+            run = lambda *args: checkpoint(self._controlled, *args, **options)  # noqa: E731
         half = len(self.in_blocks)
         evaluated = half if deep is None else self.shallow_blocks  # at each end
         skips = []

@@ -141,6 +141,10 @@ class Bundle:
                 if (module := getattr(self, name)) is not None:
                     module.to(device)
 
+    def described(self, kind: str) -> nn.Module | None:
+        """A part for what needs none of its weights, such as its tokenizer: they need not be in memory."""
+        return getattr(self, kind)
+
     @contextmanager
     def hold(self, *names: str) -> Iterator[None]:
         """Inside the `with`, change these parts: a `LowMemoryBundle` will not read them from their files again."""

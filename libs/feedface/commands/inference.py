@@ -201,8 +201,8 @@ def make_parser() -> Parser:
     model.add_argument(
         "--low_memory",
         action="store_true",
-        help="load each part of the model when it is used and drop it after, one picture at a time: the least memory, "
-        "the same pictures; costs the loading, some seconds a picture at full size",
+        help="have one part of the model in memory at a time, each read once a run: all texts, then all latents, then "
+        "all pictures; the least memory, the same pictures, which come at the end",
     )
     model.add_argument(
         "--compile",
@@ -405,8 +405,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from feedface.faces.detect import make_detector
     from feedface.inference.beginnings import Beginnings, run_folders
     from feedface.inference.dense import check_heads
+    from feedface.inference.job_run import RunPlan
     from feedface.inference.model_files import model_with, own_model
-    from feedface.inference.runner import RunPlan, run_job, run_jobs
+    from feedface.inference.runner import run_job, run_jobs
     from feedface.pipeline import FeedFacePipeline
 
     model = args.model or own_model(args.ckpt_path) or config.model

@@ -1,21 +1,25 @@
 """Reading any picture a user may hand over: to uint8 RGB [H, W, 3], or one `UserError` that says what is wrong."""
 
 import ctypes
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
+from io import BytesIO
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from feedface.common.errors import UserError
 from feedface.common.reading import check_file
+from feedface.common.tar_files import read_member
 
 MAX_PIXELS = 100_000_000
 MIN_SIDE_PX = 16
 STRIP_ROWS = 64
+REDUCING_GAP = 2.0  # from which on Pillow calls what is resized in two steps close to fair resampling
 # An allow-list: Pillow also knows formats that start other programs (EPS) or are no pictures (PDF, fonts).
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO", "HEIF")
 # Of files that are read here.
@@ -42,24 +46,43 @@ def read_image(path: str | os.PathLike, convert: Callable[[Image.Image], np.ndar
         return (convert or to_rgb)(image)
 
 
+def read_reduced(path: str | os.PathLike, factor: float) -> tuple[np.ndarray, int]:
+    """(uint8 RGB [H/s, W/s, 3], s): as `read_image`, but a JPEG is only decoded as finely as needed.
+
+    `s` is 1, 2, 4 or 8; sides are rounded up, and stay `REDUCING_GAP` times those of `factor` times the picture, or
+    whole. Decoding so costs a part of the time.
+    """
+    factor *= REDUCING_GAP
+    with open_image(path) as image:
+        check_size(image.width, image.height, path)
+        whole = image.width
+        if factor < 1:
+            image.draft(None, (math.ceil(image.width * factor), math.ceil(image.height * factor)))
+        times = round(whole / image.width)
+        image.load()
+        return to_rgb(image), times
+
+
 @contextmanager
 def open_image(path: str | os.PathLike, formats: Sequence[str] = FORMATS) -> Iterator[Image.Image]:
     """Open a picture file, not decoded yet, for the `with` block; `UserError` as `read_image` for all that fails in it.
 
     The one place where pictures are opened that others may have put there.
     """
-    if check_file(path, "picture").st_size == 0:
+    inside = read_member(path, "picture")
+    if (check_file(path, "picture").st_size if inside is None else len(inside)) == 0:
         raise UserError(f"{path}: an empty file (0 bytes), not a picture")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of large sizes and odd metadata; the size is checked here.
         try:
             _silence_libtiff()
             _all_plugins()
-            image = Image.open(path, formats=[name for name in formats if name in Image.OPEN])
+            source = path if inside is None else BytesIO(inside)
+            image = Image.open(source, formats=[name for name in formats if name in Image.OPEN])
         except Image.DecompressionBombError:
             raise UserError(f"{path}: more than {MAX_PIXELS // 10**6} megapixels; make the picture smaller") from None
         except Image.UnidentifiedImageError:
-            if "HEIF" in formats and "HEIF" not in Image.OPEN and _is_heif(path):
+            if "HEIF" in formats and "HEIF" not in Image.OPEN and _is_heif(inside or path):
                 raise UserError(f"{path}: a HEIC picture; to read it: pip install pillow-heif") from None
             known = KNOWN if formats is FORMATS else " or ".join(formats)
             raise UserError(f"{path}: not a picture that can be read here; use {known}") from None
@@ -86,9 +109,9 @@ def _all_plugins() -> None:
     register_heif_opener()
 
 
-def _is_heif(path: str | os.PathLike) -> bool:
-    """Whether a file that Pillow cannot read says that it is HEIC or HEIF."""
-    with open(path, "rb") as file:
+def _is_heif(path: str | os.PathLike | bytes) -> bool:
+    """Whether a file (or what is in it) that Pillow cannot read says that it is HEIC or HEIF."""
+    with BytesIO(path) if isinstance(path, bytes) else open(path, "rb") as file:
         head = file.read(12)
     return head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
 

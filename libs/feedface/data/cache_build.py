@@ -39,6 +39,7 @@ from feedface.common.errors import UserError
 from feedface.common.files import atomic_file
 from feedface.common.progress import progress
 from feedface.common.reading import check_file, foreign
+from feedface.common.tar_files import file_stamp
 from feedface.common.validation import parse_line_as
 from feedface.data.dataset import BrokenPicture, PictureStore
 from feedface.data.features import STATE_ENCODERS, EncoderSources, FrozenEncoders
@@ -112,6 +113,7 @@ def agree(folder: Path, sources: EncoderSources, store: PictureStore, mirrored: 
         "face_size": store.reference.size,
         "mirrored": list(kinds) if len(kinds) == 1 else bool(kinds),  # all or none as it was always written
         "shard_size": shard_size,
+        **({"draft": True} if store.draft else {}),  # of before there was a choice: no
     }
     path = folder / MANIFEST
     if not path.exists() or not any(folder.glob("*.safetensors")):  # nothing to lose yet
@@ -126,6 +128,8 @@ def agree(folder: Path, sources: EncoderSources, store: PictureStore, mirrored: 
 
 
 def _difference(found: dict, wanted: dict) -> str:
+    if found.get("draft", False) != wanted.get("draft", False):
+        return f"{'with' if 'draft' in found else 'without'} config.data.draft"
     whole = type(found.get("shard_size")) is int and found["shard_size"] > 0
     whole &= isinstance(found.get("mirrored"), bool) or found.get("mirrored") in ([kind] for kind in MIRRORABLE)
     if not whole or found.get("format") != FORMAT:
@@ -207,7 +211,7 @@ def plan(folder: Path, manifest: dict, items: Items, records: Sequence[Record]) 
         if path is None:
             return []
         if path not in stamps:
-            stamps[path] = _stamp(path)
+            stamps[path] = [str(path), *file_stamp(path)]
         return stamps[path]
 
     pictures = [records[row] for row in items.pictures]
@@ -232,14 +236,6 @@ def plan(folder: Path, manifest: dict, items: Items, records: Sequence[Record]) 
             path = folder / f"{kind}-{number:05d}.safetensors"
             shards.append(Shard(path, kind, all_[part], digest(kind, keys[part])))
     return shards
-
-
-def _stamp(path: Path) -> list:
-    try:
-        status = os.stat(path)
-    except OSError:
-        return [str(path)]
-    return [str(path), status.st_size, status.st_mtime_ns]
 
 
 def fill(

@@ -5,6 +5,7 @@ A dataset here is asked for `(sample number, faces)` pairs, see `draws`; `Sample
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from feedface.common.errors import UserError
-from feedface.common.images import read_image
+from feedface.common.images import read_image, read_reduced
 from feedface.data.buckets import Size, covering, covering_box, covering_crop, offset_of
 from feedface.data.draws import DrawSettings, draw, faces_in_batch
 from feedface.data.kept import OnceMade
@@ -61,14 +62,22 @@ class Batch(Tensors):
 class PictureStore:
     """Decodes the files of the records; `in_memory` keeps what it makes of them, for sets that fit.
 
-    `reference`: how the method wants face crops.
+    `reference`: how the method wants face crops. `draft`: JPEGs are decoded at 1/2, 1/4 or 1/8 where that is as fine as
+    is needed, which is faster and not the same to the bit.
     """
 
     def __init__(
-        self, records: Sequence[Record], image_size: int, latent_size: int, reference: ReferenceSpec, in_memory: bool
+        self,
+        records: Sequence[Record],
+        image_size: int,
+        latent_size: int,
+        reference: ReferenceSpec,
+        in_memory: bool,
+        draft: bool = False,
     ):
         self.records = records if isinstance(records, Records) else RecordList(records)
         self.image_size, self.latent_size, self.reference = image_size, latent_size, reference
+        self.draft = draft
         self.broken: dict[str, str] = {}
         self._kept: dict[str, OnceMade] = {}
         if in_memory:
@@ -83,7 +92,12 @@ class PictureStore:
 
     def image(self, row: int) -> np.ndarray:
         """The centre square of record `row`: uint8 RGB [S,S,3]."""
-        return self._get("image", row, lambda: centre_crop(self._picture(self.records[row]), self.image_size))
+
+        def make() -> np.ndarray:
+            record, size = self.records[row], self.image_size
+            return centre_crop(self._picture(record, size / min(record.width, record.height)), size)
+
+        return self._get("image", row, make)
 
     def masks(self, row: int) -> np.ndarray:
         """Face masks on the latent grid without and with hair, float32 [2,h,w], see `transforms.face_masks`."""
@@ -126,19 +140,28 @@ class PictureStore:
         """Face crop as the method takes it: float32 RGB [3,s,s]. Without a box the picture is one."""
 
         def make() -> np.ndarray:
-            picture = self._read(path)
-            return preprocess_reference(self.reference, picture if box is None else crop_square(picture, box)).numpy()
+            if box is None:
+                return preprocess_reference(self.reference, self._read(path)).numpy()
+            side = max(box[2] - box[0], box[3] - box[1])
+            picture, times = self._read(path, self._reader(self.reference.crop_px / side))
+            crop = crop_square(picture, [edge / times for edge in box])
+            return preprocess_reference(self.reference, crop).numpy()
 
         return torch.from_numpy(self._get("face", self._crops[path, box] if self._kept else 0, make))
 
-    def _picture(self, record: Record) -> np.ndarray:
-        image = self._read(record.path)
-        if image.shape[:2] != (record.height, record.width):
-            found = f"{image.shape[1]} x {image.shape[0]}"
+    def _picture(self, record: Record, factor: float = 1.0) -> np.ndarray:
+        """At least `factor` times its size."""
+        image, times = self._read(record.path, self._reader(factor))
+        if image.shape[:2] != (-(-record.height // times), -(-record.width // times)):
+            found = f"{image.shape[1] * times} x {image.shape[0] * times}"
             self._give_up(record.path, f"{found} px, but its record says {record.width} x {record.height}")
         return image
 
-    def _read(self, path: Path, reader: Callable[[Path], np.ndarray] = read_image) -> np.ndarray:
+    def _reader(self, factor: float) -> Callable[[Path], tuple[np.ndarray, int]]:
+        """Reads a picture, and how many times smaller than it is, see `read_reduced`."""
+        return partial(read_reduced, factor=factor if self.draft else 1.0)
+
+    def _read(self, path: Path, reader: Callable[[Path], T] = read_image) -> T:
         if str(path) in self.broken:
             raise BrokenPicture(path)
         try:

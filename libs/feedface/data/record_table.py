@@ -1,4 +1,4 @@
-"""Records of JSONL files of any length.
+"""Records of files of any length: JSONL, or tar.
 
 Small files are read whole. Of large ones, where each line begins is kept in memory, and a line is read when it is asked
 for. The first time, every line is checked; where they begin and what is needed of all at once is left in a file beside
@@ -8,19 +8,28 @@ the records, for the next start, and made anew when these change.
 import os
 from array import array
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
-from feedface.common.errors import UserError
-from feedface.common.files import atomic_file
 from feedface.common.progress import progress
 from feedface.common.reading import check_file
-from feedface.data.records import FacelessRow, Record, lines_of, make_record, no_records, parse_row, read_records
+from feedface.common.tar_files import kept_arrays
+from feedface.data.records import (
+    FacelessRow,
+    Record,
+    folder_of,
+    lines_of,
+    make_record,
+    no_records,
+    origin_of,
+    parse_row,
+    read_line,
+    read_records,
+)
+from feedface.data.tar_records import expand_ranges, is_tar
 
 SMALL_BYTES = 64 << 20  # some 100 000 records, which take four times as much in memory
 VERSION = "1"
@@ -75,19 +84,19 @@ class RecordTable(Records):
             raise IndexError(f"record {row} of {len(self)}")
         row %= len(self)
         path = self._paths[bisect_right(self._ends, row)]
-        origin = f"{path}:{self._line[row]}"
-        with open(path, "rb") as file:  # each time: workers share nothing that has a position
-            file.seek(int(self._begin[row]))
-            line = file.readline()
-        return make_record(parse_row(line, self._takes_faceless, origin), Path(os.path.abspath(path.parent)), origin)
+        begin = int(self._begin[row])
+        origin = origin_of(path, begin, self._line[row])
+        return make_record(parse_row(read_line(path, begin), self._takes_faceless, origin), folder_of(path), origin)
 
 
 def open_records(paths: Sequence[str | os.PathLike], faceless: bool = False, small: int = SMALL_BYTES) -> Records:
-    """The records of one or more JSONL files, held in memory up to `small` bytes of files, else read when asked for.
+    """The records of one or more files, held in memory up to `small` bytes of files, else read when asked for.
+
+    JSONL or tar, as `read_records` takes them.
 
     Raises `UserError` as `read_records` does, before any record is given.
     """
-    paths = [Path(path) for path in paths]
+    paths = expand_ranges(paths)
     for path in paths:
         check_file(path)
     if sum(path.stat().st_size for path in paths) <= small:
@@ -100,36 +109,22 @@ def index_file(path: Path) -> Path:
     return path.with_name(f".{path.name}.index")
 
 
-def _index(path: Path, faceless: bool) -> dict[str, np.ndarray]:
+def _index(path: Path, faceless: bool) -> Mapping[str, np.ndarray]:
     """The columns of a file, as they were left beside it or made now."""
-    stat = os.stat(path)
-    of = {"of": f"{VERSION} {stat.st_size} {stat.st_mtime_ns} {faceless}"}
-    try:
-        with safe_open(index_file(path), framework="np") as file:
-            if file.metadata() == of:
-                return {name: file.get_tensor(name) for name in COLUMNS}
-    except (OSError, SafetensorError):
-        pass  # there is none, or not a whole one
-    made = _made(path, faceless, stat.st_size)
-    try:
-        with atomic_file(index_file(path)) as temporary:
-            save_file(made, temporary, metadata=of)
-    except (OSError, UserError):
-        pass  # a folder that cannot be written to: made anew each time
-    return made
+    return kept_arrays(path, index_file(path), f"{VERSION} {faceless}", lambda: _made(path, faceless))
 
 
-def _made(path: Path, faceless: bool, size: int) -> dict[str, np.ndarray]:
+def _made(path: Path, faceless: bool) -> dict[str, np.ndarray]:
     columns = {name: array(code) for name, code in COLUMNS.items()}
     add = [column.append for column in columns.values()]
-    with progress(total=size >> 20, desc=f"checking {path}", unit="MiB") as bar:
+    with progress(total=os.stat(path).st_size >> 20, desc=f"checking {path}", unit="MiB") as bar:
         for begin, number, line in lines_of(path):
-            row = parse_row(line, faceless, f"{path}:{number}")
+            row = parse_row(line, faceless, origin_of(path, begin, number))
             without = isinstance(row, FacelessRow)
             width, height = row.size if without else (row.width, row.height)
             for put, value in zip(add, (begin, number, len(row.ref or ()), width, height, without), strict=True):
                 put(value)
-            if number % BAR_EVERY == 0:
+            if number % BAR_EVERY == 0 and not is_tar(path):
                 bar.update((begin >> 20) - bar.n)
     if not columns["begin"]:
         raise no_records(path)

@@ -23,7 +23,7 @@ relative to the JSONL file. The first seven keys are those of the authors' relea
 import codecs
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -35,6 +35,7 @@ from feedface.common.errors import UserError
 from feedface.common.files import atomic_file
 from feedface.common.reading import check_file
 from feedface.common.validation import STRICT, Text, parse_line_as
+from feedface.data.tar_records import expand_ranges, is_tar, sample_line, sample_lines, sample_name
 
 MAX_LINE_BYTES = 16 << 20
 # Sides of a face crop: below the first it is a few equal pixels, above the second more than the face of any picture.
@@ -139,7 +140,8 @@ _FACELESS_HINTS = {
 
 
 def read_records(paths: str | os.PathLike | Sequence[str | os.PathLike], faceless: bool = False) -> list[Record]:
-    """Records of one JSONL file, or of several one after the other; empty lines are passed over.
+    """Records of one file, or of several one after the other: JSONL, whose empty lines are passed over, or tar
+    (`tar_records`; "shard-{00000..00099}.tar" is a hundred).
 
     `faceless`: rows of open FlashFace are taken too.
 
@@ -149,7 +151,7 @@ def read_records(paths: str | os.PathLike | Sequence[str | os.PathLike], faceles
     if isinstance(paths, str | os.PathLike):
         paths = [paths]
     records = []
-    for path in map(Path, paths):
+    for path in expand_ranges(paths):
         before = len(records)
         records += _read_file(path, faceless)
         if len(records) == before:
@@ -170,34 +172,31 @@ def write_records(path: str | os.PathLike, records: Iterable[Record]) -> None:
     folder = Path(os.path.abspath(path.parent))
     with atomic_file(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         for record in records:
-            row = {
-                "path": _portable(record.path, folder),
-                "caption": record.caption,
-                "width": record.width,
-                "height": record.height,
-                "bbox": list(record.bbox),
-                "square_bbox": list(record.square_bbox),
-                "mask_path": _portable(record.mask_path, folder),
-            }
-            if record.ref:
-                row["ref"] = [
-                    {"path": _portable(ref.path, folder), "square_bbox": list(ref.square_bbox)} for ref in record.ref
-                ]
-            if record.identity is not None:
-                row["identity"] = record.identity
-            row |= _dense(record, folder)
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.write(json.dumps(row_of(record, lambda path: _portable(path, folder)), ensure_ascii=False) + "\n")
 
 
-def _dense(record: Record, folder: Path) -> dict[str, object]:
-    """What the record has for Dense-Face's training."""
-    found = {
+def row_of(record: Record, named: Callable[[Path], str]) -> dict[str, object]:
+    """A record as its line has it; `named` says what a file is called there."""
+    row = {
+        "path": named(record.path),
+        "caption": record.caption,
+        "width": record.width,
+        "height": record.height,
+        "bbox": list(record.bbox),
+        "square_bbox": list(record.square_bbox),
+        "mask_path": named(record.mask_path),
+    }
+    if record.ref:
+        row["ref"] = [{"path": named(ref.path), "square_bbox": list(ref.square_bbox)} for ref in record.ref]
+    if record.identity is not None:
+        row["identity"] = record.identity
+    dense = {
         "pose": record.pose and list(record.pose),
         "landmarks": [list(point) for point in record.landmarks],
-        "depth_path": record.depth_path and _portable(record.depth_path, folder),
+        "depth_path": record.depth_path and named(record.depth_path),
         "attributes": dict(record.attributes),
     }
-    return {key: value for key, value in found.items() if value}
+    return row | {key: value for key, value in dense.items() if value}
 
 
 def _portable(path: Path, folder: Path) -> str:
@@ -206,15 +205,39 @@ def _portable(path: Path, folder: Path) -> str:
 
 
 def _read_file(path: Path, faceless: bool) -> Iterator[Record]:
-    folder = Path(os.path.abspath(path.parent))
-    for _, number, line in lines_of(path):
-        origin = f"{path}:{number}"
-        yield make_record(parse_row(line, faceless, origin), folder, origin)
+    for begin, number, line in lines_of(path):
+        origin = origin_of(path, begin, number)
+        yield make_record(parse_row(line, faceless, origin), folder_of(path), origin)
+
+
+def folder_of(path: Path) -> Path:
+    """What the paths in a file of records are relative to: the folder it is in, or the tar itself."""
+    return Path(os.path.abspath(path if is_tar(path) else path.parent))
+
+
+def origin_of(path: Path, begin: int, number: int) -> str:
+    """A line as `lines_of` gives it, for messages: "records.jsonl:3"; "shard.tar/000012.json:1"."""
+    return f"{sample_name(path, begin)}:1" if is_tar(path) else f"{path}:{number}"
+
+
+def read_line(path: Path, begin: int) -> bytes:
+    """The line that begins there, as `lines_of` says."""
+    if is_tar(path):
+        return sample_line(path, begin)
+    with open(path, "rb") as file:  # each time: workers share nothing that has a position
+        file.seek(begin)
+        return file.readline()
 
 
 def lines_of(path: Path) -> Iterator[tuple[int, int, bytes]]:
-    """Lines with something in them: where each begins in the file, its number from 1, and itself."""
+    """Lines with something in them: where each begins in the file, its number from 1, and itself.
+
+    Of a tar, the records of its samples; they begin at a number among its members.
+    """
     check_file(path)
+    if is_tar(path):
+        yield from ((begin, number, line) for number, (begin, line) in enumerate(sample_lines(path), start=1))
+        return
     begin = 0
     with open(path, "rb") as file:
         # Lines end at "\n" only: a caption may hold other characters that break lines, such as U+2028.
@@ -241,26 +264,31 @@ def parse_row(line: bytes, faceless: bool, origin: str) -> Row:
 
 
 def make_record(row: Row, folder: Path, origin: str) -> Record:
-    """The record of a line in a file of that folder."""
+    """The record of a line, with paths relative to the folder."""
+
+    def at(path: str) -> Path:
+        # One name for a file in a tar, whatever tar it is named in.
+        return Path(os.path.normpath(folder / path)) if is_tar(folder) else folder / path
+
     if isinstance(row, FacelessRow):
         width, height = row.size
         whole = (0.0, 0.0, float(width), float(height))
-        refs = tuple(RecordReference(folder / path, None) for path in row.ref or ())
-        return Record(folder / row.path, row.caption, width, height, whole, whole, None, refs, origin=origin)
+        refs = tuple(RecordReference(at(path), None) for path in row.ref or ())
+        return Record(at(row.path), row.caption, width, height, whole, whole, None, refs, origin=origin)
     return Record(
-        path=folder / row.path,
+        path=at(row.path),
         caption=row.caption,
         width=row.width,
         height=row.height,
         bbox=row.bbox,
         square_bbox=row.square_bbox,
-        mask_path=folder / row.mask_path,
-        ref=tuple(RecordReference(folder / ref.path, ref.square_bbox) for ref in row.ref or ()),
+        mask_path=at(row.mask_path),
+        ref=tuple(RecordReference(at(ref.path), ref.square_bbox) for ref in row.ref or ()),
         identity=row.identity,
         origin=origin,
         pose=row.pose,
         landmarks=tuple(row.landmarks or ()),
-        depth_path=None if row.depth_path is None else folder / row.depth_path,
+        depth_path=None if row.depth_path is None else at(row.depth_path),
         attributes=row.attributes or {},
     )
 

@@ -7,13 +7,13 @@ Shapes: B rows, C h w latent.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from feedface.diffusion.schedule import NUM_TIMESTEPS, signal_and_noise
-from feedface.diffusion.state import State
+from feedface.diffusion.state import State, take
 
 # (name of the state's part, its shape) -> standard normal, anew at each call
 Noise = Callable[[str, Sequence[int]], Tensor]
@@ -36,6 +36,10 @@ class InitImage:
     def __post_init__(self):
         if not 0 < self.strength <= 1:
             raise ValueError(f"strength must be above 0 and at most 1, not {self.strength}")
+
+    def rows(self, rows: slice) -> "InitImage":
+        """Some of its B rows."""
+        return replace(self, clean=take(self.clean, rows), keep=None if self.keep is None else self.keep[rows])
 
     def first_step(self, times: Sequence[float]) -> int:
         """The step to begin with, of steps at `times`: the first that is within the strength, or else the last."""

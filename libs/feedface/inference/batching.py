@@ -4,6 +4,7 @@ Rows of a batch may belong to different prompts and people. Letters: B pictures 
 """
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -93,6 +94,25 @@ def sample_options(settings: Settings, adapter: FewStep | None) -> dict[str, Any
     }
 
 
+@dataclass
+class Conditions:
+    """What sampling takes of texts and people: B rows, or one for all."""
+
+    prompt: Prompt
+    empty: Prompt | None
+    identity: Identity | None
+
+    def to(self, device: torch.device) -> "Conditions":
+        return Conditions(*(_on(device, part) for part in (self.prompt, self.empty, self.identity)))
+
+    def rows(self, rows: slice) -> "Conditions":
+        """Some of them."""
+        identity = self.identity
+        if identity is not None and length(identity) > 1:
+            identity = take(identity, rows)
+        return Conditions(take(self.prompt, rows), self.empty, identity)
+
+
 def draw_batch(
     bundle: Bundle,
     prompts: Sequence[str],
@@ -118,34 +138,35 @@ def draw_batch(
         starts: pictures to begin with, one each, of one strength; all have masks, or none.
     """
     texts = {} if texts is None else texts
-    try:
-        with bundle.lock:
-            init = None if starts is None else _init_image(bundle, starts, settings, device)
-            return decode(bundle, _latents(bundle, prompts, seeds, identity, settings, device, texts, on_step, init))
-    except torch.OutOfMemoryError:
-        if len(seeds) == 1:
-            width, height = settings.size
-            raise UserError(
-                f"out of memory on {device} with one picture of {width} x {height}; half precision (--dtype fp16), "
-                "a smaller --size, --low_memory (of inference.py) or --device cpu need less"
-            ) from None
-    # Not inside `except`, which keeps alive what did not fit.
-    half = len(seeds) // 2
-    parts = [
-        draw_batch(
-            bundle,
-            prompts[rows],
-            seeds[rows],
-            None if identity is None else take(identity, rows) if length(identity) > 1 else identity,
-            settings,
-            device,
-            texts=texts,
-            on_step=on_step,
-            starts=starts and starts[rows],
-        )
-        for rows in (slice(half), slice(half, None))
-    ]
-    return np.concatenate(parts)
+
+    def draw(rows: slice) -> np.ndarray:
+        who = identity if identity is None or length(identity) == 1 else take(identity, rows)
+        init = None if starts is None else init_image(bundle, starts[rows], device)
+        conditions = encode(bundle, prompts[rows], who, settings, device, texts)
+        return decode(bundle, draw_latents(bundle, conditions, seeds[rows], settings, device, on_step, init))
+
+    with bundle.lock:
+        return np.concatenate(in_halves(draw, len(seeds), settings, device))
+
+
+def in_halves(draw: Callable[[slice], Item], count: int, settings: Settings, device: torch.device) -> list[Item]:
+    """What `draw` makes of `count` rows: of all at once or, where they do not fit into memory, of parts in order."""
+
+    def parts(rows: slice) -> list[Item]:
+        try:
+            return [draw(rows)]
+        except torch.OutOfMemoryError:
+            if rows.stop - rows.start == 1:
+                width, height = settings.size
+                raise UserError(
+                    f"out of memory on {device} with one picture of {width} x {height}; half precision (--dtype fp16), "
+                    "a smaller --size, --low_memory (of inference.py) or --device cpu need less"
+                ) from None
+        # Not inside `except`, which keeps alive what did not fit.
+        middle = (rows.start + rows.stop) // 2
+        return parts(slice(rows.start, middle)) + parts(slice(middle, rows.stop))
+
+    return parts(slice(0, count))
 
 
 @torch.inference_mode()
@@ -183,39 +204,75 @@ def _not_finite(bundle: Bundle, networks: dict[str, nn.Module]) -> UserError:
 
 
 @torch.inference_mode()
-def _latents(
+def encode(
     bundle: Bundle,
     prompts: Sequence[str],
-    seeds: Sequence[int],
     identity: Identity | None,
     settings: Settings,
     device: torch.device,
     texts: dict[str, Prompt],
-    on_step: Callable[[int], object] | None,
-    init: InitImage | None = None,
-) -> Tensor:
+) -> Conditions:
+    """What prompts and people become before the backbone is asked: by the text encoder and, perhaps, the method."""
+    identity = acting(bundle, identity, settings, device)
+    return read_prompts(bundle, encode_texts(bundle, prompts, identity, settings, device, texts))
+
+
+def acting(bundle: Bundle, identity: Identity | None, settings: Settings, device: torch.device) -> Identity | None:
+    """Who the method shows, on the device; None where it does nothing."""
     if bundle.method_class is None or not settings.face_scale:
-        identity = None
+        return None
     if is_joint(identity):
         check_regions(bundle.method_class)
-    identity = _on(device, identity)
-    # Texts before the backbone: a low-memory bundle holds one of them at a time.
+    return _on(device, identity)
+
+
+@torch.inference_mode()
+def encode_texts(
+    bundle: Bundle,
+    prompts: Sequence[str],
+    identity: Identity | None,
+    settings: Settings,
+    device: torch.device,
+    texts: dict[str, Prompt],
+) -> Conditions:
+    """The first half of `encode`, with no other weights than the text encoder's; `identity` as `acting` gives it."""
     negative = [] if settings.uncond in WITHOUT_PROMPT or settings.few_step else [settings.negative_prompt]
     tells = identity is not None and bundle.method_class.changes_prompt
-    apart = bool(negative) and bundle.text_encoder.negative_skip is not None
+    apart = bool(negative) and bundle.described("text_encoder").negative_skip is not None
     own = [] if tells else prompts
     encoded = _on(device, _encoded(bundle, [*own, *([] if apart else negative)], texts))
     prompt, empty = take(encoded, slice(len(own))), take(encoded, slice(len(own), None))
     if apart:
         empty = {"text": bundle.text_encoder.encode(negative, negative=True).to(device)}
     if tells:  # with the person in them: kept for nobody else
-        # In this order: with little memory the text encoder is read last, and the identity says all of the person.
-        method = bundle.method
+        method = bundle.described("method")  # the identity says all of the person
         prompt = _on(device, method.prompt(bundle.text_encoder, prompts, identity, settings.face_scale))
         check_finite(bundle, "text_encoder", prompt["text"])
+    return Conditions(prompt, empty if negative else None, identity)
+
+
+@torch.inference_mode()
+def read_prompts(bundle: Bundle, conditions: Conditions) -> Conditions:
+    """The second half of `encode`: what the method makes of people for these prompts."""
+    identity = conditions.identity
     if identity is not None and bundle.method_class.reads_prompt:
         # Before the backbone, as what works once a generation may then make room for it.
-        identity = method_for(bundle.method, identity).prompted(identity, prompt)
+        identity = method_for(bundle.method, identity).prompted(identity, conditions.prompt)
+    return replace(conditions, identity=identity)
+
+
+@torch.inference_mode()
+def draw_latents(
+    bundle: Bundle,
+    conditions: Conditions,
+    seeds: Sequence[int],
+    settings: Settings,
+    device: torch.device,
+    on_step: Callable[[int], object] | None = None,
+    init: InitImage | None = None,
+) -> Tensor:
+    """The backbone's work: latents [B, C, h, w] of finished pictures, a row for each seed."""
+    prompt, identity = conditions.prompt, conditions.identity
     guided_model = GuidedModel if identity is None else bundle.method_class.guided_model
     if isinstance(settings.guidance, tuple) and guided_model is not GuidedModel:
         raise UserError(f"--guidance: one number, please; {bundle.method_class.kind} is guided in its own way")
@@ -229,7 +286,7 @@ def _latents(
         backbone,
         prompt=prompt,
         seeds=list(seeds),
-        empty_prompt=empty if negative else None,
+        empty_prompt=conditions.empty,
         method=method,
         identity=identity,
         latent_size=(height, width),
@@ -245,7 +302,7 @@ def _latents(
 
 
 @torch.inference_mode()
-def _init_image(bundle: Bundle, starts: Sequence[Start], settings: Settings, device: torch.device) -> InitImage:
+def init_image(bundle: Bundle, starts: Sequence[Start], device: torch.device) -> InitImage:
     """What sampling takes of pictures to begin with: latents of the posterior's mode, and what is kept of them."""
     vae = bundle.vae
     latents = {id(start): vae.encode(to_tensor(start.picture)[None], sample=False).float() for start in starts}
@@ -254,7 +311,7 @@ def _init_image(bundle: Bundle, starts: Sequence[Start], settings: Settings, dev
     if starts[0].mask is not None:
         masks = [keep_mask(start.mask, clean["img"].shape[-2:]) for start in starts]
         keep = torch.from_numpy(np.stack(masks))[:, None].to(clean["img"])
-    if keep is None and bundle.image_encoder is not None and bundle.kinds["backbone"] == "uvit":
+    if keep is None and bundle.described("image_encoder") is not None and bundle.kinds["backbone"] == "uvit":
         clean["clip_img"] = bundle.image_encoder.encode([start.picture for start in starts]).float().to(device)
     return InitImage(clean, starts[0].strength, keep)
 

@@ -1,12 +1,10 @@
 """What a run begins with, out of the command line: pictures, masks, poses; and a folder of base pictures by people."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 
 from feedface.common.errors import UserError
 from feedface.common.files import make_folder
@@ -19,8 +17,9 @@ from feedface.faces.pose import face_pose, parse_pose
 from feedface.faces.references import find_faces
 from feedface.inference.batching import batches
 from feedface.inference.outputs import PictureInfo, read_fingerprint
+from feedface.inference.stages import Batch, Request
 from feedface.inference.start import Start, base_face, start_with, start_with_face
-from feedface.pipeline import FeedFacePipeline, Request
+from feedface.pipeline import FeedFacePipeline
 from feedface.settings import Settings
 
 if TYPE_CHECKING:
@@ -76,7 +75,7 @@ class Beginnings:
 
     @property
     def _turns_heads(self) -> bool:
-        method = self.pipe.bundle.method
+        method = self.pipe.bundle.described("method")
         return method is not None and getattr(method, "pose", None) is not None
 
     def _mask(self, picture: Path) -> np.ndarray | None:
@@ -165,9 +164,13 @@ def run_folders(
             wanted.append((path, info, Request(prompt, seed, shown, start)))
     size = batch_size or pipe.batch_size(settings)
     with progress(total=settings.steps * len(wanted), desc="drawing", disable=not wanted) as bar:
-        for batch in batches(wanted, size, lambda item: sorted(item[2].identity)):
-            images: Sequence[Image.Image] = pipe.draw_batch([item[2] for item in batch], settings, on_step=bar.update)
-            for (path, info, _), image in zip(batch, images, strict=True):
+        groups = batches(wanted, size, lambda item: sorted(item[2].identity))
+        for batch, images in pipe.draw_batches(
+            (Batch([request for *_, request in group], settings, group) for group in groups), bar.update
+        ):
+            if isinstance(images, UserError):
+                raise images
+            for (path, info, _), image in zip(batch.items, images, strict=True):
                 save_png(image, path, info.metadata(), new=True)
     say(f"{len(wanted)} picture(s) made in {output}; {failed} file(s) could not be used")
     return 2 if failed else 0

@@ -30,7 +30,7 @@ MARK = (255, 40, 40)
 
 def check_heads(bundle: Bundle) -> None:
     """`UserError` for a model without dense heads."""
-    method = bundle.method
+    method = bundle.described("method")
     if not isinstance(method, DenseFace) or method.dense is None:
         raise UserError(f"--dense: {bundle.path} has no dense heads; a Dense-Face that was trained with them has")
 

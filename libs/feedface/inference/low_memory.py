@@ -1,8 +1,9 @@
 """Draw with little memory: a model's parts are read from their files when they are used, and dropped after.
 
-Three groups are never in memory together: the text encoder; backbone and method; the VAE. The system's file cache makes
-reading again cheap. Weights stored in half precision stay so where float32 is computed in, and are widened one linear
-layer at a time, which is exact. A GPU too small even for backbone and method gets them a layer at a time.
+Three groups are never in memory together: the text encoder; backbone and method; the VAE. Who has many pictures to draw
+goes by stages (`stages.py`), so that each is read once. Weights stored in half precision stay so where float32 is
+computed in, and are widened one linear layer at a time, which is exact. A GPU too small even for backbone and method
+gets them a layer at a time.
 """
 
 import ctypes
@@ -81,7 +82,7 @@ class LowMemoryBundle(Bundle):
         self._filled: list[str] = []
         self._held: set[str] = set()
         self._merged: FewStep | None = None  # in the networks that are read
-        self._kinds = [kind for kind in NETWORKS if getattr(checked, kind) is not None]
+        self._described = {kind: module for kind in NETWORKS if (module := getattr(checked, kind)) is not None}
         self._size_multiple = checked.size_multiple
         self._sequential = not _fits(checked, device, dtype)
         described = ("path", "name", "image_size", "defaults", "components", "kinds", "variant")
@@ -92,19 +93,31 @@ class LowMemoryBundle(Bundle):
         return self._size_multiple
 
     def networks(self, few_step: bool = False) -> tuple[Backbone, Method | None]:
-        """See `Bundle.networks`; never two pairs: where the other one is in memory, it is dropped and this one read."""
+        """See `Bundle.networks`; never two pairs: the other one becomes this one, or is dropped."""
         adapter = self._checked_adapter() if few_step else None
         if adapter is not self._merged:
             if self._held:
                 raise UserError("weights in 8 bits cannot take a few-step adapter")
             for kind in SEAM:
-                self._drop(kind)
+                if self._merged is not None or self._sequential:
+                    self._drop(kind)
+                elif kind in self._filled:
+                    with torch.inference_mode(False), torch.no_grad():
+                        merge_network(adapter, kind, self._modules[kind])
             self._merged = adapter
-        method = self._modules.get("method")
-        if method is None or self._sequential or "method" in self._held or not method.done_when_prompted:
-            return self.backbone, self.method
-        self._drop("method")
-        return self.backbone, method
+        if self._method_makes_room and "method" not in self._held:
+            return self.backbone, self.described("method")
+        return self.backbone, self.method
+
+    @property
+    def _method_makes_room(self) -> bool:
+        """Whether the method is done before the backbone begins: then they are never in memory together."""
+        method = self.described("method")
+        return method is not None and not self._sequential and method.done_when_prompted
+
+    def described(self, kind: str) -> nn.Module | None:
+        """See `Bundle.described`; nothing is read for it."""
+        return self._modules.get(kind, self._described.get(kind))
 
     def to(self, device: torch.device) -> None:
         raise UserError("a model loaded with low_memory stays on its device; load it anew with the other device")
@@ -120,10 +133,10 @@ class LowMemoryBundle(Bundle):
             self._drop(kind)
         sequential, self._sequential = self._sequential, False
         device, self._device = self._device, CPU if sequential else self._device
+        self._held.update(kinds)
         for kind in kinds:
             self.ready(kind)
         yield
-        self._held.update(kinds)
         self._device = device
         self._sequential = sequential and not _fits(self, device, self._dtype)
         for kind in kinds if sequential else ():
@@ -134,8 +147,10 @@ class LowMemoryBundle(Bundle):
 
     def ready(self, kind: str) -> nn.Module | None:
         """A part with its weights in memory; None if the model is loaded without it."""
-        if kind in self._kinds and kind not in self._filled:
+        if kind in self._described and kind not in self._filled:
             group = next(group for group in GROUPS if kind in group)
+            if kind in SEAM and self._method_makes_room:
+                group = (kind,)
             for other in [other for other in self._filled if other not in group and other not in self._held]:
                 self._drop(other)
             # What is read in inference mode could not be changed outside of it.

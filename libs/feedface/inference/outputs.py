@@ -8,6 +8,7 @@ share a folder, also at the same time: each name is claimed by one of them.
     reference_DIGEST.png                    face crops, by their content: a picture's metadata names its crops' digests
     results_0000.json, sheet_0000.png, …    of each run that made pictures
     results.json, sheet.png                 of the last run
+    .latents/FINGERPRINT.safetensors        with little memory, of pictures on their way: drawn, and not decoded yet
 """
 
 import hashlib
@@ -15,18 +16,22 @@ import json
 import os
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from PIL import Image, PngImagePlugin
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
-from feedface.common.files import NameTaken, make_folder
+from feedface.common.files import NameTaken, atomic_file, make_folder
 from feedface.common.saving import naming, save_json, save_png
 from feedface.inference.provenance import SUFFIXES, png_text, read_fingerprint, save_picture
 
 T = TypeVar("T")
-RESULTS, SHEET = "results", "sheet"
+RESULTS, SHEET, LATENTS = "results", "sheet", ".latents"
 _OF_A_RUN = re.compile(rf"(?:{RESULTS}|{SHEET})_(\d{{4,}})\.(?:json|png)")
 
 
@@ -96,7 +101,32 @@ class PictureFolder:
 
         self._next, path = _claim(self._next, write)
         self._finished[info.fingerprint] = path
+        self._forget_latents(info)
         return path
+
+    def keep_latents(self, info: PictureInfo, latents: Tensor) -> None:
+        """Keep a picture's latents [C,h,w] until it is saved. `OutputError` if they cannot be written."""
+        path = self._latents_of(info)
+        with naming(path), atomic_file(path) as temporary:
+            save_file({"latents": latents.contiguous()}, temporary)
+
+    def latents(self, info: PictureInfo) -> Tensor | None:
+        """What `keep_latents` kept; None where there is nothing, or nothing of use."""
+        try:
+            with safe_open(self._latents_of(info), "pt") as file:
+                found = file.get_tensor("latents")
+        except (OSError, SafetensorError):
+            return None
+        return found if found.dim() == 3 and found.isfinite().all() else None
+
+    def _latents_of(self, info: PictureInfo) -> Path:
+        return self.folder / LATENTS / f"{info.fingerprint}.safetensors"
+
+    def _forget_latents(self, info: PictureInfo) -> None:
+        path = self._latents_of(info)
+        path.unlink(missing_ok=True)
+        with suppress(OSError):  # there are others, or none
+            path.parent.rmdir()
 
     def save_reference(self, crop: Image.Image, digest: str) -> Path:
         """Write a face crop under its digest."""

@@ -39,6 +39,7 @@ class Method(nn.Module):
         subject_word: the person's word in prompts, of one that puts them there; None for others.
         text_width: of one that writes tokens: how many numbers each has; None for others.
         reads_prompt: whether `prompted` has something to do.
+        encodes_references: whether `features` and `identity` need its weights.
         places_faces: whether a prompt may say where the face shall be.
         labels: what its objective asks of records besides their pictures: kinds of `data.labels`; None: nothing at all,
             also no captions. label_cells: of labels that are maps, along a latent's cell; attributes: their names.
@@ -55,6 +56,7 @@ class Method(nn.Module):
     subject_word: str | None = None
     text_width: int | None = None
     reads_prompt = False
+    encodes_references = True
     places_faces = False
     labels: Sequence[str] | None = None
     label_cells = 1

@@ -103,6 +103,7 @@ class FlashFace(Method):
     """
 
     kind, settings, reads_prompt = "flashface", TypeAdapter(Settings), True
+    encodes_references = False  # they are latents
 
     def __init__(
         self,

@@ -40,6 +40,7 @@ class Data(Section):
     workers: Annotated[int, Field(ge=0, le=1024)]
     in_memory: bool
     buckets: bool = False
+    draft: bool = False
     max_broken: Count
 
 
@@ -73,6 +74,7 @@ class Train(Section):
     precision: Literal[("auto", *PRECISIONS)]
     gradient_checkpointing: bool
     compile: bool
+    tf32: bool = False
     max_loss_ratio: NotNegative
 
 
@@ -80,6 +82,7 @@ class Checkpoints(Section):
     every: AtLeastOne
     keep: AtLeastOne
     keep_every: Count
+    in_background: bool = False
 
 
 class Log(Section):

@@ -53,6 +53,8 @@ def make_accelerator(config: ml_collections.ConfigDict, workdir: Path) -> Accele
         )
     except ValueError as error:
         raise UserError(f"config.train.precision={config.train.precision}: {error}") from None
+    if config.train.get("tf32"):  # configs of before there was a choice do not say it
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     precision = precision_of(config, accelerator)
     if precision not in PRECISIONS:
         raise UserError(f"mixed precision {precision} is unknown; use {', '.join(PRECISIONS)}")
@@ -311,6 +313,7 @@ def build_store(config: ml_collections.ConfigDict, models: Models, in_memory: bo
         latent_size=models.state_shapes["img"][-1],
         reference=models.trained.method.reference,
         in_memory=in_memory,
+        draft=config.data.get("draft", False),  # configs of before there was a choice do not say it
     )
 
 

@@ -127,7 +127,7 @@ def _load(folder: Path, check: Callable[[Any], None]) -> Checkpoint:
     check_contents(folder, manifest)
     try:
         # Nothing in it is executed.
-        state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+        state = torch.load(folder / STATE, map_location="cpu", weights_only=True, mmap=True)  # read as it is copied
     except Exception as error:  # damage comes in many kinds
         raise Damaged(f"cannot be read: {type(error).__name__}") from None
     check(state)

@@ -8,22 +8,22 @@ import json
 import math
 import os
 from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import ml_collections
 import torch
 from accelerate.utils import DistributedType
-from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from feedface.checkpoints.face_encoder import PREFIX, load_face_encoder
 from feedface.common.errors import UserError
 from feedface.common.interrupt import Interrupt, leave_to_parent
 from feedface.common.progress import say
 from feedface.data.dataset import Batch, PictureDataset, SampleOrder
 from feedface.diffusion.batch import Encoded
 from feedface.inference.acceleration import compile_blocks
+from feedface.training.background import Background
 from feedface.training.broken import BrokenFiles
 from feedface.training.check import check_config
 from feedface.training.ema import Ema
@@ -41,7 +41,8 @@ from feedface.training.setup import (
     make_optimizer,
     precision_of,
 )
-from feedface.training.sharding import assign, gathered, gathered_frozen
+from feedface.training.sharding import assign
+from feedface.training.snapshot import Snapshot, take_snapshot
 from feedface.training.state import (
     Checkpoint,
     Progress,
@@ -136,6 +137,7 @@ class Trainer:
         self.broken.share()
         self.damaged: set[Path] = set()
         self.opened = False  # whether a checkpoint of this process was opened as a model
+        self.writer = Background(config.checkpoint.get("in_background", False))  # old configs do not say it
         checkpoint = load_newest(workdir, self._say, check_state)
         if checkpoint is not None:
             self._resume(checkpoint)
@@ -164,6 +166,7 @@ class Trainer:
                 while self.progress.step < steps:
                     with out_of_memory_in_words(config, self.accelerator.device):
                         self._step(batches, tracker)
+                    self.writer.check()
                     step = self.progress.step
                     due = step == steps or step % config.checkpoint.every == 0
                     stop = 0
@@ -185,10 +188,14 @@ class Trainer:
                     if diverged:
                         raise diverged
                     if stop:
+                        self.writer.wait()
                         self._say(f"stopped at step {step} and saved; the same command goes on from here")
                         return 128 + stop
                     self._draw_samples(tracker)
+            self.writer.wait()
+            self.accelerator.wait_for_everyone()
         except BadLoss as error:
+            self.writer.wait()
             last = newest_checkpoint(self.workdir, before=self.progress.step)
             good = f"the last good checkpoint is {last}" if last else "no checkpoint was saved before"
             raise UserError(
@@ -196,10 +203,13 @@ class Trainer:
                 f"Lower config.train.lr, or use bf16 or fp32, and run again"
             ) from None
         finally:
-            self.engine.close()
-            tracker.close()
-            if self.broken.files:
-                self._say(f"{len(self.broken.files)} broken files were passed over, listed in {self.broken.path}")
+            try:
+                self.writer.wait()
+            finally:
+                self.engine.close()
+                tracker.close()
+                if self.broken.files:
+                    self._say(f"{len(self.broken.files)} broken files were passed over, listed in {self.broken.path}")
         return 0
 
     def _loader(self) -> DataLoader:
@@ -275,65 +285,23 @@ class Trainer:
     # ------------------------------------------------------------------------------------------------ checkpoints
 
     def _save(self) -> None:
-        main = self.accelerator.is_main_process
-        # All processes take part where the weights are sharded; only the first needs the result.
-        weights = {name: gathered(value, main) for name, value in self.trained.trained().items()}
-        averages = [gathered(value, main) for value in self.ema.averages] if self.ema else None
-        frozen = gathered_frozen((self.trained.method, self.trained.backbone), main)
-        optimizer = self.engine.optimizer_state(main)
-        if main:
-            scaler = self.accelerator.scaler
-            state = {
-                "weights": weights,
-                "optimizer": {"name": self.config.train.optimizer, **optimizer},
-                "scaler": scaler.state_dict() if scaler is not None else None,
-                "ema": averages,
-            }
-            best = dict(zip(weights, averages, strict=True)) if averages else weights
-            config = json.loads(self.config.to_json())
-            method = self.trained.method
-            content = self._method_state(best, frozen)
-            folder = save_checkpoint(
-                self.workdir,
-                self.progress,
-                self.models.base,
-                method.kind,
-                method.config,
-                content,
-                state,
-                config,
-                self._backbone(best, frozen),
-            )
-            self.damaged.discard(folder)
-            keep = self.config.checkpoint
-            prune_checkpoints(self.workdir, keep.keep, keep.keep_every, folder, self.damaged)
-            if not self.opened:
-                check_model(folder)
-                self.opened = True
-        self.accelerator.wait_for_everyone()
+        taken = take_snapshot(
+            self.accelerator, self.trained, self.engine, self.ema, self.models.sources.face_encoder, self.config
+        )
+        if taken is not None:
+            self.writer.do(partial(self._write, taken, replace(self.progress)))
+        if not self.config.checkpoint.get("in_background"):
+            self.accelerator.wait_for_everyone()
 
-    def _method_state(self, best: dict[str, Tensor], frozen: dict[int, Tensor]) -> dict[str, Tensor]:
-        """All weights of the method, whole as a model needs them: what is trained as in `best`, and what is frozen."""
-        state = self._whole(self.trained.method, best, frozen)
-        encoder = self.models.sources.face_encoder
-        if encoder is not None:
-            weights = load_face_encoder(encoder, "cpu", torch.float16).state_dict()
-            state |= {PREFIX + name: value for name, value in weights.items()}
-        return state
-
-    def _backbone(
-        self, best: dict[str, Tensor], frozen: dict[int, Tensor]
-    ) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
-        """Config and weights of the backbone, where it is trained too."""
-        backbone = self.trained.backbone
-        if not any(name.startswith("backbone.") for name in best):
-            return None
-        return {"kind": backbone.kind, **backbone.config}, self._whole(backbone, best, frozen)
-
-    def _whole(self, network: nn.Module, best: dict[str, Tensor], frozen: dict[int, Tensor]) -> dict[str, Tensor]:
-        """Its state: what is trained as in `best`, what is spread as in `frozen`, and the rest as it is."""
-        known = frozen | {id(parameter): best[name] for name, parameter in self.trained.trained().items()}
-        return {name: known.get(id(value), value) for name, value in network.state_dict(keep_vars=True).items()}
+    def _write(self, taken: Snapshot, progress: Progress) -> None:
+        config = json.loads(self.config.to_json())
+        folder = save_checkpoint(self.workdir, progress, self.models.base, **vars(taken), config=config)
+        self.damaged.discard(folder)
+        keep = self.config.checkpoint
+        prune_checkpoints(self.workdir, keep.keep, keep.keep_every, folder, self.damaged)
+        if not self.opened:
+            check_model(folder)
+            self.opened = True
 
     def _resume(self, checkpoint: Checkpoint) -> None:
         check_belongs(checkpoint, self.config, self.trained)

@@ -13,8 +13,9 @@ from PIL import Image
 
 from feedface.diffusion.state import take
 from feedface.faces.detect import make_detector
+from feedface.inference.job_run import RunPlan
 from feedface.inference.jobs import Job
-from feedface.inference.runner import RunPlan, run_job
+from feedface.inference.runner import run_job
 from feedface.pipeline import Request
 from research.benchmarks.measuring import ratio, time_in_turns
 from research.benchmarks.sampling.timing import PROMPT, Bench, measure_parts, measure_whole
