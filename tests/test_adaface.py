@@ -159,6 +159,21 @@ def test_what_is_said_of_prompts(method, text):
     assert other.notice(text, "a z").startswith("the prompt has no word '<anna>'")
 
 
+@torch.no_grad()
+def test_words_beside_the_person_may_have_weights(method, person, text, monkeypatch):
+    monkeypatch.setattr(text, "prefix", None)
+    plain, more = (method.prompt(text, [prompt], person)["text"][0] for prompt in ("a z b", "a z (b:1.5)"))
+    ratio = more / plain
+    place = 2 + method.vectors  # behind the beginning, "a" and the person
+    torch.testing.assert_close(ratio[place], 1.5 * ratio[0])
+    others = [token for token in range(len(plain)) if token != place]
+    torch.testing.assert_close(ratio[others], ratio[0].expand(len(others), -1))
+    assert torch.equal(method.placed(text, "a z (b:1.5)"), method.placed(text, "a z b"))
+    assert method.notice(text, "(a:1.2) z (b:0.5)") is None
+    with pytest.raises(UserError, match=r"'z' stands in weighted brackets; .* --face_scale"):
+        method.prompt(text, ["a (z b:1.5)"], person)
+
+
 def test_gradients_reach_the_words_alone_and_a_prompt_without_vectors_is_the_same(method, person, text):
     ids = text.tokenize(["a b", "c"])
     words = person["words"].detach().expand(2, -1, -1).clone().requires_grad_(True)

@@ -5,6 +5,7 @@ import threading
 import time
 import zipfile
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -147,16 +148,36 @@ def test_a_picture_to_begin_with_stays_where_it_is_not_brushed(tmp_path, session
     assert beginning(fields._replace(picture={"background": None, "layers": []})) is None
 
 
-def test_the_found_face_alone_is_drawn_anew(tmp_path, session, models, detector):
+def test_the_found_face_alone_is_drawn_anew(tmp_path, session, models, detector, monkeypatch):
     add_photos(session.people[0], upload(tmp_path, "demo_face.png"), detector)
     picture = np.asarray(Image.open(ASSETS / "demo_person_1.png").convert("RGB"))
     [one] = pictures_of(session, models, detector, begin=Beginning(picture, face=True))
     drawn = np.asarray(Image.open(one.file))
     assert drawn.shape == picture.shape and np.array_equal(drawn[:8], picture[:8]) and not (drawn == picture).all()
-    assert one.job["base"] == "base.png" and "base.png" in one.attached
+    assert_same(run_again(one, tmp_path, monkeypatch), one)
     empty = np.full((64, 64, 3), 120, np.uint8)
     with pytest.raises(UserError, match="no face found in the base picture"):
         pictures_of(session, models, detector, begin=Beginning(empty, face=True))
+
+
+def test_a_persons_file_is_saved_and_loaded_in_sentences(tmp_path, models, detector):
+    from feedface.app.person_actions import PersonActions
+
+    do, me = PersonActions(models, detector, Sessions(tmp_path), 1), SimpleNamespace(session_hash="me")
+    button, text = do.keep(MINI, "ben", me)
+    assert "There are no faces to save" in text and not button["visible"]
+    do.add([(str(file), None) for file in upload(tmp_path, "demo_face.png")], me)
+    assert "one word of letters" in do.keep(MINI, "ben smith", me)[1]
+    button, text = do.keep(MINI, "ben", me)
+    assert not text and button["label"] == "Download ben.person"
+    do.clear(me)
+    wrong = tmp_path / "upload/wrong.person"
+    wrong.write_bytes(b"nothing")
+    *_, text, name = do.load(str(wrong), MINI, None, me)
+    assert "Wrong.person: not a person" in text or "wrong.person: not a person" in text
+    assert name is None and not wrong.exists() and str(tmp_path) not in text
+    *_, text, name = do.load(button["value"], MINI, None, me)
+    assert "ben.person is used, made of 1 face, for" in text and name == "ben"
 
 
 def test_places_are_halves_or_thirds():

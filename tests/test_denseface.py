@@ -228,6 +228,19 @@ def test_the_token_changes_its_own_place_alone():
     assert "no free-standing 'z'" in method.notice(encoder, "a b c")
 
 
+@torch.no_grad()
+def test_words_may_have_weights_and_the_persons_too():
+    one = setting().trained()
+    encoder, method = one.text_encoder, one.method
+    encoder.prefix = None
+    prompts = ["a b z c", "a (b z:1.5) c"]
+    plain, more = method.prompt(encoder, prompts, {name: value[:1] for name, value in one.people().items()})["text"]
+    ratio = more / plain
+    torch.testing.assert_close(ratio[2:4], 1.5 * ratio[:1].expand(2, -1))
+    torch.testing.assert_close(ratio[4:], ratio[:1].expand(len(ratio) - 4, -1))
+    assert method.notice(encoder, prompts[1]) is None
+
+
 def test_a_word_of_several_tokens_is_refused():
     with pytest.raises(UserError, match="'zz' is 2 tokens"):
         setting(initial_word="zz")

@@ -19,7 +19,7 @@ from torch.func import functional_call
 from typing_extensions import TypedDict
 
 from feedface.common.errors import UserError
-from feedface.common.prompt_weights import Span, plain_prompt
+from feedface.common.prompt_weights import Span, plain_prompt, token_weights, weighted
 from feedface.common.reading import check_folder, foreign
 from feedface.common.validation import OPEN, read_json_as
 
@@ -216,31 +216,33 @@ class TextEncoder(nn.Module):
         if skip:
             states = self.clip.final_layer_norm(out.hidden_states[-1 - skip])
         if any(spans):
-            states = self._weighted(states, texts, spans)
+            states = weighted(states, self.token_weights(texts, spans))
         return self.prefix(states) if self.prefix is not None else states
 
-    def _weighted(self, states: Tensor, texts: Sequence[str], spans: Sequence[Sequence[Span]]) -> Tensor:
-        """Hidden states [B,T,D] times the weights of their tokens, each row with the mean that it had."""
-        weights = torch.ones(states.shape[:2])
+    def token_weights(self, texts: Sequence[str], spans: Sequence[Sequence[Span]]) -> Tensor:
+        """How much each token of `tokenize(texts)` counts, [B,T]; `spans`: of each text."""
         options = {"padding": "max_length", "truncation": True, "max_length": self.num_tokens}
-        for row, (text, weighted) in enumerate(zip(texts, spans, strict=True)):
-            places = self.tokenizer(text, return_offsets_mapping=True, **options).offset_mapping
-            for span in weighted:
-                for token, (start, end) in enumerate(places):
-                    if start < span.end and end > span.start:
-                        weights[row, token] = span.weight
-        changed = states * weights[..., None].to(states)
-        mean = changed.mean((1, 2), keepdim=True)
-        plain = (weights == 1).all(1)[:, None, None].to(states.device)
-        return torch.where(plain, states, changed * (states.mean((1, 2), keepdim=True) / mean))
+        places = [self.tokenizer(text, return_offsets_mapping=True, **options).offset_mapping for text in texts]
+        return torch.tensor([token_weights(*row) for row in zip(places, spans, strict=True)])
 
-    def encode_tokens(self, ids: Tensor, words: Tensor, layer_weights: Sequence[float] = ()) -> Tensor:
+    def weighted_tokens(self, text: str) -> tuple[list[int], list[float]]:
+        """The tokens of a text that may have weights, without those that begin and end a prompt, and their weights."""
+        text, spans = plain_prompt(text)
+        if not text.strip():
+            return [], []
+        found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        return found.input_ids, token_weights(found.offset_mapping, spans)
+
+    def encode_tokens(
+        self, ids: Tensor, words: Tensor, layer_weights: Sequence[float] = (), weights: Tensor | None = None
+    ) -> Tensor:
         """Token ids [B,T], some of them vectors -> [B,T,text_dim] in the weights' dtype; gradients reach `words`.
 
         Args:
             words: [B,N,D], D as wide as the token table; an id of its size plus i is vector i of the row's own.
             layer_weights: of the last so many layers, the last one last: the prompt is their weighted mean before the
                 final norm. Without them `clip_skip` counts.
+            weights: [B,T], how much each token counts.
         """
         table = self.clip.get_input_embeddings()
         known, count = table.num_embeddings, words.shape[1]
@@ -254,13 +256,13 @@ class TextEncoder(nn.Module):
         inputs = {"input_ids": places, "output_hidden_states": True}
         out = functional_call(self.clip, {f"{name}.weight": rows}, (), inputs)
         if layer_weights:
-            weights = torch.tensor(layer_weights).to(rows)
-            states = torch.einsum(
-                "l,lbtd->btd", weights / weights.sum(), torch.stack(out.hidden_states[-len(weights) :])
-            )
+            layers = torch.tensor(layer_weights).to(rows)
+            states = torch.einsum("l,lbtd->btd", layers / layers.sum(), torch.stack(out.hidden_states[-len(layers) :]))
         else:
             states = out.hidden_states[-1 - self.clip_skip]
         states = self.clip.final_layer_norm(states)
+        if weights is not None and bool((weights != 1).any()):
+            states = weighted(states, weights)
         return self.prefix(states) if self.prefix is not None else states
 
 

@@ -28,6 +28,7 @@ from feedface.checkpoints.hub import fetch_model, is_hub_name, push_model, save_
 from feedface.common.device import pick_device, pick_dtype
 from feedface.common.errors import UserError
 from feedface.common.progress import progress as watch
+from feedface.common.prompt_weights import plain_prompt
 from feedface.encoders import preprocess_reference
 from feedface.faces.detect import make_detector
 from feedface.faces.embeddings import references_of
@@ -202,7 +203,7 @@ class FeedFacePipeline:
                 method = self.bundle.described("method")
                 return method.notice(self.bundle.described("text_encoder"), prompt)
             encoder = self.bundle.described("text_encoder")
-            count = len(encoder.tokenizer(prompt, verbose=False).input_ids)
+            count = len(encoder.tokenizer(plain_prompt(prompt)[0], verbose=False).input_ids)
         if count <= encoder.num_tokens:
             return None
         return f"the prompt has {count} tokens; the text encoder reads the first {encoder.num_tokens}, the rest is cut"

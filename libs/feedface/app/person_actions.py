@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,14 +63,14 @@ class PersonActions:
             return [*_faces(someone), messages(said(error)), name]
         stem = someone.file.stem
         text = f"{someone.file.name} is used, made of {count} face{'s' * (count != 1)}, for the method {model} alone."
-        return [*_faces(someone), messages("", [text]), name or (stem if stem.isidentifier() else "")]
+        return [*_faces(someone), messages("", [text]), name or (stem if re.fullmatch(r"\w+", stem) else "")]
 
     def keep(self, model: str, name: str | None, request: gr.Request) -> list:
         """Write somebody's file, to be downloaded: (button, messages)."""
         someone = self._someone(request)
         name = (name or "").strip() or "person"
         try:
-            if not name.isidentifier():
+            if not re.fullmatch(r"\w+", name):
                 raise UserError(f"Name {name!r}: one word of letters and digits, please.")
             file = keep_file(someone, name, self.models.load(model), self.detector)
         except Exception as error:

@@ -26,7 +26,8 @@ def make_parser() -> Parser:
     model.add_argument(
         "--model",
         type=path_flag("--model"),
-        help="model to begin with (models/mini); those beside it can be chosen too",
+        help="model to begin with, a folder or user/name of the Hugging Face hub (models/mini); those of models/ can "
+        "be chosen too",
     )
     model.add_argument("--detector", default="auto", help="who finds faces, see inference.py --help (auto)")
     model.add_argument("--device", default="auto", help="auto (default), cuda, cuda:N, mps or cpu")
@@ -75,10 +76,12 @@ def serve(args, folder: Path, auth: list[tuple[str, str]] | None) -> None:
     from feedface.app.look import CSS, THEME
     from feedface.app.models import Models
     from feedface.app.page import Page
+    from feedface.checkpoints.hub import fetch_model, is_hub_name
     from feedface.faces.detect import make_detector
 
     options = {"device": args.device, "dtype": args.dtype, "low_memory": args.low_memory, "int8": args.int8}
-    models = Models(args.model, options, args.keep)
+    named = fetch_model(str(args.model)) if is_hub_name(str(args.model)) else args.model
+    models = Models(named, options, args.keep)
     first = models.load(models.names[0])
     page = Page(models, make_detector(args.detector, first.bundle.faces_root), folder).blocks()
     if args.host not in (None, "127.0.0.1", "localhost") and auth is None:

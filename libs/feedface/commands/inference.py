@@ -456,6 +456,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.blend_weight,
         dense=args.dense,
         start=start,
+        strength=args.strength,
         pose=pose,
         format=args.format,
     )

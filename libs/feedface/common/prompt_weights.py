@@ -1,7 +1,11 @@
 """Words of a prompt that count more or less, as users of web UIs write it: "a woman in a (red:1.4) (hat:0.6)"."""
 
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
+
+import torch
+from torch import Tensor
 
 MAX_WEIGHT = 4.0
 _WEIGHTED = re.compile(r"\(([^():]+):\s*(\d{1,3}(?:\.\d{0,4})?)\s*\)")
@@ -26,3 +30,21 @@ def plain_prompt(prompt: str) -> tuple[str, list[Span]]:
         spans.append(Span(len(plain), len(plain) + len(match[1]), weight))
         plain, done = plain + match[1], match.end()
     return plain + prompt[done:], [span for span in spans if span.weight != 1]
+
+
+def token_weights(places: Sequence[tuple[int, int]], spans: Sequence[Span]) -> list[float]:
+    """The weight of each token, whose letters are start … end of the plain prompt."""
+    weights = [1.0] * len(places)
+    for span in spans:
+        for token, (start, end) in enumerate(places):
+            if start < span.end and end > span.start:
+                weights[token] = span.weight
+    return weights
+
+
+def weighted(states: Tensor, weights: Tensor) -> Tensor:
+    """Hidden states [B,T,D] times the weights [B,T] of their tokens, each row with the mean that it had."""
+    changed = states * weights[..., None].to(states)
+    mean = changed.mean((1, 2), keepdim=True)
+    plain = (weights == 1).all(1)[:, None, None].to(states.device)
+    return torch.where(plain, states, changed * (states.mean((1, 2), keepdim=True) / mean))

@@ -51,7 +51,8 @@ class RunPlan:
         face: which one of several faces in a picture, see `references.find_faces`.
         format: of the files, one of `provenance.SUFFIXES`.
         dense: beside each picture what the method's dense heads say of it, as NUMBER_dense.png.
-        start: a picture to begin with; pose: yaw, pitch, roll of the person's head in degrees.
+        start: a picture to begin with; strength: of those that jobs begin with, where they say none.
+        pose: yaw, pitch, roll of the person's head in degrees.
         blend, blend_weight: pictures of another person to blend with, and how much of that one is shown, 0 … 1.
     """
 
@@ -67,6 +68,7 @@ class RunPlan:
     dense: bool = False
     format: str = "png"
     start: Start | None = None
+    strength: float = 1.0
     pose: tuple[float, float, float] | None = None
 
     def of(self, job: Job) -> RunPlan:
@@ -142,7 +144,7 @@ class JobRun:
         if job.init is None and job.base is None:
             return []
         mask = None if job.mask is None else str(job.mask)
-        begin = Beginnings(self.pipe, self.detector, plan.settings, plan.face, job.strength or 1.0, mask)
+        begin = Beginnings(self.pipe, self.detector, plan.settings, plan.face, job.strength or plan.strength, mask)
         start, pose, notices = begin.of(job.base, job.init)
         self.plan = replace(plan, start=start, pose=pose or plan.pose)
         return notices

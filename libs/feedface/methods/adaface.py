@@ -20,6 +20,7 @@ from typing_extensions import TypedDict  # pydantic takes this one before Python
 
 from feedface.backbones.base import Backbone, Prompt
 from feedface.common.errors import UserError
+from feedface.common.prompt_weights import plain_prompt
 from feedface.common.sizes import Width
 from feedface.common.validation import CLOSED, Text
 from feedface.diffusion.objective import Objective
@@ -287,18 +288,29 @@ class AdaFace(Method):
         words = identity["words"]
         if scale != 1:
             words = scale * words + (1 - scale) * identity["pads"]
-        ids = torch.stack([self.placed(text_encoder, prompt) for prompt in prompts]).to(words.device)
-        return {"text": text_encoder.encode_tokens(ids, words.expand(len(ids), -1, -1), layer_weights)}
+        ids, weights = map(torch.stack, zip(*(self._placed(text_encoder, prompt) for prompt in prompts), strict=True))
+        text = text_encoder.encode_tokens(ids.to(words.device), words.expand(len(ids), -1, -1), layer_weights, weights)
+        return {"text": text}
 
     def placed(self, text_encoder: TextEncoder, prompt: str) -> Tensor:
         """Token ids [T] of a prompt with a person in it; ids from the token table's size on are the vectors.
 
         What exceeds T tokens is cut from the text's end, never from a person.
         """
+        return self._placed(text_encoder, prompt)[0]
+
+    def _placed(self, text_encoder: TextEncoder, prompt: str) -> tuple[Tensor, Tensor]:
+        """The same, and how much each token counts, [T]. `UserError` where the person's words are to be weighted."""
+        plain, spans = plain_prompt(prompt)
+        if any(re.search(self._word, plain[span.start : span.end]) for span in spans):
+            raise UserError(
+                f"{prompt[:60]!r}: {self.subject_word!r} stands in weighted brackets; the person counts as "
+                "--face_scale says: take it out of them"
+            )
         tokenizer = text_encoder.tokenizer
         first = text_encoder.clip.get_input_embeddings().num_embeddings
-        person = list(range(first, first + self.vectors))
-        parts = [text_encoder.tokens_of(part) for part in self.parts(prompt)]
+        person = [(token, 1.0) for token in range(first, first + self.vectors)]
+        parts = [list(zip(*text_encoder.weighted_tokens(part), strict=True)) for part in self.parts(prompt)]
         ids = [*parts[0], *(token for part in parts[1:] for token in (*person, *part))]
         room = text_encoder.num_tokens - 2  # without the first and the last one
         if (len(parts) - 1) * self.vectors > room:
@@ -307,11 +319,13 @@ class AdaFace(Method):
                 f"text encoder has room for {room}: name the person less often"
             )
         excess = max(0, len(ids) - room)
-        text = [place for place, token in enumerate(ids) if token < first]
+        text = [place for place, (token, _) in enumerate(ids) if token < first]
         dropped = set(text[len(text) - excess :])
         ids = [token for place, token in enumerate(ids) if place not in dropped]
-        ids = [tokenizer.bos_token_id, *ids, tokenizer.eos_token_id]
-        return torch.tensor(ids + [tokenizer.pad_token_id] * (text_encoder.num_tokens - len(ids)))
+        ids = [(tokenizer.bos_token_id, 1.0), *ids, (tokenizer.eos_token_id, 1.0)]
+        ids += [(tokenizer.pad_token_id, 1.0)] * (text_encoder.num_tokens - len(ids))
+        tokens, weights = zip(*ids, strict=True)
+        return torch.tensor(tokens), torch.tensor(weights)
 
     @property
     def _word(self) -> str:
@@ -332,7 +346,7 @@ class AdaFace(Method):
         if not re.search(self._word, prompt):
             where = "before" if self.placement == "prepend" else "after"
             found.append(f"has no word {self.subject_word!r} where the person stands, who is put {where} it")
-        texts = [text_encoder.tokens_of(part) for part in self.parts(prompt)]
+        texts = [text_encoder.tokens_of(part) for part in self.parts(plain_prompt(prompt)[0])]
         length = sum(map(len, texts)) + (len(texts) - 1) * self.vectors + 2
         if length > text_encoder.num_tokens:
             found.append(

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from feedface.backbones.base import Backbone, Prompt, Site
 from feedface.backbones.control import Control, Operator
 from feedface.common.errors import UserError
+from feedface.common.prompt_weights import plain_prompt
 from feedface.common.sizes import Width
 from feedface.common.validation import Text
 from feedface.dense_heads import DenseHeads
@@ -298,15 +299,17 @@ class DenseFace(Method):
             return {"text": text_encoder.encode(prompts)}
         # Of the identity alone: with little memory these weights are not there while the text encoder is.
         words = (identity["word"] + scale * self.config["token_delta"] * identity["token"])[:, None]  # [B,1,D]
-        ids = self.placed(text_encoder, prompts).to(words.device)
-        return {"text": text_encoder.encode_tokens(ids, words.expand(len(ids), -1, -1))}
+        prompts, spans = zip(*map(plain_prompt, prompts), strict=True)
+        ids, weights = self.placed(text_encoder, prompts).to(words.device), text_encoder.token_weights(prompts, spans)
+        return {"text": text_encoder.encode_tokens(ids, words.expand(len(ids), -1, -1), weights=weights)}
 
     def placed(self, text_encoder: TextEncoder, prompts: Sequence[str]) -> Tensor:
-        """Token ids [B,T]; one from the token table's size on is the person's."""
+        """Token ids [B,T] of prompts without weights; one from the token table's size on is the person's."""
         ids, person = text_encoder.tokenize(prompts), text_encoder.clip.get_input_embeddings().num_embeddings
         return ids.where(ids != only_token(text_encoder, self.subject_word), person)
 
     def notice(self, text_encoder: TextEncoder, prompt: str) -> str | None:
+        prompt, _ = plain_prompt(prompt)
         if bool((self.placed(text_encoder, [prompt]) != text_encoder.tokenize([prompt])).any()):
             return None
         return f"the prompt has no free-standing {self.subject_word!r}: the person is not named in the text"
