@@ -1,5 +1,6 @@
 """AdaFace: the authors' arrays, their files without their code, prompts with a person in them, distillation."""
 
+import copy
 import gzip
 import io
 import json
@@ -160,8 +161,9 @@ def test_what_is_said_of_prompts(method, text):
 
 
 @torch.no_grad()
-def test_words_beside_the_person_may_have_weights(method, person, text, monkeypatch):
-    monkeypatch.setattr(text, "prefix", None)
+def test_words_beside_the_person_may_have_weights(method, person, text):
+    text = copy.deepcopy(text)
+    text.prefix = None
     plain, more = (method.prompt(text, [prompt], person)["text"][0] for prompt in ("a z b", "a z (b:1.5)"))
     ratio = more / plain
     place = 2 + method.vectors  # behind the beginning, "a" and the person
