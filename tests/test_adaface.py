@@ -30,7 +30,8 @@ from feedface.methods.arc2face import Arc2Face
 from feedface.pipeline import FeedFacePipeline
 from feedface.text_tower import extended
 from feedface.training.check import check_config
-from feedface.training.setup import build_data, build_models, make_accelerator
+from feedface.training.data import build_data
+from feedface.training.setup import build_models, make_accelerator
 
 FACE = {"vectors": 4, "face_dim": 3, "recogniser": "toy", "template": "a"}
 

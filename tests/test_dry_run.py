@@ -12,15 +12,16 @@ from tests.toy_records import make_records
 from feedface.checkpoints.bundle import load_bundle
 from feedface.common.errors import UserError
 from feedface.data.cache import FeatureCache
-from feedface.data.cache_build import Items
+from feedface.data.cache_shards import Items
 from feedface.data.dataset import PictureStore
 from feedface.data.records import RecordReference, read_records, write_records
 from feedface.training import dry_run as module
 from feedface.training import run_record
+from feedface.training.data import build_store
 from feedface.training.dry_run import cache_bytes, check_records, dry_run, duration, time_lines
 from feedface.training.profile_step import PeakMemory, StepProfile, profile_step
 from feedface.training.run_record import check_disk
-from feedface.training.setup import build_models, build_store, make_accelerator
+from feedface.training.setup import build_models, make_accelerator
 
 CPU = torch.device("cpu")
 

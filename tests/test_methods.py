@@ -37,7 +37,8 @@ from feedface.inference.config_file import load_config
 from feedface.methods.base import Identity, Method, method_class
 from feedface.pipeline import FeedFacePipeline
 from feedface.training.check import check_config
-from feedface.training.setup import build_data, build_models, make_accelerator
+from feedface.training.data import build_data
+from feedface.training.setup import build_models, make_accelerator
 from feedface.training.trainer import train
 
 BACKBONES = {"uvit": toy_uvit, "unet": toy_unet}

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from feedface.common.errors import UserError
-from feedface.data.cache_build import FIXED, KINDS, SHARD_SIZE, Content, Items, Mirrored, agree, fill, plan
+from feedface.data.cache_build import SHARD_SIZE, agree, fill, plan
+from feedface.data.cache_shards import FIXED, KINDS, Content, Items, Mirrored
 from feedface.data.dataset import Batch, BrokenPicture, PictureStore, draw_usable
 from feedface.data.draws import DrawSettings
 from feedface.data.features import EncoderSources

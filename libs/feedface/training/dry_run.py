@@ -9,21 +9,14 @@ import ml_collections
 from accelerate import Accelerator
 
 from feedface.common.progress import progress
-from feedface.data.cache_build import Items, Mirrored, as_kinds
+from feedface.data.cache_shards import Items, Mirrored, as_kinds
 from feedface.data.dataset import BrokenPicture, PictureStore, check_broken
 from feedface.training.check import check_config
+from feedface.training.data import build_store, cache_folder, mirrored_kinds
 from feedface.training.memory import check_batch
 from feedface.training.profile_step import StepProfile, profile_step
 from feedface.training.run_record import bytes_text, check_disk, checkpoint_bytes, existing
-from feedface.training.setup import (
-    Models,
-    build_models,
-    build_store,
-    cache_folder,
-    make_accelerator,
-    mirrored_kinds,
-    precision_of,
-)
+from feedface.training.setup import Models, build_models, make_accelerator, precision_of
 
 # Bytes that an optimizer keeps for each trained number.
 OPTIMIZER_BYTES = {"adamw": 8, "adamw8bit": 2, "prodigy": 16}

@@ -13,8 +13,9 @@ from accelerate import Accelerator
 from feedface.data.dataset import PictureDataset, PictureStore
 from feedface.diffusion.batch import Encoded
 from feedface.inference.acceleration import compile_blocks
+from feedface.training.data import draw_settings
 from feedface.training.memory import out_of_memory_in_words
-from feedface.training.setup import Models, draw_settings
+from feedface.training.setup import Models
 
 POLL_S = 0.005
 

@@ -26,21 +26,14 @@ from feedface.inference.acceleration import compile_blocks
 from feedface.training.background import Background
 from feedface.training.broken import BrokenFiles
 from feedface.training.check import check_config
+from feedface.training.data import build_data, build_store, cache_folder
 from feedface.training.ema import Ema
 from feedface.training.engine import Engine
 from feedface.training.memory import check_batch, out_of_memory_in_words
 from feedface.training.resume import check_belongs, check_state
 from feedface.training.run_record import changes, check_disk, checkpoint_bytes, flat, record_run
 from feedface.training.samples import SampleGrid
-from feedface.training.setup import (
-    build_data,
-    build_models,
-    build_store,
-    cache_folder,
-    make_accelerator,
-    make_optimizer,
-    precision_of,
-)
+from feedface.training.setup import build_models, make_accelerator, make_optimizer, precision_of
 from feedface.training.sharding import assign
 from feedface.training.snapshot import Snapshot, take_snapshot
 from feedface.training.state import (
