@@ -152,7 +152,7 @@ def test_two_people_are_measured_for_real_and_once(tmp_path, config):
     one = json.loads(result_file(tmp_path, plan.DEFAULT).read_text())
     people = one["people"]
     assert {len(values) for values in people.values()} == {3}
-    assert one["settings"]["steps"] == 2 and one["parameters"] == 1_956_992
+    assert one["settings"]["steps"] == 2 and one["parameters"] == 3_239_808
     assert all(-1 <= value <= 1 for value in people["other"]) and "background_pixels" in people
     assert "background_pixels" not in json.loads(result_file(tmp_path, plan.BASE).read_text())["people"]
     before = result_file(tmp_path, plan.DEFAULT).stat().st_mtime_ns

@@ -17,7 +17,7 @@ LOSSES = ("regularization", "mask", "standard")
 FEWER_PEOPLE = (30, 120, 400)
 # The miniature's U-ViT has three in-blocks, one in the middle, three out-blocks.
 SITES = {
-    "default": ("in_blocks.0", "in_blocks.2", "out_blocks.1"),
+    "default": ("in_blocks.0", "in_blocks.2", "out_blocks.0", "out_blocks.1", "out_blocks.2"),
     "every other": ("in_blocks.0", "in_blocks.2", "out_blocks.0", "out_blocks.2"),
     "all": ("in_blocks.0", "in_blocks.1", "in_blocks.2", "mid_block", "out_blocks.0", "out_blocks.1", "out_blocks.2"),
     "in only": ("in_blocks.0", "in_blocks.1", "in_blocks.2"),
