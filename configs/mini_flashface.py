@@ -6,7 +6,7 @@
 Behind the file's name, which variant; what a model takes beside models/mini-unet or models/mini in half precision:
     configs/mini_flashface.py          a reference net of its own, and adapters; the backbone stays frozen: about 6 MB
     configs/mini_flashface.py:small    adapters alone, the frozen backbone is its own reference net: below 1 MB
-    configs/mini_flashface.py:uvit     the same on the U-ViT of models/mini (64 px: --config.control.reference_px=64)
+    configs/mini_flashface.py:uvit     the same on the U-ViT of models/mini: models/mini-uvit-flashface
     configs/mini_flashface.py:both     as the authors train it, both networks
 """
 
