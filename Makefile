@@ -32,7 +32,7 @@ test-all: $(STAMP)
 # Debian's Chromium; where it is not and cannot be installed, the tests are left out, which is said.
 test-browser: $(STAMP)
 	@command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium; } || true
-	@if command -v chromium >/dev/null; then HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(RUN) -m pytest -m browser; \
+	@if command -v chromium >/dev/null; then HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(RUN) -m pytest -m browser -n auto --dist load; \
 	else echo "no Chromium here, and it cannot be installed: the tests in a browser were left out"; fi
 
 lint: $(STAMP)

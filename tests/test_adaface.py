@@ -322,6 +322,7 @@ def distillation_loss(run: Run, weights: dict[str, torch.Tensor] | None = None) 
     return sum(losses) / len(losses)
 
 
+@pytest.mark.slow
 def test_distilled_the_student_comes_nearer_and_goes_on_exactly(teacher):
     run, path = teacher
     distilling(run, path, random_faces=1.0, perturbed=0.0, word_noise=0.0, most_steps=1)

@@ -35,7 +35,10 @@ def test_the_demo_person_comes_out_in_new_pictures():
     assert np.mean(with_face) > (np.mean(without_face) if without_face else 0) + 0.2
 
 
-@pytest.mark.parametrize(("folder", "most_mib"), [("mini", 40), ("mini-unet", 30), ("mini-unet-flashface", 15), ("mini-uvit-flashface", 1)])
+@pytest.mark.parametrize(
+    ("folder", "most_mib"),
+    [("mini", 40), ("mini-unet", 30), ("mini-unet-flashface", 15), ("mini-uvit-flashface", 1)],
+)
 def test_its_files_are_small_and_name_no_folder_of_ours(folder, most_mib):
     files = [path for path in (ROOT / "models" / folder).rglob("*") if path.is_file()]
     assert 0 < sum(path.stat().st_size for path in files) < most_mib * 2**20

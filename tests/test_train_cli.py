@@ -92,7 +92,7 @@ def arguments(tmp_path_factory):
     ]
 
 
-@pytest.mark.parametrize("config", ["feedface_unet", "mini_unet_face"])
+@pytest.mark.parametrize("config", [pytest.param("feedface_unet", marks=pytest.mark.slow), "mini_unet_face"])
 def test_the_configs_of_the_unet(config, tmp_path):
     run = Run(Row("feedface", "unet", {}), tmp_path)
     code, out, errors = call(

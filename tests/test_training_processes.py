@@ -117,6 +117,7 @@ def test_two_processes_of_four_equal_one_of_eight(world, tmp_path, cache):
     assert max(abs(a - b) / a for a, b in zip(one, again, strict=True)) < 1e-5
 
 
+@pytest.mark.slow
 def test_broken_files_of_all_processes_are_listed_and_counted(world, tmp_path):
     """Each process meets one of two broken masks; both are in the list, and both count."""
     records = make_records(tmp_path / "records")
