@@ -89,7 +89,8 @@ def test_a_closed_engine_has_let_go_of_ddp():
         dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("cache", ["features", pytest.param("", marks=pytest.mark.slow)], ids=["cached", "pictures"])
+@pytest.mark.slow
+@pytest.mark.parametrize("cache", ["features", ""], ids=["cached", "pictures"])
 def test_two_processes_of_four_equal_one_of_eight(world, tmp_path, cache):
     def arguments(name, batch):
         cached = f"--config.cache.dir={tmp_path / name / cache}" if cache else "--config.cache.enabled=False"
