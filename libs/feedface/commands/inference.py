@@ -323,10 +323,7 @@ def check_modes(args: argparse.Namespace) -> None:
         (mode == "inpaint" and not args.base, "--mode inpaint: give the picture whose face is drawn anew as --base"),
         (args.base and mode != "inpaint", f"--mode {mode}: leave out --base, or use --mode inpaint (or --init)"),
         (mode == "edit" and (args.image or args.pose), "--mode edit: shows nobody; leave out --image and --pose"),
-        (
-            args.json and (args.base or args.init or args.mode),
-            "-j: takes no --mode, --base and --init",
-        ),
+        (args.json and (args.base or args.init or args.mode), "-j: takes no --mode, --base and --init"),
         (args.base and len(args.person or ()) > 1, "--base: its one face is drawn anew; give one --person"),
         (not args.strength, "--strength 0: nothing would be drawn; use a number above 0, and at most 1"),
     ]

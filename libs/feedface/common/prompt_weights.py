@@ -43,8 +43,12 @@ def token_weights(places: Sequence[tuple[int, int]], spans: Sequence[Span]) -> l
 
 
 def weighted(states: Tensor, weights: Tensor) -> Tensor:
-    """Hidden states [B,T,D] times the weights [B,T] of their tokens, each row with the mean that it had."""
+    """Hidden states [B,T,D] times the weights [B,T] of their tokens, each row with the length that it had.
+
+    Web UIs keep a row's mean instead; after a text encoder's last norm that may be as good as 0, and a quotient of two
+    such means anything.
+    """
     changed = states * weights[..., None].to(states)
-    mean = changed.mean((1, 2), keepdim=True)
+    length, before = (torch.linalg.vector_norm(rows.float(), dim=(1, 2), keepdim=True) for rows in (changed, states))
     plain = (weights == 1).all(1)[:, None, None].to(states.device)
-    return torch.where(plain, states, changed * (states.mean((1, 2), keepdim=True) / mean))
+    return torch.where(plain, states, changed * (before / length.clamp(min=1e-12)).to(states))

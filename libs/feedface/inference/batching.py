@@ -142,7 +142,8 @@ def draw_batch(
     def draw(rows: slice) -> np.ndarray:
         who = identity if identity is None or length(identity) == 1 else take(identity, rows)
         init = None if starts is None else init_image(bundle, starts[rows], device)
-        conditions = encode(bundle, prompts[rows], who, settings, device, texts)
+        who = acting(bundle, who, settings, device)
+        conditions = read_prompts(bundle, encode_texts(bundle, prompts[rows], who, settings, device, texts))
         return decode(bundle, draw_latents(bundle, conditions, seeds[rows], settings, device, on_step, init))
 
     with bundle.lock:
@@ -203,20 +204,6 @@ def _not_finite(bundle: Bundle, networks: dict[str, nn.Module]) -> UserError:
     )
 
 
-@torch.inference_mode()
-def encode(
-    bundle: Bundle,
-    prompts: Sequence[str],
-    identity: Identity | None,
-    settings: Settings,
-    device: torch.device,
-    texts: dict[str, Prompt],
-) -> Conditions:
-    """What prompts and people become before the backbone is asked: by the text encoder and, perhaps, the method."""
-    identity = acting(bundle, identity, settings, device)
-    return read_prompts(bundle, encode_texts(bundle, prompts, identity, settings, device, texts))
-
-
 def acting(bundle: Bundle, identity: Identity | None, settings: Settings, device: torch.device) -> Identity | None:
     """Who the method shows, on the device; None where it does nothing."""
     if bundle.method_class is None or not settings.face_scale:
@@ -235,7 +222,7 @@ def encode_texts(
     device: torch.device,
     texts: dict[str, Prompt],
 ) -> Conditions:
-    """The first half of `encode`, with no other weights than the text encoder's; `identity` as `acting` gives it."""
+    """What prompts become, by no other weights than the text encoder's; `identity` as `acting` gives it."""
     negative = [] if settings.uncond in WITHOUT_PROMPT or settings.few_step else [settings.negative_prompt]
     tells = identity is not None and bundle.method_class.changes_prompt
     apart = bool(negative) and bundle.described("text_encoder").negative_skip is not None
@@ -253,7 +240,7 @@ def encode_texts(
 
 @torch.inference_mode()
 def read_prompts(bundle: Bundle, conditions: Conditions) -> Conditions:
-    """The second half of `encode`: what the method makes of people for these prompts."""
+    """The same with what the method makes of people for these prompts."""
     identity = conditions.identity
     if identity is not None and bundle.method_class.reads_prompt:
         # Before the backbone, as what works once a generation may then make room for it.
