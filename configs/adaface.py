@@ -26,6 +26,7 @@ def get_config() -> ConfigDict:
             "face_dim": 512,  # numbers of the recogniser's embedding
             "recogniser": "antelopev2",  # the insightface pack that has it: the teacher's own
             "template": "photo of a",  # what the towers read before a person
+            "face_length": 1.0,  # of an embedding among the reader's token embeddings: the teacher's own
             "average": "embeddings",  # of several photos; or of "states", or "words"
             "placement": "in_place",  # of a person in prompts: at their word; or "append", "prepend"
             "subject_word": "z",  # a person's word in prompts

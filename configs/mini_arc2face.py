@@ -20,6 +20,7 @@ def get_config() -> ConfigDict:
             "face_dim": 128,  # numbers of the recogniser's embedding
             "recogniser": "mini",  # the insightface pack that has it: the model's own
             "template": "photo of a",  # what is read before the face
+            "face_length": 10.0,  # of the embedding among the token embeddings: of 1, little is left in the states
             "backbone": "all",  # what is trained of the U-Net: all of it, or nothing ("frozen")
         }
     )

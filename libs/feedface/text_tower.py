@@ -161,16 +161,19 @@ class FaceReader(nn.Module):
         width: D; tower: the rest of `TextTower`'s arguments.
         face_dim: of the embedding, at most D.
         start: where the face stands, after "photo of a": the first of the `vectors` (N) tokens that come out.
+        face_length: of the face among the token embeddings; 1 with the authors'.
 
     Source: Papantoniou et al. 2024, "Arc2Face: A Foundation Model for ID-Consistent Human Faces".
     """
 
-    def __init__(self, width: int, tower: Mapping[str, int], face_dim: int, start: int, vectors: int):
+    def __init__(
+        self, width: int, tower: Mapping[str, int], face_dim: int, start: int, vectors: int, face_length: float = 1.0
+    ):
         super().__init__()
         if face_dim > width:
             raise ValueError(f"face_dim {face_dim} is above the width {width} of the vectors that hold it")
         self.tower = TextTower(width, **tower)
-        self.face_dim, self.persons = face_dim, slice(start, start + vectors)
+        self.face_dim, self.persons, self.face_length = face_dim, slice(start, start + vectors), face_length
         check_room(self.tower, self.persons)
         self.template = nn.Buffer(torch.zeros(self.persons.stop, width))  # token embeddings, 0 where the face stands
 
@@ -181,7 +184,7 @@ class FaceReader(nn.Module):
     def read(self, face: Tensor) -> Tensor:
         """All of the last states, [B,L,D]. Attention is causal: what would stand behind changes nothing."""
         x = self.template.expand(len(face), -1, -1).clone()
-        x[:, self.persons.start] = F.pad(face, (0, x.shape[-1] - face.shape[-1]))
+        x[:, self.persons.start] = F.pad(self.face_length * face, (0, x.shape[-1] - face.shape[-1]))
         return self.tower.final_layer_norm(self.tower(x)[-1])
 
 

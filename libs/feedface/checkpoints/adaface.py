@@ -18,7 +18,7 @@ from feedface.checkpoints.foreign import check_state, read_checkpoint, read_weig
 from feedface.common.errors import UserError
 from feedface.common.reading import check_file, foreign
 from feedface.methods.adaface import AdaFace
-from feedface.methods.arc2face import Arc2Face
+from feedface.methods.arc2face import SHARED, Arc2Face
 from feedface.text_tower import LAYER_WEIGHTS
 
 GENERATORS, PERSON = "string_to_subj_basis_generator_dict", "z"
@@ -125,7 +125,7 @@ def assembled(
     keys = [f"encoder.layers.{layer}.self_attn.k_proj.bias" for layer in range(tower["layers"])]
     if missing := [key for key in keys if key not in words]:
         raise UserError(f"{source}: has no {missing[0]}")
-    shared = {name: reader.config[name] for name in ("face_dim", "start", "vectors", "recogniser")}
+    shared = {name: reader.config[name] for name in SHARED}
     with foreign(f"{source}: does not describe an AdaFace"):
         method = AdaFace(
             width, reader.config["tower"], tower, **shared, copies=[len(words[key]) // width for key in keys], **options

@@ -27,7 +27,7 @@ from feedface.diffusion.objective import Objective
 from feedface.diffusion.text_objective import Distillation, Reconstruction
 from feedface.encoders import ReferenceSpec, TextEncoder
 from feedface.methods import arc2face
-from feedface.methods.arc2face import Arc2Face, TowerConfig
+from feedface.methods.arc2face import SHARED, Arc2Face, Length, TowerConfig
 from feedface.methods.base import Features, Identity, Method
 from feedface.methods.composition import Composition
 from feedface.text_tower import FaceReader, LayerMix, TextTower, check_room, extended, tower_config
@@ -54,6 +54,7 @@ class AdaFaceConfig(TypedDict, total=False):
     vectors: Width
     copies: Annotated[list[Width], Len(1, 1024)] | None
     recogniser: Text
+    face_length: Length
     average: Literal[AVERAGES]
     placement: Literal[PLACEMENTS]
     subject_word: Text
@@ -115,7 +116,8 @@ class AdaFace(Method):
 
     Args:
         width: D; face_tower, word_tower: the reader's and the writer's, see `TowerConfig`.
-        face_dim: of the recogniser's embedding, at most D; recogniser: the insightface pack that it is from.
+        face_dim: of the recogniser's embedding, at most D; recogniser: the insightface pack that it is from;
+            face_length: see `FaceReader`.
         start: where a person begins in both towers: after "photo of a", at 4 in CLIP's tokens.
         vectors: N.
         copies: keys and values of a token, for each layer of the word tower; None: 1.
@@ -138,12 +140,13 @@ class AdaFace(Method):
         vectors: int = 16,
         copies: Sequence[int] | None = None,
         recogniser: str = "antelopev2",
+        face_length: float = 1.0,
         average: str = "embeddings",
         placement: str = "in_place",
         subject_word: str = "z",
     ):
         super().__init__()
-        self.reader = FaceReader(width, face_tower, face_dim, start, vectors).requires_grad_(False)
+        self.reader = FaceReader(width, face_tower, face_dim, start, vectors, face_length).requires_grad_(False)
         self.word_tower = TextTower(width, **word_tower, copies=copies)
         self.config = {
             "width": width,
@@ -154,6 +157,7 @@ class AdaFace(Method):
             "vectors": vectors,
             "copies": self.word_tower.copies,
             "recogniser": recogniser,
+            "face_length": face_length,
             "average": average,
             "placement": placement,
             "subject_word": subject_word,
@@ -183,18 +187,17 @@ class AdaFace(Method):
         shared = {key: getattr(settings, key) for key in arc2face.FaceSettings.model_fields}
         like = Arc2Face.like(text, arc2face.FaceSettings(**shared))
         teacher = parts.get("teacher") or like
-        for key in ("width", "start", "face_dim", "vectors", "recogniser"):
+        for key in ("width", *SHARED):
             if teacher.config[key] != like.config[key]:
                 raise UserError(
                     f"config.control: the teacher has {key} {teacher.config[key]}, model and config {like.config[key]}"
                 )
         tower, width = tower_config(text.clip), text.clip.config.hidden_size
-        names = ("face_dim", "start", "vectors", "recogniser")
         made = cls(
             width,
             teacher.config["tower"],
             tower,
-            **{name: teacher.config[name] for name in names},
+            **{name: teacher.config[name] for name in SHARED},
             copies=[settings.copies] * tower["layers"],
             average=settings.average,
             placement=settings.placement,

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 
 BACKBONES = ("frozen", "all")
+SHARED = ("face_dim", "start", "vectors", "recogniser", "face_length")  # arguments that a reader and its students share
+Length = Annotated[float, Field(gt=0)]
 
 
 class TowerConfig(TypedDict):
@@ -53,6 +55,7 @@ class Arc2FaceConfig(TypedDict, total=False):
     start: Required[Width]
     vectors: Width
     recogniser: Text
+    face_length: Length
     backbone: Literal[BACKBONES]
 
 
@@ -67,6 +70,7 @@ class FaceSettings(BaseModel):
     face_dim: Annotated[int, Field(ge=1)] = 512
     recogniser: Text = "antelopev2"
     template: Text = "photo of a"
+    face_length: Length = 1.0
 
 
 class Settings(FaceSettings):
@@ -95,10 +99,11 @@ class Arc2Face(Method):
         start: int,
         vectors: int = 16,
         recogniser: str = "antelopev2",
+        face_length: float = 1.0,
         backbone: str = "frozen",
     ):
         super().__init__()
-        self.reader = FaceReader(width, tower, face_dim, start, vectors)
+        self.reader = FaceReader(width, tower, face_dim, start, vectors, face_length)
         self.reader.tower.embeddings.requires_grad_(False)
         self.config = {
             "width": width,
@@ -107,6 +112,7 @@ class Arc2Face(Method):
             "start": start,
             "vectors": vectors,
             "recogniser": recogniser,
+            "face_length": face_length,
             "backbone": backbone,
         }
         self.reference = ReferenceSpec("embedding", face_dim, recogniser=recogniser)
@@ -136,6 +142,7 @@ class Arc2Face(Method):
                 place,
                 settings.vectors,
                 settings.recogniser,
+                settings.face_length,
                 backbone,
             )
         template, token = made.reader.template, text.tokenizer
