@@ -7,9 +7,11 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
+import urllib.parse
 import urllib.request
 import zipfile
 from pathlib import Path
@@ -362,6 +364,18 @@ def test_on_a_phone(visit, scheme):
     assert me.page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]  # nothing to scroll sideways
     assert me.page.evaluate("document.body.classList.contains('dark')") == (scheme == "dark")
     me.shot(f"app_phone_{scheme}")
+
+
+def test_who_leaves_in_the_middle_of_an_upload_leaves_no_stack(served):
+    address = urllib.parse.urlsplit(served.url)
+    head = (
+        f"POST /gradio_api/upload HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Length: 100000\r\n"
+        "Content-Type: multipart/form-data; boundary=x\r\n\r\n--x\r\n"
+    )
+    with socket.create_connection((address.hostname, address.port)) as visitor:
+        visitor.sendall(head.encode())
+    time.sleep(1)
+    assert "ClientDisconnect" not in served.log.read_text()
 
 
 def test_the_api(served, tmp_path, monkeypatch):

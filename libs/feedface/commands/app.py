@@ -8,6 +8,7 @@ Everything stays on this machine; nothing is fetched but YuNet's weights, if --d
 and deletes what was uploaded and drawn.
 """
 
+import logging
 import os
 import signal
 import tempfile
@@ -86,6 +87,7 @@ def serve(args, folder: Path, auth: list[tuple[str, str]] | None) -> None:
     page = Page(models, make_detector(args.detector, first.bundle.faces_root), folder).blocks()
     if args.host not in (None, "127.0.0.1", "localhost") and auth is None:
         say("note: everybody in the network can use this page; --auth NAME:PASSWORD lets in those you know")
+    logging.getLogger("uvicorn.error").addFilter(tells_more_than_a_leaving)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         page.launch(
@@ -106,6 +108,13 @@ def serve(args, folder: Path, auth: list[tuple[str, str]] | None) -> None:
         raise UserError(f"--port {args.port or 7860}: the page cannot be served there ({error})") from None
     finally:
         page.close()
+
+
+def tells_more_than_a_leaving(record: logging.LogRecord) -> bool:
+    """False for the stack that uvicorn logs when a tab is closed in the middle of an upload: nothing went wrong."""
+    from starlette.requests import ClientDisconnect
+
+    return not (record.exc_info and isinstance(record.exc_info[1], ClientDisconnect))
 
 
 def cli() -> None:

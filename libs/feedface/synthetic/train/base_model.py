@@ -26,6 +26,7 @@ from feedface.synthetic.train.bundle import need, write_bundle_index
 from feedface.synthetic.train.common import in_batches, load_portraits, to_pixels
 
 ENCODERS = ("vae", "text_encoder", "image_encoder")
+DECODER = ("decoder.", "post_quant_conv.")  # of the VAE: not asked when encoding
 BROWS_TO_LIPS = range(2, 10)  # LaPa classes: brows, eyes, nose, mouth
 # (features, generator) -> loss, parts of it to log.
 Loss = Callable[["EncodedPortraits", torch.Generator], tuple[Tensor, dict[str, Tensor]]]
@@ -87,7 +88,8 @@ def encoded(portraits, encoders: Bundle, device: torch.device, amp: bool, file: 
     digest.update(np.ascontiguousarray(portraits.images))
     for name in ENCODERS:
         for key, value in sorted(getattr(encoders, name).state_dict().items()):
-            digest.update(key.encode() + value.cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
+            if not key.startswith(DECODER):
+                digest.update(key.encode() + value.cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
     kept = _read(file, digest.hexdigest())
     if kept is not None:
         return EncodedPortraits(**kept)
