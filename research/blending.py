@@ -22,6 +22,7 @@ from feedface.checkpoints.bundle import Bundle, load_bundle
 from feedface.common.contact_sheet import Tile, tile_rows
 from feedface.common.errors import run_cli
 from feedface.common.files import atomic_file
+from feedface.common.person_words import named
 from feedface.evaluation.cases import Cases, crop_references, make_cases
 from feedface.evaluation.metrics import Figure, bootstrap, similarity_to_own
 from feedface.evaluation.mini import Judge, draw, encode_faces, load_judge
@@ -31,6 +32,7 @@ from research.plots import curves
 
 WEIGHTS = (0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
 CPU = torch.device("cpu")
+Rows = list[tuple[str, list[Tile]]]
 
 
 class Artist:
@@ -39,11 +41,16 @@ class Artist:
     def __init__(self, bundle: Bundle, cases: Cases, batch_size: int):
         self.bundle, self.cases, self.batch_size = bundle, cases, batch_size
         self.crops, _ = crop_references(cases, "truth", None)
-        self.prompts = [prompts[0] for prompts in cases.prompts]
+        self.prompts = [self.named(prompts[0]) for prompts in cases.prompts]
         backbone = bundle.backbone_class
         self.settings = Settings().for_model(
             bundle.defaults, bundle.image_size, bundle.size_multiple, None, backbone.uncond_modes, backbone.reusable
         )
+
+    def named(self, prompt: str) -> str:
+        """The prompt with the person's word, where the method has one."""
+        word = self.bundle.method.subject_word
+        return prompt if word is None else named(prompt, word)
 
     def people(self, rows: slice, references: int) -> Identity:
         return encode_faces(self.bundle, self.crops[rows, :references], CPU, torch.float32)
@@ -52,7 +59,7 @@ class Artist:
         return draw(self.bundle, prompts, people, self.settings, 0, self.batch_size, CPU, label)
 
 
-def references_sheet(artist: Artist, people: int, counts: Sequence[int]) -> Image.Image:
+def references_sheet(artist: Artist, people: int, counts: Sequence[int]) -> Rows:
     """Each person's references, and what is drawn with so many of them."""
     drawn = {
         count: artist.draw(artist.prompts[:people], artist.people(slice(people), count) if count else None, f"{count}")
@@ -66,7 +73,7 @@ def references_sheet(artist: Artist, people: int, counts: Sequence[int]) -> Imag
             for count in counts
         ]
         rows.append((artist.prompts[row], tiles))
-    return tile_rows(rows, label_lines=1)
+    return rows
 
 
 def blended(artist: Artist, pairs: int, references: int) -> np.ndarray:
@@ -81,7 +88,7 @@ def blended(artist: Artist, pairs: int, references: int) -> np.ndarray:
     return np.stack(found, axis=1)
 
 
-def blend_sheet(artist: Artist, pictures: np.ndarray, pairs: int) -> Image.Image:
+def blend_sheet(artist: Artist, pictures: np.ndarray, pairs: int) -> Rows:
     rows = []
     for pair in range(pairs):
         ends = [
@@ -93,7 +100,7 @@ def blend_sheet(artist: Artist, pictures: np.ndarray, pairs: int) -> Image.Image
             for picture, weight in zip(pictures[pair], WEIGHTS, strict=True)
         ]
         rows.append((artist.prompts[2 * pair], [ends[0], *tiles[::2], ends[1]]))
-    return tile_rows(rows, label_lines=1)
+    return rows
 
 
 def similarities(judge: Judge, pictures: np.ndarray) -> dict[str, list[Figure]]:
@@ -119,9 +126,9 @@ def main() -> None:
     cases = make_cases(2 * options.pairs, 4, 1, bundle.image_size)
     artist = Artist(bundle, cases, options.batch_size)
     options.out.mkdir(parents=True, exist_ok=True)
-    _save(options.out / "references.png", references_sheet(artist, options.shown, (0, 1, 2, 3, 4)))
+    save_sheet(options.out / "references.png", references_sheet(artist, options.shown, (0, 1, 2, 3, 4)))
     pictures = blended(artist, options.pairs, options.references)
-    _save(options.out / "blend.png", blend_sheet(artist, pictures, options.shown))
+    save_sheet(options.out / "blend.png", blend_sheet(artist, pictures, options.shown))
     figures = similarities(Judge(load_judge(None, bundle, CPU), cases), pictures)
     series = {name: list(zip(WEIGHTS, values, strict=True)) for name, values in figures.items()}
     curves(options.out / "blend_curve.png", series, "weight of the second", "similarity")
@@ -138,9 +145,9 @@ def _text(figure: Figure) -> str:
     return f"{figure.value:.3f} [{figure.low:.3f}, {figure.high:.3f}]"
 
 
-def _save(path: Path, sheet: Image.Image) -> None:
+def save_sheet(path: Path, rows: Rows) -> None:
     with atomic_file(path) as temporary:
-        sheet.save(temporary, format="PNG")
+        tile_rows(rows, label_lines=1).save(temporary, format="PNG")
 
 
 if __name__ == "__main__":

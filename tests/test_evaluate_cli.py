@@ -170,6 +170,10 @@ def test_a_wrong_command_line(arguments):
         ('[{"name": "a", "model": "m", "pool": "sum"}]', "pool: must be 'concat', 'mean' or 'first', not 'sum'"),
         ('[{"name": "a", "model": "m", "references": true}]', "whole number"),
         ('[{"name": "a", "model": "m"}, {"name": "a", "model": "n"}]', "used twice"),
+        (
+            '[{"name": "a", "model": "m", "method": "feedface+adaface"}]',
+            "systems.json:1: --method feedface.adaface: give one",
+        ),
         ("[", "systems.json:1"),
     ],
 )

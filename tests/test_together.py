@@ -1,5 +1,8 @@
 """Two methods at once: words in the prompt and tokens beside the backbone add up."""
 
+import json
+
+import numpy as np
 import pytest
 import torch
 from tests.test_methods import ADAFACE, CLIP, FEEDFACE, SMALL, Row, Run, Setting
@@ -7,9 +10,13 @@ from tests.test_methods import ADAFACE, CLIP, FEEDFACE, SMALL, Row, Run, Setting
 from feedface.commands.inference import main
 from feedface.common.errors import UserError
 from feedface.diffusion.state import expand
+from feedface.evaluation.generators import Bundles, ModelGenerator
+from feedface.evaluation.protocols import Case
+from feedface.evaluation.systems import read_systems
 from feedface.inference.model_files import model_with
 from feedface.methods.together import Together
 from feedface.pipeline import FeedFacePipeline
+from feedface.settings import Settings
 
 SITES = {"uvit": ("in_blocks.0", "out_blocks.0"), "unet": ("mid_block.attentions.0", "up_blocks.1.attentions.1")}
 
@@ -74,6 +81,16 @@ def test_a_pipeline_with_both(tmp_path, capsys):
     ):
         with pytest.raises(UserError, match=message):
             model_with(*arguments)
+    entries = [{"name": name, "model": str(model), "ckpt_path": str(other), "method": name}
+               for name in ("feedface+adaface", "adaface")]  # fmt: skip
+    (tmp_path / "systems.json").write_text(json.dumps(entries))
+    bundles, crop = Bundles(torch.device("cpu"), torch.float32), np.zeros((8, 8, 3), np.uint8)
+    asked = Case("ann", ("a photo of a man",), (0,), [crop], [crop], *(np.ones((1, 2)),) * 2)
+    for system in read_systems(tmp_path / "systems.json", [1], Settings()):
+        generator = ModelGenerator(system, bundles.get(system), bundles.device, bundles.dtype)
+        assert generator.bundle.method.kind == ("together" if "+" in system.name else "adaface")
+        assert generator.info(asked, 0, 0).prompt == "a photo of a z"
+        assert generator.base.info(asked, 0, 0).prompt == "a photo of a man"
     command = ["--model", str(model), "--ckpt_path", str(other), "--method", "feedface+adaface", "--low_memory"]
     command += ["--image", str(photo), "--no_detect", "--prompt", "a z", "--output", str(tmp_path / "out")]
     with pytest.raises(UserError, match="--low_memory: is for one method"):

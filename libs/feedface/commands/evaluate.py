@@ -6,8 +6,9 @@ The paper's protocol, on cases in the authors' JSON schema (see json_examples/; 
 The same in the mini world, on people nobody trained on, in minutes on a CPU:
     python evaluate.py --protocol mini --model models/mini --out outputs/evaluation
 Systems compared, on the same people, prompts and seeds: model folders, of any backbone and method; JSON lists of
-{"name", "model", "ckpt_path"?, "pool"?, "references"?, "settings"?: {"steps", "guidance", "face_scale", "uncond",
-"size"}}; or both. Each is held against the first, and against the first that is shown as many references:
+{"name", "model", "ckpt_path"?, "method"?, "pool"?, "references"?, "settings"?: {"steps", "guidance", "face_scale",
+"uncond", "size"}}, where the method "feedface+adaface" joins those of model and ckpt_path; or both. Each is held
+against the first, and against the first that is shown as many references:
     python evaluate.py --protocol mini --systems models/mini workdir/mini/checkpoints/last --out outputs/comparison
     python evaluate.py --protocol mini --systems systems.json --references 1 --out outputs/comparison
 

@@ -3,11 +3,11 @@
 Source: Guo et al. 2024, "Dense-Face"; the dense losses are our own, see `dense_heads`.
 """
 
-import re
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from feedface.common.person_words import named
 from feedface.diffusion.batch import Draws, Encoded
 from feedface.diffusion.dense_losses import dense_losses
 from feedface.diffusion.objective import LossParts, Model
@@ -33,12 +33,11 @@ class DenseObjective(TextObjective):
     def __init__(self, config: "ConfigDict", zero_reference: Rows, empty_text: Tensor, settings: Any):
         super().__init__(config, zero_reference, empty_text)
         self.settings = settings
-        self.words = re.compile(rf"\b(?:{'|'.join(map(re.escape, settings.person_words))})\b", re.IGNORECASE)
 
     def prompts(self, draws: Draws, batch: Encoded) -> list[str]:
         word, fixed = self.settings.subject_word, self.settings.caption
         captions = [fixed or USUAL_CAPTION] * len(draws.t) if fixed or not batch.captions else batch.captions
-        said = (self.words.sub(word, caption).replace("{}", word) for caption in captions)
+        said = (named(text, word, self.settings.person_words).replace("{}", word) for text in captions)
         return ["" if dropped else text for text, dropped in zip(said, draws.drop_text.tolist(), strict=True)]
 
     def __call__(self, model: Model, draws: Draws, batch: Encoded) -> LossParts:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from feedface.checkpoints.bundle import Bundle
+from feedface.common.person_words import named
 from feedface.common.saving import safe_name
 from feedface.diffusion.state import join
 from feedface.evaluation.draw import encode_faces, through_vae
@@ -96,7 +97,9 @@ class ModelGenerator:
             return base
         digests = tuple(Reference("", crop).digest for crop in crops)
         settings = self._settings | {"pool": self.system.pool}
-        return replace(base, model_digest=self.digest, settings=settings, references=digests)
+        word = self.bundle.method.subject_word
+        said = base.prompt if word is None else named(base.prompt, word)
+        return replace(base, prompt=said, model_digest=self.digest, settings=settings, references=digests)
 
     def _base_info(self, case: Case, prompt: int, sample: int) -> PictureInfo:
         seed = case.seeds[prompt] + sample
@@ -173,9 +176,9 @@ class Bundles:
         self._key, self._bundle = None, None
 
     def get(self, system: System) -> Bundle:
-        key = (system.model, system.ckpt_path)
+        key = (system.model, system.ckpt_path, system.together)
         if key != self._key:
             self._key, self._bundle = None, None  # before the next one is loaded, so that memory never holds two
-            self._bundle = load_model(system.model, system.ckpt_path, self.device, self.dtype)
+            self._bundle = load_model(*key[:2], self.device, self.dtype, together=system.together)
             self._key = key
         return self._bundle

@@ -12,6 +12,7 @@ from feedface.common.errors import UserError
 from feedface.common.json_files import JsonFile
 from feedface.common.saving import safe_name
 from feedface.common.validation import CLOSED, Text, check_as
+from feedface.inference.model_files import model_with
 from feedface.settings import Settings
 
 POOLS = ("concat", "mean", "first")
@@ -26,6 +27,7 @@ class System:
     Attributes:
         name: its label everywhere, and its folder's name.
         model, ckpt_path: see `model_files.load_model`.
+        together: the method of `ckpt_path` goes with the model's own, not in its place.
         settings: None in it stands for the model's own default.
         pool: how several faces are joined: "concat", "mean" or "first".
         references: at most so many pictures of a person are shown; 0: none, the prompt alone.
@@ -37,6 +39,7 @@ class System:
     settings: Settings = field(default_factory=Settings)
     pool: str = "concat"
     references: int = 4
+    together: bool = False
 
 
 def gather_systems(paths: Sequence[Path], counts: Sequence[int], settings: Settings) -> list[System]:
@@ -89,10 +92,11 @@ def _counted(name: str, counts: Sequence[int]) -> Iterator[tuple[str, str, int]]
 
 
 def read_systems(file: Path, counts: Sequence[int], settings: Settings) -> list[System]:
-    """Read a list of {"name", "model", "ckpt_path"?, "settings"?, "pool"?, "references"?}.
+    """Read a list of {"name", "model", "ckpt_path"?, "method"?, "settings"?, "pool"?, "references"?}.
 
-    Models are looked for beside the file, then in the working directory; the numbers and `settings` given here are
-    for systems that have none of their own. `UserError` with the line for all else.
+    A "method" such as "feedface+adaface" joins those of "model" and "ckpt_path". Models are looked for beside the file,
+    then in the working directory; the numbers and `settings` given here are for systems that have none of their own.
+    `UserError` with the line for all else.
     """
     written = JsonFile(file)
     if not isinstance(written.data, list) or not written.data:
@@ -124,6 +128,7 @@ class _Entry(BaseModel):
     name: Text
     model: Text
     ckpt_path: Text | None = None
+    method: Text | None = None
     settings: dict[Literal[SETTINGS_KEYS], Any] = Field(default_factory=dict)
     pool: Literal[POOLS] = "concat"
     references: Annotated[int, Field(ge=0, le=32)] | None = None
@@ -137,8 +142,11 @@ def _read_system(entry: _Entry, file: Path, counts: Sequence[int], settings: Set
     if "size" in own:
         own = own | {"size": _size(own["size"])}
     model, ckpt = (_found(name, file) for name in (entry.model, entry.ckpt_path))
+    if entry.method is not None:
+        model_with(entry.method, model, ckpt)
+    together = "+" in (entry.method or "")
     for name, _, count in _counted(entry.name, counts if entry.references is None else [entry.references]):
-        yield System(name, model, ckpt, Settings(**own).over(settings), entry.pool, count)
+        yield System(name, model, ckpt, Settings(**own).over(settings), entry.pool, count, together)
 
 
 def _size(value: object) -> tuple[int, int]:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field
 from typing_extensions import TypedDict  # pydantic takes this one before Python 3.12
 
 from feedface.backbones.base import Backbone
+from feedface.common.person_words import PERSON_WORDS
 from feedface.common.sizes import Layers, Width
 from feedface.common.validation import CLOSED, Text
 
@@ -85,7 +86,7 @@ class Settings(BaseModel):
     subject_word: Text = "*"
     initial_word: Text = "person"
     caption: str = ""
-    person_words: Sequence[str] = ("man", "woman", "person", "boy", "girl", "guy", "lady", "gentleman", "soldier")
+    person_words: Sequence[str] = PERSON_WORDS
     pose_dropout: Annotated[float, Field(ge=0, le=1)] = 0.1
     dense: DenseSettings | None = None
 
