@@ -401,7 +401,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     from feedface.checkpoints.hub import fetch_model, is_hub_name
     from feedface.faces.detect import make_detector
     from feedface.inference.beginnings import Beginnings, run_folders
-    from feedface.inference.dense import check_heads
     from feedface.inference.job_run import RunPlan
     from feedface.inference.model_files import model_with, own_model
     from feedface.inference.runner import run_job, run_jobs
@@ -432,6 +431,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     detector = make_detector(args.detector, pipe.bundle.faces_root)
     pipe.settings(settings)  # refuses a size that the model cannot draw, before any face is looked for
     if args.dense:
+        from feedface.inference.dense import check_heads
+
         check_heads(pipe.bundle)
     begin = Beginnings(pipe, detector, settings, face, args.strength, args.mask, args.pose)
     if args.people:

@@ -19,7 +19,6 @@ from feedface.faces.references import find_faces
 from feedface.faces.similarity import FaceSimilarity
 from feedface.inference.batching import dtype_name
 from feedface.inference.beginnings import Beginnings
-from feedface.inference.dense import annotations, drawn
 from feedface.inference.outputs import PictureFolder, PictureInfo
 from feedface.inference.people import Cast, load_people
 from feedface.inference.photo_notice import photo_notice
@@ -197,6 +196,9 @@ class JobRun:
         """Keep a picture; the last one finishes the job."""
         path = self.pictures.save(image, info)
         if self.plan.dense:
+            # Dense-Face brings in all of diffusers' ControlNets, for which other methods need not wait.
+            from feedface.inference.dense import annotations, drawn
+
             pixels = np.asarray(image)
             found = annotations(self.pipe.bundle, [pixels], [info.prompt], self.identity_of(info), self.pipe.device)
             dense = drawn(pixels, {name: value[0] for name, value in found.items()})
