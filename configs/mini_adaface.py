@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
     config.control.teacher = "workdir/mini-arc2face/checkpoints/last"
     config.control.objective.prompts = ("a photo of {}", "a photo of {} in front of a wall", "{}")
     config.cache.dir = "workdir/mini-adaface/features"
-    config.train.grad_clip = 0.5
+    config.train.update(grad_clip=0.5, lr=3e-4, steps=800)
     config.log.prompts = (
         "a photo of z in a green hoodie on a beach",
         "a photo of z in a blue suit with glasses in front of a brick wall",

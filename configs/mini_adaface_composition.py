@@ -23,5 +23,5 @@ def get_config() -> ConfigDict:
     config.loss.standard_share = 0.0
     config.train.optimizer, config.train.lr, config.train.d_coef = "prodigy", 1.0, 0.5
     config.train.schedule = "linear"
-    config.train.warmup_steps = 50
+    config.train.warmup_steps, config.train.steps = 50, 250
     return config

@@ -27,5 +27,7 @@ def get_config() -> ConfigDict:
     config.data.max_faces = 1
     config.loss.kind = "standard"  # the whole picture: there is no prompt to keep to
     config.loss.face_dropout = 0.0
+    config.loss.min_snr = 5.0  # as the base model was trained
+    config.train.update(batch_size=32, lr=5e-4, steps=3_000)
     config.cache.dir = "workdir/mini-arc2face/features"
     return config

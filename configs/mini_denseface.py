@@ -16,7 +16,7 @@ def get_config() -> ConfigDict:
     config.control.update(
         # No weights of theirs to keep to: stronger additions learn faster.
         delta=1.0,
-        token_delta=1.0,
+        token_delta=10.0,
         adapters="all",
         reads_in_middle=True,
         hint_channels=(8, 16, 32, 64),
@@ -30,7 +30,7 @@ def get_config() -> ConfigDict:
     config.data.update(other_picture=1.0, flip=0.0, max_faces=1)
     config.loss = full.loss
     config.loss.min_snr = 5.0  # as the base model was trained
-    config.train.update(batch_size=32, lr=1e-3, steps=3_000)
+    config.train.update(batch_size=32, lr=7e-4, warmup_steps=60, ema=0.99, steps=3_000)
     config.log.prompts = (
         "a photo of a smiling * in a green hoodie on a beach",
         "a photo of a * in a blue suit with glasses in front of a brick wall",

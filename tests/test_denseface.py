@@ -25,7 +25,7 @@ from feedface.diffusion.dense_objective import DenseObjective
 from feedface.faces.parse import CLASS_NAMES
 from feedface.faces.pose import MEDIAPIPE, face_pose, five_points, parse_pose
 from feedface.faces.types import LAPA_VALUES, Face
-from feedface.head_pose import draw_pose, mirrored
+from feedface.head_pose import draw_pose, mirrored, pose_hints
 from feedface.methods.denseface_config import described_sites
 from feedface.pose_branch import PoseBranch
 from feedface.synthetic.world.dataset import make_portraits
@@ -270,6 +270,16 @@ def test_the_pose_branch_begins_as_the_unet_and_adds_nothing():
     added = branch(torch.randn(2, 4, 8, 8), torch.tensor([3.0, 700.0]), hint)
     assert [tuple(x.shape[1:]) for x in added] == [(16, 8, 8)] * 2 + [(16, 4, 4), (32, 4, 4), (32, 4, 4)]
     assert not any(x.any() for x in added)
+
+
+def test_a_fresh_pose_branch_tells_drawings_apart():
+    torch.manual_seed(0)
+    branch = PoseBranch(4, [16, 32], 1, (8, 16, 32, 64), 8)
+    seen = []
+    branch.controlnet_cond_embedding.conv_out.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    branch.embedded(pose_hints(torch.tensor([[-24.0, 0, 0], [24.0, 0, 0]]), (128, 128)))
+    left, right = seen[0]
+    assert (left - right).std() > 0.03  # 3e-6 with convolutions as PyTorch makes them
 
 
 # ---------------------------------------------------------------------------------------------- labels, dense heads
