@@ -50,6 +50,9 @@ def get_config() -> ConfigDict:
                 # Naming a `dir` is enough to switch it on.
                 "enabled": False,
                 "dir": "",
+                # Each picture has only so many draws of mirroring, noise, timestep and dropped text, and what the
+                # frozen backbone predicts of them is kept here too, made when first asked; 0: new draws each time.
+                "draws_per_picture": 0,
             },
             "loss": {
                 "kind": "regularization",  # "regularization", "mask" or "standard"

@@ -12,12 +12,13 @@ CPU = torch.device("cpu")
 
 
 def test_flops_tell_the_variants_apart():
-    release, uncached, cached = (
-        count_flops(SIZES["tiny"], VARIANTS[name]) for name in ("release", "uncached", "cached")
+    release, uncached, cached, kept = (
+        count_flops(SIZES["tiny"], VARIANTS[name]) for name in ("release", "uncached", "cached", "kept")
     )
     assert release["encoders"] == uncached["encoders"] > 0 and "encoders" not in cached
     # One sample in ten needs no frozen prediction, except in the release's way.
     assert uncached["frozen pass"] == pytest.approx(0.9 * release["frozen pass"])
+    assert sum(kept.values()) == sum(cached.values()) - cached["frozen pass"]
     assert release["recomputation"] > 0 and "recomputation" not in uncached
     for phase in ("adapted pass, backbone", "control blocks, forward", "backward"):
         assert release[phase] == uncached[phase] == cached[phase] > 0

@@ -37,7 +37,13 @@ def test_the_demo_person_comes_out_in_new_pictures():
 
 @pytest.mark.parametrize(
     ("folder", "most_mib"),
-    [("mini", 40), ("mini-unet", 30), ("mini-unet-flashface", 15), ("mini-uvit-flashface", 1)],
+    [
+        ("mini", 40),
+        ("mini-unet", 30),
+        ("mini-unet-flashface", 15),
+        ("mini-uvit-flashface", 1),
+        ("mini-unet-denseface", 5),
+    ],
 )
 def test_its_files_are_small_and_name_no_folder_of_ours(folder, most_mib):
     files = [path for path in (ROOT / "models" / folder).rglob("*") if path.is_file()]
@@ -56,7 +62,14 @@ def test_no_pickles(name):
     assert weights and set(weights) == {".safetensors"}
 
 
-@pytest.mark.parametrize(("name", "own"), [("mini-unet", ["feedface", "unet"]), ("mini-unet-flashface", ["flashface"])])
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [
+        ("mini-unet", ["feedface", "unet"]),
+        ("mini-unet-flashface", ["flashface"]),
+        ("mini-unet-denseface", ["denseface"]),
+    ],
+)
 def test_those_on_the_u_net_have_only_what_is_their_own_and_show_the_person(name, own):
     folder = ROOT / "models" / name
     assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == own

@@ -1,5 +1,6 @@
 """What `--dry_run` finds wrong, what it measures, and that it changes and writes nothing."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -136,6 +137,13 @@ def test_the_caches_size_is_its_size(bundle, records, tmp_path, mirrored):
     files = [path for path in (tmp_path / "features").glob("*.safetensors") if path.name != "fixed.safetensors"]
     overhead = 2000 * len(files)  # headers
     assert estimate < sum(path.stat().st_size for path in files) < estimate + overhead
+
+
+def test_kept_predictions_take_their_place_on_the_disk(bundle, records, tmp_path, capsys):
+    config = make_config(bundle, records, **{"cache.enabled": True, "cache.draws_per_picture": 1000})
+    assert dry_run(config, tmp_path / "run") == 0
+    # Of 12 pictures, 528 bytes each; the features themselves are some KiB.
+    assert re.search(r"disk: 6\.\d MiB for the feature cache", capsys.readouterr().out)
 
 
 def test_peak_memory_counts_what_is_freed_again():

@@ -8,7 +8,7 @@ import inspect
 import sys
 import textwrap
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -38,6 +38,7 @@ from feedface.methods.base import Identity, Method, method_class
 from feedface.pipeline import FeedFacePipeline
 from feedface.training.check import check_config
 from feedface.training.data import build_data
+from feedface.training.frozen_predictions import FrozenPredictions
 from feedface.training.setup import build_models, make_accelerator
 from feedface.training.trainer import train
 
@@ -483,6 +484,32 @@ def test_the_cache_gives_the_same_loss(setting: Setting, tmp_path):
         objective = models.trained.method.objective(config, data.zero_reference, data.empty_text)
         losses.append(objective(models.trained, batch.draws, encoded).loss)
     torch.testing.assert_close(*losses, atol=1e-5, rtol=1e-4)
+
+
+@contract
+def test_kept_predictions_give_the_same_loss_or_there_are_none(setting: Setting, tmp_path):
+    run = Run(setting.row, tmp_path)
+    run.reset()
+    config = run.config(**{"cache.draws_per_picture": 2})
+    if not setting.method.asks_frozen(config):
+        with pytest.raises(UserError, match=r"draws_per_picture: .* has no frozen prediction to keep"):
+            check_config(config)
+        return
+    accelerator = make_accelerator(config, tmp_path)
+    models = build_models(config, accelerator.device, "no")
+    data = build_data(config, models, accelerator, tmp_path)
+    count, trained = len(data.dataset.refs), models.trained
+    frozen = FrozenPredictions(tmp_path, data.dataset.settings, count, trained, data.empty_text)
+    objective = trained.method.objective(config, data.zero_reference, data.empty_text)
+    batch = data.dataset.__getitems__([(sample, 2) for sample in range(6)])
+    losses = [objective(trained, batch.draws, batch.content).loss]
+    for _ in range(2):  # made, and read
+        content = replace(batch.content, frozen=frozen(batch.draws, batch.content))
+        losses.append(objective(trained, batch.draws, content).loss)
+    assert losses[1] == losses[2]
+    torch.testing.assert_close(*losses[:2], atol=0, rtol=1e-4)
+    models.trained.forward = None  # not asked again
+    frozen(batch.draws, batch.content)
 
 
 FIRST_ROWS = [next(row for row in ROWS if row.backbone == name) for name in BACKBONES]

@@ -67,9 +67,15 @@ def weights(workdir):
     return state["weights"], state
 
 
-@pytest.mark.parametrize("cached", [True, False])
-def test_resumed_run_equals_an_unbroken_one_to_the_bit(world, tmp_path, cached):
-    changes = {"cache.enabled": cached, "train.steps": 20, "data.max_faces": 2, "train.accumulation": 1 + cached}
+@pytest.mark.parametrize(("cached", "draws"), [(True, 0), (False, 0), (True, 3)])
+def test_resumed_run_equals_an_unbroken_one_to_the_bit(world, tmp_path, cached, draws):
+    changes = {
+        "cache.enabled": cached,
+        "cache.draws_per_picture": draws,
+        "train.steps": 20,
+        "data.max_faces": 2,
+        "train.accumulation": 1 + cached,
+    }
     whole = make_config(world, **changes)
     assert train(whole, tmp_path / "whole") == 0
     # Half of the run under the schedule of the whole, as if it were stopped there.
@@ -215,6 +221,8 @@ def test_checkpoint_of_another_model(world, tmp_path):
     [
         ({"loss.kind": "l1"}, "config.loss.kind"),
         ({"data.flip": 1.5}, "config.data.flip"),
+        ({"cache.draws_per_picture": 8, "cache.enabled": False}, "config.cache.draws_per_picture: .* config.cache.dir"),
+        ({"cache.draws_per_picture": 8, "loss.kind": "mask"}, "config.cache.draws_per_picture: feedface .* leave it 0"),
         ({"train.batch_size": 0}, "config.train.batch_size"),
         ({"train.lr": float("nan")}, "config.train.lr"),
         ({"log.trackers": ("comet",)}, "comet"),

@@ -90,11 +90,14 @@ def test_a_closed_engine_has_let_go_of_ddp():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cache", ["features", ""], ids=["cached", "pictures"])
-def test_two_processes_of_four_equal_one_of_eight(world, tmp_path, cache):
+@pytest.mark.parametrize(
+    ("cache", "draws"), [("features", 0), ("", 0), ("features", 3)], ids=["cached", "pictures", "few draws"]
+)
+def test_two_processes_of_four_equal_one_of_eight(world, tmp_path, cache, draws):
     def arguments(name, batch):
         cached = f"--config.cache.dir={tmp_path / name / cache}" if cache else "--config.cache.enabled=False"
-        return [*world, cached, f"--workdir={tmp_path / name}", f"--config.train.batch_size={batch}"]
+        cached = [cached, f"--config.cache.draws_per_picture={draws}"]
+        return [*world, *cached, f"--workdir={tmp_path / name}", f"--config.train.batch_size={batch}"]
 
     train(1, *arguments("one", 8))
     out = train(2, *arguments("two", 4))

@@ -6,7 +6,7 @@ are dealt by their size (`buckets`).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -16,14 +16,15 @@ from feedface.diffusion.batch import Draw
 from feedface.diffusion.schedule import NUM_TIMESTEPS
 
 # First entry of each generator's seed. All seeds have four entries: numpy takes [a] and [a, 0] for the same.
-_ORDER, _SAMPLE, _FACES = 1, 2, 3
+_ORDER, _SAMPLE, _FACES, _FIXED = 1, 2, 3, 4
 
 
 @dataclass(frozen=True)
 class DrawSettings:
     """Probabilities are per sample. `state_shapes`: what is noised, as `Backbone.state_shapes` gives it for the square.
 
-    `buckets` deal pictures of several sizes; None: each is its centre square.
+    `buckets` deal pictures of several sizes; None: each is its centre square. `draws_per_picture`: how many a picture
+    has, see `_fixed`; 0: new ones each time.
     """
 
     seed: int
@@ -37,6 +38,7 @@ class DrawSettings:
     text_dropout: float = 0.0
     faceless: Sequence[bool] | None = None  # by record, whether its own picture is no reference: others are, or none is
     buckets: Buckets | None = None
+    draws_per_picture: int = 0
 
     def shapes(self, size: Size | None) -> Mapping[str, tuple[int, ...]]:
         """What is noised in a picture of `size`; None: the square."""
@@ -87,7 +89,7 @@ def draw(settings: DrawSettings, sample: int, faces: int, refs: Sequence[int], a
     shown = int(rng.integers(1, faces + 1))  # and these after them, in this order
     place = (0.0, 0.0) if size is None else tuple(rng.random(2).tolist())
     seed = int(rng.integers(2**62))
-    return Draw(
+    drawn = Draw(
         row=row,
         flip=bool(chances[0] < settings.flip),
         hair=bool(chances[1] < settings.hair_in_mask),
@@ -103,4 +105,26 @@ def draw(settings: DrawSettings, sample: int, faces: int, refs: Sequence[int], a
         seed=seed,
         vae_noise=vae_noise,
         noise=noise,
+    )
+    return _fixed(settings, drawn, sample // len(refs)) if settings.draws_per_picture else drawn
+
+
+def _fixed(settings: DrawSettings, drawn: Draw, epoch: int) -> Draw:
+    """`drawn`, but what the frozen backbone is asked is one of the few draws that its picture has.
+
+    They take turns by the epoch, beginning with another one for each picture, so that an epoch has as many of each.
+    Their timesteps are from as many equal spans, one each. Mask, references and dropped face are drawn anew each time.
+    """
+    count = settings.draws_per_picture
+    number = (epoch + drawn.row) % count
+    rng = np.random.default_rng([_FIXED, settings.seed, drawn.row, number])
+    chances = rng.random(2)
+    return replace(
+        drawn,
+        fixed=number,
+        flip=bool(chances[0] < settings.flip),
+        drop_text=bool(chances[1] < settings.text_dropout),
+        t=1 + int(rng.integers(number * NUM_TIMESTEPS, (number + 1) * NUM_TIMESTEPS)) // count,
+        vae_noise=rng.standard_normal(drawn.vae_noise.shape, dtype=np.float32),
+        noise={name: rng.standard_normal(one.shape, dtype=np.float32) for name, one in drawn.noise.items()},
     )

@@ -20,7 +20,8 @@ class Draw:
     says which of them are mirrored. `shown`: how many of them a method shows that can show fewer to some samples.
 
     `size`: (width, height) in pixels that the picture is cut to, at `place` of what it has more, 0 … 1 across and down;
-    None: its centre square. `seed`: of what an objective draws besides."""
+    None: its centre square. `seed`: of what an objective draws besides. `fixed`: which of its picture's draws it is,
+    where there are only a few."""
 
     row: int
     flip: bool
@@ -37,6 +38,7 @@ class Draw:
     size: tuple[int, int] | None = None
     place: tuple[float, float] = (0.0, 0.0)
     seed: int = 0
+    fixed: int = 0
 
 
 class Tensors:
@@ -81,6 +83,7 @@ class Draws(Tensors):
     noise: State
     shown: Tensor
     seeds: Tensor | None = None
+    fixed: Tensor | None = None
 
     def to(self, device: torch.device) -> Self:
         """With timesteps and noise on a device. Flags and rows stay: what is computed depends on them."""
@@ -103,6 +106,7 @@ class Draws(Tensors):
             noise,
             torch.tensor([d.shown for d in draws]),
             torch.tensor([d.seed for d in draws]),
+            torch.tensor([d.fixed for d in draws]),
         )
 
 
@@ -116,6 +120,7 @@ class Encoded(Tensors):
         text: [B,T,Dt].
         features: of the references, [B,F,…], by the names that `Method.features` gives them.
         mask: [B,1,h,w] in 0…1.
+        frozen: the frozen backbone's prediction, where it is known already: [B,C,h,w].
         labels, captions: what records say of the pictures, where the method's objective asks: see `data.labels`.
     """
 
@@ -125,5 +130,6 @@ class Encoded(Tensors):
     text: Tensor
     features: Mapping[str, Tensor]
     mask: Tensor
+    frozen: Tensor | None = None
     labels: Mapping[str, Tensor] = field(default_factory=dict)
     captions: Sequence[str] = ()

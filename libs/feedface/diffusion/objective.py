@@ -79,7 +79,9 @@ class MaskObjective:
         masked = torch.zeros_like(draws.standard) if self.kind == "standard" else ~draws.standard
         rows = masked.nonzero()[:, 0].to(device, non_blocking=True)
         frozen_pred = None
-        if len(rows) and self.kind == "regularization":
+        if len(rows) and self.kind == "regularization" and batch.frozen is not None:
+            frozen_pred = batch.frozen[rows].float()
+        elif len(rows) and self.kind == "regularization":
             # Only these samples need the frozen prediction. No gradient passes through it; made first, it leaves
             # nothing in memory when the trained pass begins.
             with torch.no_grad():

@@ -374,6 +374,10 @@ class AdaFace(Method):
         more = (self,) if kind is Composition else ()
         return kind(config, zero_reference, empty_text, prompts, settings.objective, *more)
 
+    @classmethod
+    def asks_frozen(cls, config: "ConfigDict") -> bool:
+        return super().asks_frozen(config) and config.control.objective.kind == "reconstruction"
+
     def trained(self, backbone: Backbone) -> dict[str, nn.Module]:
         tower = self.word_tower
         return {"layers": tower.encoder, "norm": tower.final_layer_norm, "mix": self.mix}

@@ -150,6 +150,11 @@ class Method(nn.Module):
         """What training minimises, by default FeedFace's loss; the arguments are those of `MaskObjective`."""
         return MaskObjective(config, zero_reference, empty_text)
 
+    @classmethod
+    def asks_frozen(cls, config: "ConfigDict") -> bool:
+        """Whether training so compares with the backbone's own prediction, and that stays as it is."""
+        return config.loss.kind == "regularization" and not cls.changes_backbone(config.control)
+
     def step_blocks(self) -> Iterable[nn.Module]:
         """Its modules that work at every step: for compiling, int8, offloading. All others work once a person."""
         return ()

@@ -131,7 +131,7 @@ class Watch(Control):
         self.features: dict[str, Tensor] = {}
 
     def attention(self, site: Site, op: Operator, x: Tensor, context: Tensor) -> Tensor:
-        keys, values = self.texts.get(site.name, (context, context))
+        keys, values = (text.to(x) for text in self.texts.get(site.name, (context, context)))
         query, key, value = op.query(x), op.key_value(keys)[0], op.key_value(values)[1]
         block = site.name.rpartition(".")[0]
         if block in self.weights:

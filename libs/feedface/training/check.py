@@ -47,6 +47,7 @@ class Data(Section):
 class Cache(Section):
     enabled: bool
     dir: str
+    draws_per_picture: Count = 0
 
 
 class Loss(Section):
@@ -121,12 +122,27 @@ def check_config(config: ml_collections.ConfigDict) -> None:
             "config.data.buckets: cuts each picture anew, at random, which neither the cache nor data.in_memory can "
             "keep; leave one of them out"
         )
+    if config.cache.get("draws_per_picture"):
+        _check_draws(config)
     needs = {"adamw8bit": "bitsandbytes", "prodigy": "prodigyopt"}.get(config.train.optimizer)
     if needs and importlib.util.find_spec(needs) is None:
         raise UserError(f"config.train.optimizer: {config.train.optimizer} needs {needs}; `pip install {needs}`")
     if config.log.samples_every and not config.log.prompts:
         raise UserError("config.log.prompts: empty, but log.samples_every asks for pictures; name at least one prompt")
     check_trackers(config.log.trackers)
+
+
+def _check_draws(config: ml_collections.ConfigDict) -> None:
+    if not (config.cache.enabled or config.cache.dir):
+        raise UserError(
+            "config.cache.draws_per_picture: keeps predictions in the cache; name a folder as config.cache.dir too"
+        )
+    kind = method_of(config)
+    if not method_class(kind).asks_frozen(config):
+        raise UserError(
+            f"config.cache.draws_per_picture: {kind} with this loss.kind and control has no frozen prediction to keep; "
+            f"leave it 0"
+        )
 
 
 def method_of(config: ml_collections.ConfigDict) -> str:

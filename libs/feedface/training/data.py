@@ -141,4 +141,5 @@ def draw_settings(
         text_dropout=config.loss.text_dropout,
         faceless=store.records.faceless,
         buckets=buckets,
+        draws_per_picture=config.cache.get("draws_per_picture", 0),  # nor this
     )

@@ -13,6 +13,7 @@ from feedface.data.cache_shards import Items, Mirrored, as_kinds
 from feedface.data.dataset import BrokenPicture, PictureStore, check_broken
 from feedface.training.check import check_config
 from feedface.training.data import build_store, cache_folder, mirrored_kinds
+from feedface.training.frozen_predictions import prediction_bytes
 from feedface.training.memory import check_batch
 from feedface.training.profile_step import StepProfile, profile_step
 from feedface.training.run_record import bytes_text, check_disk, checkpoint_bytes, existing
@@ -58,7 +59,9 @@ def _check_and_measure(config: ml_collections.ConfigDict, workdir: Path, acceler
     print(memory_line(config, models, profile, accelerator, trained))
     needs = [(workdir / "checkpoints", _checkpoints(config) * checkpoint_bytes(trained, config.train.ema > 0))]
     if cache is not None:
-        needs.append((cache, cache_bytes(items, profile, mirrored_kinds(config))))
+        predictions = config.cache.get("draws_per_picture", 0) * len(store.records)
+        kept = predictions * prediction_bytes(models.state_shapes["img"])
+        needs.append((cache, cache_bytes(items, profile, mirrored_kinds(config)) + kept))
     for (folder, needed), what in zip(needs, ("checkpoints", "the feature cache"), strict=False):
         print(f"disk: {bytes_text(needed)} for {what} in {folder}")
     for line in time_lines(config, profile, accelerator.num_processes, len(items.pictures) if cache else 0):

@@ -29,6 +29,7 @@ from feedface.training.check import check_config
 from feedface.training.data import build_data, build_store, cache_folder
 from feedface.training.ema import Ema
 from feedface.training.engine import Engine
+from feedface.training.frozen_predictions import FrozenPredictions
 from feedface.training.memory import check_batch, out_of_memory_in_words
 from feedface.training.resume import check_belongs, check_state
 from feedface.training.run_record import changes, check_disk, checkpoint_bytes, flat, record_run
@@ -114,6 +115,10 @@ class Trainer:
         data = build_data(config, self.models, self.accelerator, workdir)
         self.dataset, self.encoders, self.labels = data.dataset, data.encoders, data.labels
         self.objective = self.trained.method.objective(config, data.zero_reference, data.empty_text)
+        self.frozen = None
+        if self.dataset.settings.draws_per_picture:
+            folder, count = cache_folder(config, workdir), len(self.dataset.refs)
+            self.frozen = FrozenPredictions(folder, self.dataset.settings, count, self.trained, data.empty_text)
         self.grid = None
         sharded = self.accelerator.distributed_type == DistributedType.FSDP  # no process has the whole weights then
         if config.log.samples_every and self.accelerator.is_main_process and not sharded:
@@ -239,6 +244,8 @@ class Trainer:
             encoded = batch.content if isinstance(batch.content, Encoded) else self.encoders(batch.content)
             if self.labels is not None:
                 encoded.labels, encoded.captions = self.labels(batch.draws), self.labels.captions(batch.draws)
+            if self.frozen is not None:
+                encoded.frozen = self.frozen(batch.draws, encoded)
             last = micro == config.train.accumulation - 1
             with self.engine.accumulating(last):
                 part = self.objective(self.engine.model, batch.draws, encoded)

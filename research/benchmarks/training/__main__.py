@@ -6,9 +6,10 @@
     python -m research.benchmarks.training --size full --batch_size 1 --variants cached --checkpointing --measure memory
 
 A step is: encoders where the variant runs them, objective, backward pass, clipping, AdamW. Weights and data are random;
-no files are read. Variants take turns, step by step, so that other load on the machine hits them alike. Every tenth
-sample, counted through the run, is drawn as standard and needs no frozen prediction: few steps may have none of these,
-FLOPs count them exactly. The memory of each variant is the peak of a process of its own, which takes two steps.
+no files are read, but for kept frozen predictions: of a file that has them all. Variants take turns, step by step, so
+that other load on the machine hits them alike. Every tenth sample, counted through the run, is drawn as standard and
+needs no frozen prediction: few steps may have none of these, FLOPs count them exactly. The memory of each variant is
+the peak of a process of its own, which takes two steps.
 
 The release's way: all encoders in every step; the frozen prediction for every sample; the backbone's blocks
 checkpointed; attention in float32; AdamW as PyTorch does it by default. Otherwise both run the same modules.

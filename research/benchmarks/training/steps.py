@@ -3,10 +3,13 @@
 Shapes: B batch, C h w latent, n tokens of a face, T text tokens.
 """
 
+import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
 
 import torch
 from ml_collections import ConfigDict
@@ -16,12 +19,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from feedface.data.dataset import Pixels
+from feedface.data.draws import DrawSettings
 from feedface.data.features import FrozenEncoders
 from feedface.diffusion.batch import Draws, Encoded
 from feedface.diffusion.state import State
 from feedface.inference.acceleration import compile_blocks
 from feedface.methods.base import Method
 from feedface.training.controlled import ControlledBackbone
+from feedface.training.frozen_predictions import FrozenPredictions
 from research.benchmarks.counting import Float32Attention
 from research.benchmarks.models import (
     META,
@@ -45,6 +50,7 @@ class Variant:
     title: str
     encode: bool = False  # run all encoders on every sample, instead of reading features
     frozen_always: bool = False  # frozen prediction for samples with the standard loss too
+    kept: bool = False  # frozen predictions are read, as they are where a picture has only a few draws
     float32_attention: bool = False
     checkpointing: str = ""  # what is run again in the backward pass: "", "backbone", or "all", control blocks as well
     fused: bool = True  # AdamW
@@ -58,6 +64,7 @@ VARIANTS = {
     ),
     "uncached": Variant("ours, without the cache", encode=True),
     "cached": Variant("ours, with the cache"),
+    "kept": Variant("ours, with the cache, frozen predictions kept", kept=True),
     "compiled": Variant("ours, with the cache, compiled", compiled=True),
 }  # fmt: skip
 
@@ -122,6 +129,7 @@ def random_draws(size: Size, batch_size: int, first: int = 0) -> Draws:
         vae_noise=torch.randn(latent),
         noise={"img": torch.randn(latent), "clip_img": torch.randn(batch_size, 1, 512)},
         shown=torch.ones(batch_size, dtype=torch.long),
+        fixed=torch.zeros(batch_size, dtype=torch.long),
     )
 
 
@@ -228,6 +236,8 @@ class Bench:
             compile_blocks(self.trained)
             self._compiled = True
         draws = random_draws(self.size, self.batch_size, number * self.batch_size)
+        if variant.kept:
+            draws = replace(self.kept_draws, standard=draws.standard)
         if variant.frozen_always:
             draws.standard = torch.zeros_like(draws.standard)
         self.trained.backbone.gradient_checkpointing = variant.checkpointing == "all"
@@ -250,10 +260,35 @@ class Bench:
         if variant.encode:
             with self.phases("encoders"):
                 batch = self.encoders(self.pixels)
+        if variant.kept:
+            with self.phases("frozen predictions, read"):
+                batch = replace(batch, frozen=self._kept(draws))
         with self.phases("other"):
             loss = self.objective(self._model, draws, batch).loss
         with self.phases("backward"):
             loss.backward()
+
+    @cached_property
+    def kept_draws(self) -> Draws:
+        """Of a step whose predictions are kept: always the same, without a standard one."""
+        draws = random_draws(self.size, self.batch_size)
+        return replace(draws, standard=torch.zeros_like(draws.standard))
+
+    @cached_property
+    def _store(self) -> FrozenPredictions:
+        """Has them all. Read from a file, as in training."""
+        self._folder = tempfile.TemporaryDirectory()
+        shapes = {"img": tuple(self.features.mean.shape[1:])}
+        settings = DrawSettings(0, shapes, draws_per_picture=1)
+        empty_text = self.objective.empty_text
+        store = FrozenPredictions(Path(self._folder.name), settings, self.batch_size, self.trained, empty_text)
+        store(self.kept_draws, self.features)
+        return store
+
+    def _kept(self, draws: Draws) -> Tensor:
+        if self.device == META:
+            return torch.zeros_like(self.features.mean, dtype=torch.float16)
+        return self._store(draws, self.features)
 
     def _model(self, state: State, t: Tensor, prompt: dict, features: dict | None = None) -> State:
         with self.phases("frozen pass" if features is None else "adapted pass, backbone"):
