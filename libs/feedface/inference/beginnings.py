@@ -164,7 +164,7 @@ def run_folders(
             wanted.append((path, info, Request(prompt, seed, shown, start)))
     size = batch_size or pipe.batch_size(settings)
     with progress(total=settings.steps * len(wanted), desc="drawing", disable=not wanted) as bar:
-        groups = batches(wanted, size, lambda item: sorted(item[2].identity))
+        groups = batches(wanted, size, lambda item: tuple(sorted(item[2].identity)))
         for batch, images in pipe.draw_batches(
             (Batch([request for *_, request in group], settings, group) for group in groups), bar.update
         ):
