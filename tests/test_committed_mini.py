@@ -1,11 +1,13 @@
 """The committed model does the main job: the person shown comes out, and comes out nearer than without the face."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from feedface.commands.inference import main
 from feedface.common.images import read_image
 from feedface.faces.detect import make_detector
 from feedface.faces.identity import cosine_similarity
@@ -79,3 +81,22 @@ def test_those_on_the_u_net_have_only_what_is_their_own_and_show_the_person(name
     nobody = draw()
     pipe.set_faces([ROOT / "assets" / "demo_face.png"])
     assert nobody.shape == (128, 128, 3) and np.abs(draw().astype(int) - nobody).mean() > 2
+
+
+def test_the_faces_of_a_folder_of_pictures_become_each_persons(tmp_path, capsys):
+    bases, people = tmp_path / "bases", tmp_path / "people"
+    for name, asset in (("bases/x", 1), ("bases/y", 2), ("people/anna/1", 3), ("people/ben/1", 4)):
+        target = tmp_path / f"{name}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / f"assets/demo_person_{asset}.png", target)
+    command = ["--method", "denseface", "--mode", "inpaint", "--base", bases, "--people", people, "--steps", 2]
+    command = [*map(str, [*command, "--output", tmp_path / "out"])]
+    assert main(command) == 0 and "4 picture(s) made" in capsys.readouterr().out
+    found = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert sorted(found) == ["x_anna_1.png", "x_ben_1.png", "y_anna_1.png", "y_ben_1.png"]
+    assert len(set(found.values())) == 4
+    (tmp_path / "out/x_ben_1.png").unlink()  # what is missing is made again, and only that
+    assert main(command) == 0 and "1 picture(s) made" in capsys.readouterr().out
+    again = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert again.keys() == found.keys()
+    assert all(again[name] == found[name] for name in found if name != "x_ben_1.png")  # which is rounded by itself now
