@@ -1,5 +1,6 @@
 """Checkpoints written beside training: the same ones, while steps go on, and an error in them reaches the user."""
 
+import time
 from threading import Event
 
 import pytest
@@ -43,18 +44,27 @@ def test_what_is_not_done_is_not_waited_for():
 def test_steps_go_on_while_a_checkpoint_of_before_is_written(world, tmp_path, monkeypatch):  # noqa: F811
     changes = {"train.steps": 4, "checkpoint.every": 2}
     assert train(make_config(world, **changes), tmp_path / "plain") == 0
-    save, step, third = trainer.save_checkpoint, trainer.Trainer._step, Event()
+    save, step, take = trainer.save_checkpoint, trainer.Trainer._step, trainer.take_snapshot
+    third, last, writing = Event(), Event(), Event()
 
     def late(workdir, progress, *args, **options):
+        writing.set()
         if progress.step == 2:
-            assert third.wait(60)
-        return save(workdir, progress, *args, **options)
+            assert third.wait(60) and last.wait(60)
+            time.sleep(0.2)  # in which the next checkpoint is due
+        folder = save(workdir, progress, *args, **options)
+        writing.clear()
+        return folder
 
     def stepped(self, *args):
         step(self, *args)
-        if self.progress.step == 3:
-            third.set()
+        {3: third, 4: last}.get(self.progress.step, Event()).set()
 
+    def alone(*args):
+        assert not writing.is_set()
+        return take(*args)
+
+    monkeypatch.setattr(trainer, "take_snapshot", alone)
     monkeypatch.setattr(trainer, "save_checkpoint", late)
     monkeypatch.setattr(trainer.Trainer, "_step", stepped)
     assert train(make_config(world, **changes, **{"checkpoint.in_background": True}), tmp_path / "apart") == 0
