@@ -5,12 +5,15 @@ import os
 import resource
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
 import torch
 from tests.toy import FOLDERS, make_toy_bundle, toy_face_controlnet
+from torch import nn
 
 from feedface.backbones.uvit import UViT
 from feedface.checkpoints import storage
@@ -22,6 +25,7 @@ from feedface.checkpoints.bundle import (
     write_derived_index,
     write_index,
 )
+from feedface.checkpoints.storage import empty
 from feedface.common.errors import UserError
 from feedface.encoders import LatentCodec, load_tokenizer, preprocess_face, resize_and_crop, to_tensor
 
@@ -432,3 +436,24 @@ def test_tokens_beyond_the_vocabulary(folder: Path):
     file.write_text(json.dumps(tokenizer))
     with pytest.raises(UserError, match=r"the last has number 100000\) does not belong"):
         load_bundle(folder, components=["text_encoder"])
+
+
+def test_a_network_made_without_memory_in_one_thread_leaves_those_of_others_alone():
+    inside, go = Event(), Event()
+
+    class Slow(nn.Linear):
+        def __init__(self):
+            inside.set()
+            assert go.wait(60)
+            super().__init__(2, 3)
+            self.register_buffer("places", torch.arange(3))
+
+    with ThreadPoolExecutor(1) as pool:
+        making = pool.submit(empty, Slow, {}, "config.json")
+        assert inside.wait(60)
+        plain, other = nn.Linear(2, 3), empty(nn.Linear, {"in_features": 2, "out_features": 3}, "config.json")
+        go.set()
+        made = making.result()
+    assert made.weight.is_meta and made.weight.requires_grad and not made.places.is_meta
+    assert other.weight.is_meta and not plain.weight.is_meta
+    assert not nn.Linear(2, 3).weight.is_meta

@@ -9,10 +9,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from logging import CRITICAL, getLogger
 from pathlib import Path
+from threading import local
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from feedface.common.errors import UserError
 from feedface.common.json_files import load_json
@@ -125,11 +127,36 @@ def fill(module: nn.Module, state: dict[str, Tensor], source: str | os.PathLike)
 
 def empty(kind: type, config: dict[str, Any], source: str | os.PathLike) -> nn.Module:
     """A network of that kind whose weights take no memory yet, for `fill`."""
-    from accelerate import init_empty_weights
-
     # Networks raise all kinds of errors for arguments that do not go together.
-    with foreign(f"{source}: does not describe a {kind.__name__}"), init_empty_weights():
+    with foreign(f"{source}: does not describe a {kind.__name__}"), _weights_on_meta():
         return _make(kind, config)
+
+
+_here = local()
+
+
+@contextmanager
+def _weights_on_meta() -> Iterator[None]:
+    """Parameters of modules that this thread makes take no memory; buffers are as ever.
+
+    As accelerate's `init_empty_weights`, but that one changes `nn.Module` for all threads: what another one loads just
+    then has no content, and of two that overlap the change stays.
+    """
+    _here.on_meta = getattr(_here, "on_meta", 0) + 1
+    try:
+        yield
+    finally:
+        _here.on_meta -= 1
+
+
+def _to_meta(module: nn.Module, name: str, parameter: nn.Parameter) -> nn.Parameter | None:
+    if not getattr(_here, "on_meta", 0):
+        return None
+    return nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
+
+
+# Once and for all: torch goes through its hooks without a lock, so none may come or go later.
+register_module_parameter_registration_hook(_to_meta)
 
 
 def load_network(kind: type, folder: Path, device: str | torch.device, dtype: torch.dtype | None) -> nn.Module:

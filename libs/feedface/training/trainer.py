@@ -285,8 +285,7 @@ class Trainer:
     # ------------------------------------------------------------------------------------------------ checkpoints
 
     def _save(self) -> None:
-        # Not only in `do`: to look at what was written, `init_empty_weights` changes torch's modules for all threads,
-        # while a snapshot may build one; and so main memory holds one copy at a time.
+        # Not only in `do`: so main memory holds one copy at a time.
         self.writer.wait()
         taken = take_snapshot(
             self.accelerator, self.trained, self.engine, self.ema, self.models.sources.face_encoder, self.config
