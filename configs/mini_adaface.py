@@ -13,7 +13,7 @@ def get_config() -> ConfigDict:
     """What differs from its teacher's."""
     config = mini_arc2face.get_config()
     own = mini_arc2face.get_config().control.to_dict()
-    del own["backbone"]  # AdaFace leaves it as it is
+    del own["backbone"], own["captions"]  # AdaFace leaves the backbone as it is
     config.method = "adaface"
     config.control = ConfigDict({**adaface.get_config().control.to_dict(), **own})
     config.control.teacher = "workdir/mini-arc2face/checkpoints/last"

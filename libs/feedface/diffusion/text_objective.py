@@ -76,10 +76,27 @@ def whole(model: Model) -> Any:
 
 
 class FaceText(TextObjective):
-    """Arc2Face: noise is predicted from the face alone."""
+    """Arc2Face: noise is predicted from the face alone; of a share of the samples, `captions`, from their caption."""
+
+    def __init__(self, config: "ConfigDict", zero_reference: Rows, empty_text: Tensor, captions: float = 0.0):
+        super().__init__(config, zero_reference, empty_text)
+        self.captions = captions
 
     def __call__(self, model: Model, draws: Draws, batch: Encoded) -> LossParts:
-        return self.masked(self.shown(model, [""] * len(draws.t)), draws, batch)
+        captioned = torch.from_numpy(rng_of(draws).random(len(draws.t)) < self.captions)
+        inner = whole(model)
+
+        def predict(state: State, t: Tensor, prompt: Rows, features: Rows | None = None) -> State:
+            if features is None:
+                return model(state, t, prompt)
+
+            def worded(identity: Rows) -> Rows:
+                face = inner.method.prompt(inner.frozen["text"], [""] * len(t), identity)["text"]
+                return {"text": torch.where(captioned.to(face.device)[:, None, None], prompt["text"].to(face), face)}
+
+            return model(state, t, worded, features)
+
+        return self.masked(predict, draws, batch)
 
 
 class Reconstruction(TextObjective):

@@ -77,6 +77,7 @@ class Settings(FaceSettings):
     """`config.control` of a training config."""
 
     backbone: Literal[BACKBONES] = "all"
+    captions: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
 class Arc2Face(Method):
@@ -196,7 +197,7 @@ class Arc2Face(Method):
         return
 
     def objective(self, config: "ConfigDict", zero_reference: Features, empty_text: Tensor) -> Objective:
-        return FaceText(config, zero_reference, empty_text)
+        return FaceText(config, zero_reference, empty_text, Settings(**config.control.to_dict()).captions)
 
     @classmethod
     def changes_backbone(cls, control: Mapping[str, Any]) -> bool:
