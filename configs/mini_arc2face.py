@@ -23,7 +23,7 @@ def get_config() -> ConfigDict:
             "template": "photo of a",  # what is read before the face
             "face_length": 10.0,  # of the embedding among the token embeddings: of 1, little is left in the states
             "backbone": "all",  # what is trained of the U-Net: all of it, or nothing ("frozen")
-            "captions": 0.5,  # share of samples shown with their caption instead: what it knew of captions stays
+            "captions": 0.5,  # share of batches with captions instead: what it knew of them stays
         }
     )
     config.data.max_faces = 1

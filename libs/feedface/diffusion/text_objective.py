@@ -76,27 +76,27 @@ def whole(model: Model) -> Any:
 
 
 class FaceText(TextObjective):
-    """Arc2Face: noise is predicted from the face alone; of a share of the samples, `captions`, from their caption."""
+    """Arc2Face: noise is predicted from the face alone; in a share of the batches, `captions`, from their captions."""
 
     def __init__(self, config: "ConfigDict", zero_reference: Rows, empty_text: Tensor, captions: float = 0.0):
         super().__init__(config, zero_reference, empty_text)
         self.captions = captions
 
     def __call__(self, model: Model, draws: Draws, batch: Encoded) -> LossParts:
-        captioned = torch.from_numpy(rng_of(draws).random(len(draws.t)) < self.captions)
-        inner = whole(model)
+        if rng_of(draws).random() >= self.captions:
+            return self.masked(self.shown(model, [""] * len(draws.t)), draws, batch)
 
-        def predict(state: State, t: Tensor, prompt: Rows, features: Rows | None = None) -> State:
-            if features is None:
-                return model(state, t, prompt)
+        def captioned(state: State, t: Tensor, prompt: Rows, features: Rows | None = None) -> State:
+            # The face is read all the same: every process has gradients, if only zeros, for all that is trained.
+            text = prompt if features is None else partial(beside, prompt["text"])
+            return model(state, t, text, features)
 
-            def worded(identity: Rows) -> Rows:
-                face = inner.method.prompt(inner.frozen["text"], [""] * len(t), identity)["text"]
-                return {"text": torch.where(captioned.to(face.device)[:, None, None], prompt["text"].to(face), face)}
+        return self.masked(captioned, draws, batch)
 
-            return model(state, t, worded, features)
 
-        return self.masked(predict, draws, batch)
+def beside(text: Tensor, identity: Rows) -> Rows:
+    """A prompt's text alone, though a person is there."""
+    return {"text": text + 0 * identity["states"].sum()}
 
 
 class Reconstruction(TextObjective):
