@@ -342,6 +342,20 @@ def check_faces(model: str | Path, ckpt_path: str | None, jobs: Sequence[Job]) -
         raise UserError(GIVE)
 
 
+def check_pictures(args: argparse.Namespace, jobs: Sequence[Job]) -> None:
+    """`UserError` for a picture named on the command line that cannot be opened: before anything large is read.
+
+    Those of job files are tried one by one: one that is missing stops its own job alone.
+    """
+    from feedface.common.images import open_image
+
+    named = [] if args.json else [path for job in jobs for path in job.images]
+    named += [path for path in (args.init, args.base, args.mask) if path and not Path(path).is_dir()]
+    for path in [*named, *(args.blend or ())]:
+        with open_image(path):
+            pass
+
+
 def keep_person(pipe, job: Job, plan, detector, path: Path) -> None:
     """Write the person of a job's pictures as a file."""
     from feedface.faces.references import find_faces
@@ -395,6 +409,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {one_line(problem)}", file=sys.stderr)
     if not jobs:
         return EXIT_USER_ERROR
+    check_pictures(args, jobs)
     check_writable(args.output)
 
     # These bring in torch: seconds that a mistyped command line need not wait for.
