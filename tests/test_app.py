@@ -310,10 +310,13 @@ def test_logins():
 
 
 def test_words_for_the_command_line_become_words_for_fields():
-    from feedface.app.words import fitting_size, messages, numbers, sentence
+    from feedface.app.words import fitting_size, messages, numbers, one_number, sentence
 
     assert sentence("--face_scale 9: out of range; use 0 to 5") == "Face scale 9: out of range; use 0 to 5."
     assert numbers("0, 0.5;1") == [0, 0.5, 1] and numbers(" ") == []
+    assert one_number(" ", "Guidance") is None and one_number(" 4.5", "Guidance") == 4.5
+    with pytest.raises(UserError, match="Guidance 'much': write a number, or leave the field empty"):
+        one_number("much", "Guidance")
     with pytest.raises(UserError, match="write numbers with commas"):
         numbers("a lot")
     assert sentence("the size 9") == "The size 9."

@@ -153,7 +153,9 @@ def test_from_photos_to_pictures_and_back_to_the_same_picture(served, visit, tmp
     assert me.page.locator("#faces img").count() == 2
     assert me.page.locator("#chosen input:checked").count() == 2
     assert not [path for path in served.files() if path.name.startswith("demo_person")]  # uploads are deleted
+    me.page.get_by_text("More", exact=True).click()  # where fields are that stay empty
     me.draw("a man in a blue suit with glasses, in front of a brick wall", number=4, seed=7)
+    me.page.get_by_text("More", exact=True).click()
     me.shot("app")
     captions = me.captions()
     assert [re.match(r"seed (\d+) · strength 1 · likeness -?0\.\d\d$", text)[1] for text in captions] == [
@@ -176,6 +178,7 @@ def test_from_photos_to_pictures_and_back_to_the_same_picture(served, visit, tmp
         job = json.loads(archive.read("job.json"))
         assert {"face_1.png", "face_2.png"} < set(archive.namelist())
     assert job["seed"] == 7 and job["preset"] == "balanced" and job["detect"] is False
+    assert job["guidance"] == 4.0  # the model's own
 
 
 def test_it_goes_by_keyboard_alone(visit):

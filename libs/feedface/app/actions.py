@@ -18,7 +18,7 @@ from feedface.app.layout import Fields
 from feedface.app.order import Beginning, Order, Said
 from feedface.app.people import add_photos
 from feedface.app.session import Session, Sessions
-from feedface.app.words import bar, fitting_size, messages, numbers, said, size_choices, whole
+from feedface.app.words import bar, fitting_size, messages, numbers, one_number, said, size_choices, whole
 from feedface.common.errors import UserError
 from feedface.inference.job_run import RunPlan
 from feedface.settings import Settings, parse_size
@@ -175,7 +175,7 @@ def order_of(values: tuple) -> Order:
         fields.others or [fields.model],
         numbers(fields.strengths or "") or [float(fields.strength)],
         Settings(
-            guidance=None if fields.guidance is None else float(fields.guidance),
+            guidance=one_number(fields.guidance or "", "Guidance"),
             preset=fields.preset,
             size=parse_size(fields.size),
             negative_prompt=(fields.negative or "").strip() or None,

@@ -178,10 +178,10 @@ def order_fields(names: list[str], pipe: FeedFacePipeline) -> Fields:
         only_face = gr.Checkbox(label="Only the face in it, which is found", value=False)
         change = gr.Slider(0.05, 1, 0.8, step=0.05, label="How much is drawn anew")
     with gr.Accordion("More", open=False):
-        guidance = gr.Number(
-            None, label="Guidance", info="How strictly the prompt is followed; empty: the model's own.", minimum=0,
-            maximum=50,
-        )  # fmt: skip
+        # No gr.Number: an empty one becomes 0 as soon as it is seen.
+        guidance = gr.Textbox(
+            label="Guidance", placeholder="the model's own", info="How strictly the prompt is followed, 0 to 50."
+        )
         rescale = gr.Slider(
             0, 1, 0, step=0.05, label="Rescale", info="Takes the contrast back that a high guidance adds."
         )

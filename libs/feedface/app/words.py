@@ -78,6 +78,14 @@ def numbers(text: str) -> list[float]:
         raise UserError(f"Strengths {text!r}: write numbers with commas between them, such as 0, 0.5, 1") from None
 
 
+def one_number(text: str, name: str) -> float | None:
+    """ "4.5" -> 4.5, "" -> None; `UserError`, with the field's name, for anything else."""
+    try:
+        return float(text) if text.strip() else None
+    except ValueError:
+        raise UserError(f"{name} {text!r}: write a number, or leave the field empty") from None
+
+
 def whole(value: float | None, name: str) -> int:
     if value is None or not math.isfinite(value) or value != int(value):
         raise UserError(f"{name}: write a whole number")
