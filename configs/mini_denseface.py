@@ -7,6 +7,14 @@ python train.py --config=configs/mini_denseface.py --workdir=workdir/mini_densef
 from configs import denseface, mini_face
 from ml_collections import ConfigDict
 
+# What the portraits' records say of each picture and can be seen in it.
+ATTRIBUTES = (
+    *("gender man", "gender woman"),
+    *("expression neutral", "expression smile", "expression laugh", "expression sad", "expression surprised"),
+    *("hat none", "hat cap", "hat beanie", "hat sun hat"),
+    *("glasses none", "glasses glasses", "glasses sunglasses"),
+)
+
 
 def get_config() -> ConfigDict:
     """What differs from the miniature's other training, and from Dense-Face at full size."""
@@ -26,7 +34,7 @@ def get_config() -> ConfigDict:
         initial_word="man",
         subject_word="*",
     )
-    config.control.dense.update(width=32, blocks=2)
+    config.control.dense.update(width=32, blocks=2, attributes=ATTRIBUTES)
     config.data.update(other_picture=1.0, flip=0.0, max_faces=1)
     config.loss = full.loss
     config.loss.min_snr = 5.0  # as the base model was trained

@@ -7,8 +7,9 @@ then its face drawn anew as each person), dense.png (a row a picture drawn: its 
 model says them) and figures.json, printed as well:
     pose    the yaw asked for against that of the mini pack's landmarks in what was drawn, in degrees; beside it the
             same measure's error on the renderer's own portraits
-    dense   what the heads say of portraits, against the renderer: mean IoU, landmarks in pixels, depth of 0 to 1;
-            beside each what an answer that is the same for all pictures reaches
+    dense   what the heads say of portraits, against the renderer: mean IoU, landmarks in pixels, depth of 0 to 1, of
+            each kind of attribute the share that is right; beside each what an answer that is the same for all
+            pictures reaches
     kept    the largest difference, of 255, outside the mask of in-painted pictures
 Letters: P people, Y yaws.
 """
@@ -40,6 +41,7 @@ from feedface.inference.dense import annotations, check_heads, drawn
 from feedface.inference.start import base_face, start_with_face
 from feedface.methods.base import Identity
 from feedface.synthetic.world import make_portraits
+from feedface.synthetic.world.scene import ATTRIBUTES
 from research.blending import CPU, Artist, save_sheet
 
 YAWS = (-30.0, -20.0, -10.0, 0.0, 10.0, 20.0, 30.0)
@@ -106,6 +108,20 @@ def dense_figures(artist: Artist, portraits, people: Identity) -> dict[str, Figu
     true = portraits.landmarks
     for name, points in (("landmarks", found["landmarks"] * size), ("landmarks, their means", true.mean(0))):
         figures[name] = bootstrap(np.linalg.norm(points - true, axis=-1).mean(1))
+    if "attributes" in found:
+        figures |= attribute_figures(found["attributes"], artist.bundle.method.attributes, portraits.attributes)
+    return figures
+
+
+def attribute_figures(found: np.ndarray, names: Sequence[str], true: dict[str, np.ndarray]) -> dict[str, Figure]:
+    """Of each kind in `names`, "KIND VALUE": how often the likeliest value [P,A] is the true one, and the usual one."""
+    figures = {}
+    for kind in dict.fromkeys(name.split()[0] for name in names):
+        places = [place for place, name in enumerate(names) if name.split()[0] == kind]
+        numbers = np.array([ATTRIBUTES[kind].index(names[place].removeprefix(f"{kind} ")) for place in places])
+        said = numbers[found[:, places].argmax(axis=1)]
+        figures[kind] = bootstrap((said == true[kind]).astype(float))
+        figures[f"{kind}, the usual one"] = bootstrap((np.bincount(true[kind]).argmax() == true[kind]).astype(float))
     return figures
 
 

@@ -11,6 +11,7 @@ from feedface.commands.inference import main
 from feedface.common.errors import UserError
 from feedface.faces.face_region import composited, keep_mask, region_of
 from feedface.faces.types import Face
+from feedface.inference.dense import numbers
 from feedface.inference.start import inner_square, start_with_face
 from feedface.synthetic.world.dataset import make_portraits
 
@@ -98,6 +99,20 @@ def test_what_cannot_be_is_said_in_a_line(folder, tmp_path, args, message):
         run(folder, *given, "--output", str(tmp_path))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_what_dense_heads_say_lies_beside_each_picture(folder, tmp_path):
+    given = ["--model", str(MODEL.with_name("mini-unet-denseface")), "--prompt", "a photo of *", "--steps", "2"]
+    given += ["--image", str(folder / "1.png"), "--device", "cpu", "--output", str(tmp_path), "--dense"]
+    assert main(given) == 0
+    height, width = picture(tmp_path / "0000.png").shape[:2]
+    assert picture(tmp_path / "0000_dense.png").shape == (height, 4 * width, 3)  # it, parsing, depth, landmarks
+    told = json.loads((tmp_path / "0000_dense.json").read_text())
+    assert (
+        np.array(told["landmarks"]).shape == (5, 2) and 0 <= np.min(told["landmarks"]) <= np.max(told["landmarks"]) <= 1
+    )
+    attributes = numbers({"attributes": np.array([0.25, 1.0])}, ["hat none", "glasses none"])["attributes"]
+    assert attributes == {"hat none": 0.25, "glasses none": 1.0}
 
 
 # ---------------------------------------------------------------------------------------------------------- the parts

@@ -134,7 +134,7 @@ def make_parser() -> Parser:
         "--dense",
         action="store_true",
         help="beside each picture its face parts, depth and landmarks, as the model sees them (denseface with dense "
-        "heads): NUMBER_dense.png",
+        "heads): NUMBER_dense.png, and NUMBER_dense.json with landmarks and attributes",
     )
     begin.add_argument(
         "--pose",

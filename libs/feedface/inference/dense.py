@@ -1,6 +1,9 @@
 """What Dense-Face's heads say of pictures: face classes, depth, landmarks, attributes, and a picture of them."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -10,11 +13,16 @@ from PIL import Image
 from feedface.backbones.base import Backbone
 from feedface.checkpoints.bundle import Bundle
 from feedface.common.errors import UserError
+from feedface.common.files import atomic_file
+from feedface.common.saving import save_png
 from feedface.diffusion.dense_losses import annotated
 from feedface.diffusion.schedule import add_noise
 from feedface.encoders import to_tensor
 from feedface.methods.base import Identity
 from feedface.methods.denseface import DenseFace
+
+if TYPE_CHECKING:
+    from feedface.pipeline import FeedFacePipeline
 
 NOISE_T = 50  # the timestep at which the denoiser looks at a finished picture
 # A colour for each class of `faces.parse`.
@@ -59,6 +67,25 @@ def annotations(
         predicted = backbone(state, times.float(), conditions, control)["img"].float()
         logits = method.dense_logits(state["img"], times.float(), predicted, control)
     return {name: value.float().cpu().numpy() for name, value in annotated(logits).items()}
+
+
+def save_dense(path: Path, picture: np.ndarray, prompt: str, identity: Identity, pipe: "FeedFacePipeline") -> None:
+    """Beside a picture uint8 [H,W,3] in the file `path`, what is said of it: NAME_dense.png, NAME_dense.json."""
+    found = annotations(pipe.bundle, [picture], [prompt], identity, pipe.device)
+    found = {name: value[0] for name, value in found.items()}
+    save_png(drawn(picture, found), path.with_name(f"{path.stem}_dense.png"))
+    with atomic_file(path.with_name(f"{path.stem}_dense.json")) as temporary:
+        temporary.write_text(json.dumps(numbers(found, pipe.bundle.method.attributes)) + "\n")
+
+
+def numbers(found: Mapping[str, np.ndarray], attributes: Sequence[str]) -> dict[str, object]:
+    """What of one row of `annotations` is no map: "landmarks" [[x, y], …] in 0…1, "attributes" {name: 0…1}."""
+    told: dict[str, object] = {}
+    if "landmarks" in found:
+        told["landmarks"] = found["landmarks"].round(4).tolist()
+    if "attributes" in found:
+        told["attributes"] = dict(zip(attributes, found["attributes"].round(4).tolist(), strict=True))
+    return told
 
 
 def drawn(picture: np.ndarray, found: dict[str, np.ndarray]) -> Image.Image:

@@ -14,7 +14,6 @@ from PIL import Image
 
 from feedface.common.images import read_image
 from feedface.common.progress import say
-from feedface.common.saving import save_png
 from feedface.faces.references import find_faces
 from feedface.faces.similarity import FaceSimilarity
 from feedface.inference.batching import dtype_name
@@ -49,7 +48,7 @@ class RunPlan:
         batch_size: pictures drawn at a time, at most; None: what should fit into memory.
         face: which one of several faces in a picture, see `references.find_faces`.
         format: of the files, one of `provenance.SUFFIXES`.
-        dense: beside each picture what the method's dense heads say of it, as NUMBER_dense.png.
+        dense: beside each picture what the method's dense heads say of it, as NUMBER_dense.png and .json.
         start: a picture to begin with; strength: of those that jobs begin with, where they say none.
         pose: yaw, pitch, roll of the person's head in degrees.
         blend, blend_weight: pictures of another person to blend with, and how much of that one is shown, 0 … 1.
@@ -197,12 +196,9 @@ class JobRun:
         path = self.pictures.save(image, info)
         if self.plan.dense:
             # Dense-Face brings in all of diffusers' ControlNets, for which other methods need not wait.
-            from feedface.inference.dense import annotations, drawn
+            from feedface.inference.dense import save_dense
 
-            pixels = np.asarray(image)
-            found = annotations(self.pipe.bundle, [pixels], [info.prompt], self.identity_of(info), self.pipe.device)
-            dense = drawn(pixels, {name: value[0] for name, value in found.items()})
-            save_png(dense, path.with_name(f"{path.stem}_dense.png"))
+            save_dense(path, np.array(image), info.prompt, self.identity_of(info), self.pipe)
         self.made.add(info.fingerprint)
         if len(self.made) == len(self.missing):
             self.finish()
