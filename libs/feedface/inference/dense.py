@@ -82,9 +82,9 @@ def numbers(found: Mapping[str, np.ndarray], attributes: Sequence[str]) -> dict[
     """What of one row of `annotations` is no map: "landmarks" [[x, y], …] in 0…1, "attributes" {name: 0…1}."""
     told: dict[str, object] = {}
     if "landmarks" in found:
-        told["landmarks"] = found["landmarks"].round(4).tolist()
+        told["landmarks"] = found["landmarks"].astype(float).round(4).tolist()
     if "attributes" in found:
-        told["attributes"] = dict(zip(attributes, found["attributes"].round(4).tolist(), strict=True))
+        told["attributes"] = dict(zip(attributes, found["attributes"].astype(float).round(4).tolist(), strict=True))
     return told
 
 
