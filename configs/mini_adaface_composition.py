@@ -24,4 +24,5 @@ def get_config() -> ConfigDict:
     config.train.optimizer, config.train.lr, config.train.d_coef = "prodigy", 1.0, 0.5
     config.train.schedule = "linear"
     config.train.warmup_steps, config.train.steps = 50, 250
+    config.train.max_loss_ratio = 0.0  # which of three losses a batch has is drawn, and they differ thirtyfold
     return config

@@ -1,4 +1,4 @@
-"""Dense-Face in miniature, on two CPU cores: on models/mini-unet, with portraits whose renderer knows the truth.
+"""Dense-Face in miniature, on two CPU cores, with portraits whose renderer knows the truth.
 
 python -m feedface.synthetic.world --out data/portraits --identities 200 --per-identity 10 --dense
 python train.py --config=configs/mini_denseface.py --workdir=workdir/mini_denseface
@@ -19,7 +19,7 @@ ATTRIBUTES = (
 def get_config() -> ConfigDict:
     """What differs from the miniature's other training, and from Dense-Face at full size."""
     config, full = mini_face.get_config(), denseface.get_config()
-    config.model = "models/mini-unet"
+    config.model = "models/mini-unet-arc2face"  # it knows people that words tell of; with mini-unet's nobody came out
     config.method, config.control = full.method, full.control
     config.control.update(
         # No weights of theirs to keep to: stronger additions learn faster.
@@ -37,8 +37,9 @@ def get_config() -> ConfigDict:
     config.control.dense.update(width=32, blocks=2, attributes=ATTRIBUTES)
     config.data.update(other_picture=1.0, flip=0.0, max_faces=1)
     config.loss = full.loss
-    config.loss.min_snr = 5.0  # as the base model was trained
-    config.train.update(batch_size=32, lr=7e-4, warmup_steps=60, ema=0.99, steps=3_000)
+    # Half of the samples by their face alone, where a person is to be seen; as the base model was trained.
+    config.loss.update(kind="mask", standard_share=0.5, min_snr=5.0)
+    config.train.update(batch_size=32, lr=7e-4, warmup_steps=60, schedule="cosine", ema=0.99, steps=3_000)
     config.log.prompts = (
         "a photo of a smiling * in a green hoodie on a beach",
         "a photo of a * in a blue suit with glasses in front of a brick wall",

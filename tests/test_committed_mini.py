@@ -45,6 +45,8 @@ def test_the_demo_person_comes_out_in_new_pictures():
         ("mini-unet-flashface", 15),
         ("mini-uvit-flashface", 1),
         ("mini-unet-denseface", 5),
+        ("mini-unet-arc2face", 15),
+        ("mini-unet-adaface", 5),
     ],
 )
 def test_its_files_are_small_and_name_no_folder_of_ours(folder, most_mib):
