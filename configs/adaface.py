@@ -52,6 +52,7 @@ def get_config() -> ConfigDict:
                 "class_word": "person",  # what stands in the person's place
                 "composed": 1 / 3,  # share of batches with compositions
                 "distilled": 0.2,  # share of the others that are the first stage's; the rest are pictures
+                "captions": False,  # True: those with their captions, the person's word in them; not the authors'
                 "before": 0.9,  # share of the words as they were before this stage, where a person is alone
                 "guidance": 5.0,  # of the steps before the one that is learned from
                 "weights": {"prompt": 2e-5, "mix": 5e-5, "preserve": 5e-4, "attention": 2e-4},  # of its losses

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from feedface.common.person_words import named
 from feedface.diffusion.batch import Draws, Encoded
 from feedface.diffusion.objective import LossParts, MaskObjective, Model
 from feedface.diffusion.protocols import Rows
@@ -105,13 +106,20 @@ class Reconstruction(TextObjective):
     Args besides `MaskObjective`'s:
         prompts: with the person's word, each as often as any other.
         settings: `config.control.objective`.
+        word: the person's; with `settings.captions` it stands in the captions for "man", "woman" and the like.
     """
 
     def __init__(
-        self, config: "ConfigDict", zero_reference: Rows, empty_text: Tensor, prompts: Sequence[str], settings: Any
+        self,
+        config: "ConfigDict",
+        zero_reference: Rows,
+        empty_text: Tensor,
+        prompts: Sequence[str],
+        settings: Any,
+        word: str,
     ):
         super().__init__(config, zero_reference, empty_text)
-        self.prompts, self.settings = list(prompts), settings
+        self.prompts, self.settings, self.word = list(prompts), settings, word
 
     def loss_parts(self, loss: Tensor, rows: int) -> LossParts:
         """A loss of `rows` samples that has no parts."""
@@ -120,7 +128,10 @@ class Reconstruction(TextObjective):
 
     def __call__(self, model: Model, draws: Draws, batch: Encoded) -> LossParts:
         rng = rng_of(draws)
-        prompts = [self.prompts[rng.integers(len(self.prompts))] for _ in draws.t]
+        if self.settings.captions:
+            prompts = [named(text, self.word) for text in batch.captions]
+        else:
+            prompts = [self.prompts[rng.integers(len(self.prompts))] for _ in draws.t]
         return self.masked(self.shown(model, prompts), draws, batch)
 
 

@@ -92,6 +92,7 @@ class ObjectiveSettings(BaseModel):
     class_word: Text = "person"
     composed: Share = 1 / 3
     distilled: Share = 0.2
+    captions: bool = False
     before: Share = 0.9
     guidance: Annotated[float, Field(ge=1)] = 5.0
     weights: LossWeights = LossWeights()
@@ -129,6 +130,7 @@ class AdaFace(Method):
     """
 
     kind, settings, changes_prompt, subject_word = "adaface", TypeAdapter(Settings), True, "z"
+    labels = ()  # captions alone
 
     def __init__(
         self,
@@ -370,9 +372,10 @@ class AdaFace(Method):
             raise UserError("config.control.teacher: is empty; distillation needs one, docs/methods.md says which")
         kind = {"distillation": Distillation, "reconstruction": Reconstruction, "composition": Composition}
         kind = kind[settings.objective.kind]
-        prompts = [prompt.format(settings.subject_word) for prompt in settings.objective.prompts]
+        word = settings.subject_word
+        prompts = [prompt.format(word) for prompt in settings.objective.prompts]
         more = (self,) if kind is Composition else ()
-        return kind(config, zero_reference, empty_text, prompts, settings.objective, *more)
+        return kind(config, zero_reference, empty_text, prompts, settings.objective, word, *more)
 
     @classmethod
     def asks_frozen(cls, config: "ConfigDict") -> bool:

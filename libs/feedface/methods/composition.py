@@ -44,7 +44,7 @@ from feedface.diffusion.objective import LossParts, Model
 from feedface.diffusion.protocols import Rows
 from feedface.diffusion.schedule import NUM_TIMESTEPS, add_noise
 from feedface.diffusion.teacher_steps import STEP_SHARES, estimated_x0, next_times
-from feedface.diffusion.text_objective import Distillation, drawn, noisy, rng_of, whole
+from feedface.diffusion.text_objective import Distillation, Reconstruction, drawn, noisy, rng_of, whole
 from feedface.encoders import TextEncoder
 from feedface.methods.base import Method
 
@@ -210,9 +210,10 @@ class Composition(Distillation):
         empty_text: Tensor,
         prompts: Sequence[str],
         settings: Any,
+        word: str,
         method: Method,
     ):
-        super().__init__(config, zero_reference, empty_text, prompts, settings)
+        super().__init__(config, zero_reference, empty_text, prompts, settings, word)
         self.before, self.empty_text = copy.deepcopy(method).requires_grad_(False), empty_text
 
     def __call__(self, model: Model, draws: Draws, batch: Encoded) -> LossParts:
@@ -222,6 +223,8 @@ class Composition(Distillation):
             return self._compose(model, draws, batch, rng, layers)
         if rng.random() < self.settings.distilled:
             return super().__call__(model, draws, batch)
+        if self.settings.captions:
+            return Reconstruction.__call__(self, model, draws, batch)
         return self._reconstruct(model, draws, batch, rng, layers)
 
     def _prompts(self, rng: np.random.Generator) -> tuple[str, str]:

@@ -113,7 +113,7 @@ def build_labels(config: ml_collections.ConfigDict, models: Models, store: Pictu
     method = models.trained.method
     if method.labels is None:
         return None
-    if config.data.get("buckets"):
+    if config.data.get("buckets") and method.labels:
         raise UserError(
             f"config.data.buckets: cuts pictures otherwise than the labels that {method.kind} reads; leave it out"
         )
