@@ -25,6 +25,9 @@ from feedface.checkpoints.bundle import load_bundle
 from feedface.checkpoints.clip_tokenizer import clip_tokenizer
 from feedface.checkpoints.extend import extend
 from feedface.common.errors import UserError
+from feedface.common.person_words import named
+from feedface.diffusion import text_objective
+from feedface.diffusion.text_objective import beside
 from feedface.methods.adaface import AdaFace, ObjectiveSettings, Settings
 from feedface.methods.arc2face import Arc2Face
 from feedface.pipeline import FeedFacePipeline
@@ -338,6 +341,31 @@ def test_distilled_the_student_comes_nearer_and_goes_on_exactly(teacher):
     reader = read_teacher(path).reader.state_dict()
     for key, value in method.reader.state_dict().items():
         torch.testing.assert_close(value, reader[key], atol=1e-3, rtol=1e-3)  # frozen; stored in half precision
+
+
+def test_pictures_may_come_with_their_captions(teacher, monkeypatch):
+    run, _ = teacher
+    told, prompt = [], AdaFace.prompt
+
+    def heard(method, text_encoder, prompts, *rest, **options):
+        told.extend(prompts)
+        return prompt(method, text_encoder, prompts, *rest, **options)
+
+    monkeypatch.setattr(AdaFace, "prompt", heard)
+    run.row = Row("adaface", "unet", {**FACE, "objective": {"kind": "reconstruction", "captions": True}})
+    run.train("captioned", **{"train.steps": 1})
+    captions = [json.loads(line)["caption"] for line in run.records.read_text().splitlines()]
+    assert told and set(told) <= {named(caption, "z") for caption in captions}
+
+
+@pytest.mark.parametrize("share", [0.0, 0.99])
+def test_a_teacher_may_keep_captions(teacher, monkeypatch, share):
+    run, _ = teacher
+    seen = []
+    monkeypatch.setattr(text_objective, "beside", lambda text, identity: seen.append(text) or beside(text, identity))
+    run.row = Row("arc2face", "unet", {**FACE, "captions": share})
+    run.train(f"captions_{share}", **{"train.steps": 2, "cache.dir": str(run.folder / "another")})
+    assert bool(seen) == bool(share)
 
 
 def test_all_of_distillation_at_once(teacher):
