@@ -134,5 +134,5 @@ def test_configs(config):
     made = config.get_config()
     check_config(made)
     train = made.train
-    assert learning_rate(train.steps - 1, made) == pytest.approx(train.lr / 11, rel=0.06)
+    assert learning_rate(train.steps - 1, made) == pytest.approx(train.lr / 11, rel=0.01)
     assert learning_rate(train.warmup_steps, made) == train.lr
