@@ -1,6 +1,7 @@
 """The web page, without a browser: what its parts do. tests/test_browser.py has it in one."""
 
 import json
+import logging
 import threading
 import time
 import zipfile
@@ -10,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image
+from starlette.requests import ClientDisconnect
 
 from feedface.app.background import Stopped, events
 from feedface.app.batch import run_batch
@@ -19,7 +21,7 @@ from feedface.app.order import Beginning, Order, Said, region
 from feedface.app.people import add_file, add_photos, keep_file
 from feedface.app.session import Sessions
 from feedface.commands import inference
-from feedface.commands.app import logins
+from feedface.commands.app import logins, tells_more_than_a_leaving
 from feedface.common.errors import UserError
 from feedface.common.places import CHECKOUT
 from feedface.faces.detect import make_detector
@@ -301,6 +303,22 @@ def test_visitors_do_not_meet_and_leave_nothing(tmp_path, models, detector):
     sessions.forget("me")
     assert not me.folder.exists() and me.stop.is_set() and you.folder.exists()
     assert sessions.of("me") is not me
+
+
+@pytest.mark.parametrize(
+    "error, told",
+    [
+        (None, True),
+        (ValueError("a fault"), True),
+        (ClientDisconnect(), False),
+        (FileNotFoundError(2, "No such file or directory", "/visitors/a/photo.png"), False),
+        (FileNotFoundError(2, "No such file or directory", "/models/a/model.safetensors"), True),
+    ],
+)
+def test_a_tab_that_is_closed_is_no_fault(monkeypatch, error, told):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "/visitors")
+    record = logging.makeLogRecord({"exc_info": error and (type(error), error, None)})
+    assert tells_more_than_a_leaving(record) == told
 
 
 def test_logins():

@@ -111,10 +111,14 @@ def serve(args, folder: Path, auth: list[tuple[str, str]] | None) -> None:
 
 
 def tells_more_than_a_leaving(record: logging.LogRecord) -> bool:
-    """False for the stack that uvicorn logs when a tab is closed in the middle of an upload: nothing went wrong."""
+    """False for what uvicorn logs when a tab is closed in the middle of an upload, or while it fetches a picture, which
+    is deleted then: nothing went wrong."""
     from starlette.requests import ClientDisconnect
 
-    return not (record.exc_info and isinstance(record.exc_info[1], ClientDisconnect))
+    error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, FileNotFoundError):
+        return not str(error.filename).startswith(os.environ["GRADIO_TEMP_DIR"])
+    return not isinstance(error, ClientDisconnect)
 
 
 def cli() -> None:
