@@ -140,7 +140,10 @@ def test_a_backbone_is_a_part_like_others(here, tmp_path):
         (["--model", "folder", "--lora", "none.safetensors"], "--lora none.safetensors: no such file"),
         (["--model", "folder", "--lora", "file.safetensors"], "needed is a LoRA"),
         (["--model", "toy", "--clip_skip", "1", "--image", "face.png"], "is for Stable Diffusion's U-Net"),
-        (["--model", "toy", "--negative_prompt", "hat", "--image", "face.png"], "add --uncond empty_token"),
+        (
+            ["--model", "toy", "--negative_prompt", "hat", "--uncond", "true_uncond", "--image", "face.png"],
+            "leave that out, or take --uncond empty_token",
+        ),
         (["--model", "toy"], "give --prompt and --image"),
         (["--model", "folder", "--ckpt_path", "toy", "--image", "face.png"], "belongs to another backbone: the unet"),
         (["--model", "toy", "--ckpt_path", "method", "--image", "face.png"], "belongs to another backbone: the uvit"),

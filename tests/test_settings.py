@@ -168,12 +168,14 @@ def test_what_the_backbone_cannot_do_is_refused():
 
 
 def test_negative_prompts():
-    full = complete(Settings(negative_prompt="a hat", uncond="empty_token"))
+    full = complete(Settings(negative_prompt="a hat"))
+    assert full.uncond == "empty_token" and complete(full) == full
+    assert complete(Settings(negative_prompt="a hat", uncond="paper")).uncond == "paper"
     assert full.drawn()["negative_prompt"] == "a hat" and "negative_prompt" not in complete(Settings()).drawn()
-    with pytest.raises(UserError, match="add --uncond empty_token"):
-        complete(Settings(negative_prompt="a hat"))
+    with pytest.raises(UserError, match="with --uncond true_uncond; leave that out, or take --uncond empty_token"):
+        complete(Settings(negative_prompt="a hat", uncond="true_uncond"))
     # The few-step adapter has an empty one built in.
-    asked = Settings(preset="fast", negative_prompt="a hat", uncond="empty_token")
+    asked = Settings(preset="fast", negative_prompt="a hat")
     full = complete(asked, ADAPTER)
     assert not full.few_step and "drawn without the few-step adapter" in asked.adapter_notice(full, ADAPTER)
     with pytest.raises(UserError, match="--negative_prompt: a prompt is text, not int"):

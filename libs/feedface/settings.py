@@ -88,7 +88,8 @@ class Settings:
         face_interval: where the face acts; outside, its control is not evaluated.
         reuse: the deep blocks are evaluated at every so many steps, 1 to 999; 1: at each.
         few_step: draw with the model's few-step adapter, which fixes steps, solver and guidance.
-        negative_prompt: what guidance leads away from, in the place of the empty prompt; not with "true_uncond".
+        negative_prompt: what guidance leads away from, in the place of the empty prompt; with it a model whose own
+            `uncond` is "true_uncond" takes "empty_token", unless `uncond` says otherwise.
         rescale: how far a guided prediction's contrast is taken back to the conditional one's, 0 to 1.
         face_box: where the face shall be, x1, y1, x2, y2 in shares of the picture, for a method that can place it; 0 0
             0 0 leaves it open.
@@ -169,6 +170,11 @@ class Settings:
             adapter: the model's few-step adapter, None where it has none or cannot use it.
             uncond_modes, reusable: what the backbone can do; None: any mode.
         """
+        if self.negative_prompt and self.uncond is None and defaults.get("uncond") in WITHOUT_PROMPT:
+            # A negative prompt takes the place of an empty one, which that mode has not.
+            return replace(self, uncond="empty_token").for_model(
+                defaults, image_size, multiple, adapter, uncond_modes, reusable
+            )
         full = self.over(
             Settings(size=(image_size, image_size), negative_prompt="", rescale=0, face_box=NOWHERE, **defaults)
         )
@@ -184,7 +190,7 @@ class Settings:
         if full.negative_prompt and full.uncond in WITHOUT_PROMPT:
             raise UserError(
                 f"--negative_prompt: without effect, as the model is guided away from noise in the text's place "
-                f"(--uncond {full.uncond}); add --uncond empty_token"
+                f"with --uncond {full.uncond}; leave that out, or take --uncond empty_token"
             )
         if self.size is None and image_size % multiple:
             raise UserError(

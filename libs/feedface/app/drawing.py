@@ -26,7 +26,7 @@ from feedface.inference.people import Cast
 from feedface.inference.provenance import SUFFIXES, save_picture
 from feedface.inference.somebody import described
 from feedface.inference.stages import Batch, Request
-from feedface.settings import WITHOUT_PROMPT, Settings
+from feedface.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -136,9 +136,6 @@ def _ways(
     for name, strength in product(order.models, order.strengths):
         pipe = models.load(name)
         settings = replace(order.settings, face_scale=strength)
-        own = pipe.settings()
-        if settings.negative_prompt and own.uncond in WITHOUT_PROMPT:
-            settings = replace(settings, uncond="empty_token")  # what a negative prompt takes the place of
         full = pipe.settings(settings)
         start, pose = order.begin.start(pipe, detector, full, session) if order.begin else (None, None)
         who = shown(pipe, people)
