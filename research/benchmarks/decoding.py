@@ -49,7 +49,8 @@ def main() -> None:
         actions = {("the picture", name): lambda _, store=store: store.image(0) for name, store in stores.items()}
         actions |= {("the face", name): lambda _, store=store: store.face(file, box) for name, store in stores.items()}
         rows = time_in_turns(actions, torch.device("cpu"), options.rounds, warmup=1)
-    print(f"{width} x {height} px, a face of {side} px\n\n| | ms, whole | ms, draft | times faster |\n|---|---:|---:|---:|")
+    print(f"{width} x {height} px, a face of {side} px\n")
+    print("| | ms, whole | ms, draft | times faster |\n|---|---:|---:|---:|")
     for part in ("the picture", "the face"):
         whole, draft = (1e3 * median(rows[part, name], "cpu_seconds") for name in stores)
         print(f"| {part} | {whole:.0f} | {draft:.0f} | {whole / draft:.2f} |")
