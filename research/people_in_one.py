@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from feedface.common.contact_sheet import save_sheet
+from feedface.common.errors import run_cli
 from feedface.evaluation.judging import load_inspector
 from feedface.evaluation.metrics import bootstrap, mean_embedding
 from feedface.faces.crop import crop_square, square_box
@@ -89,4 +90,4 @@ def identity_of(pipe: FeedFacePipeline, crop: np.ndarray):
 
 
 if __name__ == "__main__":
-    main()
+    run_cli(main)
