@@ -7,6 +7,7 @@ import pytest
 import torch
 from research.reproduction import limits
 from research.reproduction.denoise import denoise, times_from
+from research.reproduction.parts import HAIR_COLOUR, others, with_part_of_another
 from research.reproduction.probe import choose_probe, pictures_to_fit, ridge
 from tests.toy import make_toy_bundle, toy_face_controlnet
 
@@ -15,6 +16,7 @@ from feedface.diffusion.state import take
 from feedface.evaluation.cases import FIRST_IDENTITY, GALLERY, WORLD_SEED, make_cases
 from feedface.evaluation.inspector import Inspector
 from feedface.synthetic.world import ATTRIBUTES, make_portraits
+from feedface.synthetic.world.identity import sample_identities
 
 PEOPLE = 2
 
@@ -23,6 +25,21 @@ PEOPLE = 2
 def inspector():
     torch.manual_seed(0)
     return Inspector({name: len(classes) for name, classes in ATTRIBUTES.items()}, width=8).eval()
+
+
+# ----------------------------------------------------------------------------------------------------------- the parts
+
+
+def test_people_with_a_part_of_somebody_else():
+    cases = make_cases(4, 1, 2, 64)
+    own = cases.pictures.reshape(-1, 64, 64, 3)
+    np.testing.assert_array_equal(with_part_of_another(cases, (), limits.PICTURES), own)
+    change = np.abs(with_part_of_another(cases, HAIR_COLOUR, limits.PICTURES).astype(int) - own).mean(axis=-1)
+    assert (change.max(axis=(1, 2)) > 0).any() and (change == 0).mean() > 0.5  # hair and brows alone
+    who = sample_identities(np.arange(40), WORLD_SEED)
+    other = others(who, 0)
+    assert sorted(other.tolist()) == list(range(40)) and (other != torch.arange(40)).all()
+    assert torch.equal(who.gender[other], who.gender)
 
 
 # ----------------------------------------------------------------------------------------------------------- the probe
@@ -189,6 +206,7 @@ def test_the_whole_measurement_also_when_it_is_stopped(inspector, tmp_path, monk
     parts_of_the_model = ["real pictures", "through the VAE", "noised to 500, denoised"]
     drawn = ["1 reference", "2 references"]
     rows = result["rows"]
+    assert list(rows[limits.JUDGED]) == list(limits.PARTS)
     assert list(rows[limits.UNSEEN]) == [
         *parts_of_the_model, "0 references", *drawn, "1 reference, detector's crop",
     ]  # fmt: skip

@@ -5,8 +5,9 @@
 
 VAE: pictures encoded and decoded. Base: pictures noised to a level t and denoised by the U-ViT with their true caption.
 Face encoder: a linear probe. Detector: its crops against the renderer's boxes. Data: people trained on against unseen
-people. Everything together: 0, 1 and more references. What was trained on is what configs/mini.py says: people from
-number 0, scenes from 0. Rows are kept in FILE.part as they come, and the same command goes on where it was stopped.
+people. Everything together: 0, 1 and more references. Judge: real pictures with somebody else's hair, skin or
+features. What was trained on is what configs/mini.py says: people from number 0, scenes from 0. Rows are kept in
+FILE.part as they come, and the same command goes on where it was stopped.
 
 Letters: I people, S pictures a person, R references, E embedding width.
 """
@@ -45,6 +46,7 @@ from feedface.synthetic.world import make_portraits
 from research.pages import table
 from research.people import by_person, draw_people, flat
 from research.reproduction.denoise import through_base
+from research.reproduction.parts import PARTS, with_part_of_another
 from research.reproduction.probe import choose_probe, face_features, pictures_to_fit
 from research.results import store
 
@@ -52,6 +54,7 @@ LEVELS = (200, 400, 600, 800, 1000)
 FIRST_HELD_OUT = 5_000  # people that nothing was trained on and nothing else is measured on: they choose the penalty
 NEW_SCENES, PICTURES = 100, 200  # and on: nobody was trained on these; the numbers of `make_cases`
 TRAINED_SCENES = 10
+JUDGED = "unseen people, a part of them somebody else's"
 UNSEEN, TRAINED_PEOPLE, TRAINED_PICTURES = "unseen people", "people trained on, new scenes", "pictures trained on"
 REFERENCES = "references as embeddings"
 NEAREST, SIMILARITY, ATTRIBUTES = "nearest_identity", "similarity_to_another_picture", "attribute_all"
@@ -145,6 +148,11 @@ class Limits:
         shown = crops[:, :count] if count else None
         add(label, "drawing", lambda: draw_people(self.bundle, cases.prompts, shown, self.settings, **options))
 
+    def parts(self, add: Callable, cases: Cases) -> None:
+        """The cases' pictures with one part of another person."""
+        for label, names in PARTS.items():
+            add(label, "rendering", with_part_of_another, cases, names, PICTURES)
+
     def embeddings(self, label: str, judge: Judge, found: np.ndarray) -> None:
         """Rows for embeddings [I,R,E] of the references: of each picture alone, and of the mean of all."""
         together = {"1 picture": found}
@@ -193,6 +201,7 @@ class Limits:
         self.base(add, unseen)
         for count in (0, *counts):
             self.drawn(add, unseen, crops, count)
+        self.parts(self.group(JUDGED, judge, unseen), unseen)
         detected, found = self.timed("detector", crop_references, unseen, args.detector, self.bundle.faces_root)
         self.result["detector"] = {"references_with_a_face_found": round(found, 4)}
         self.drawn(add, unseen, detected, 1, ", detector's crop")
