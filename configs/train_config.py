@@ -61,6 +61,9 @@ def get_config() -> ConfigDict:
                 "face_dropout_kind": "zero_feature",  # "zero_feature" (paper) or "zero_image" (release)
                 "text_dropout": 0.0,
                 "min_snr": 0.0,  # gamma of min-SNR weighting; 0 is off
+                # The face mask is widened by this share of the picture's width. 0 as in the paper: hair that the frozen
+                # model draws outside the mask then stays, also on who has none.
+                "mask_margin": 0.0,
             },
             "train": {
                 "steps": 50_000,

@@ -1,5 +1,7 @@
 """The training objective: what is compared with what, what learns, the learning rate, the moving average."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from configs import mini_face
@@ -10,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from feedface.data.draws import DrawSettings, draw
 from feedface.diffusion.batch import Draw, Draws, Encoded
 from feedface.diffusion.losses import regularization_mask_loss, standard_loss
-from feedface.diffusion.objective import MaskObjective
+from feedface.diffusion.objective import MaskObjective, widened
 from feedface.diffusion.schedule import add_noise, alphas_cumprod
 from feedface.training.controlled import ControlledBackbone
 from feedface.training.ema import Ema
@@ -34,9 +36,9 @@ def make_batch(count=6, standard=(), drop_face=()):
     return draws, batch
 
 
-def make_objective(kind, faces=0.0, text=0.0, min_snr=0.0):
+def make_objective(kind, faces=0.0, text=0.0, min_snr=0.0, **more):
     """What a dropped face is replaced by, and a dropped text: these numbers."""
-    loss = ConfigDict({"kind": kind, "min_snr": min_snr, "face_dropout_kind": "zero_image"})
+    loss = ConfigDict({"kind": kind, "min_snr": min_snr, "face_dropout_kind": "zero_image", **more})
     return MaskObjective(
         ConfigDict({"loss": loss}), {"faces": torch.full((5, 32), faces)}, torch.full((1, 16, 8), text)
     )
@@ -134,6 +136,21 @@ def test_min_snr_weights():
         assert torch.allclose(pair[1] / pair[0], (min(snr, torch.tensor(5.0)) / snr).float(), rtol=1e-4)
         losses.append(pair)
     assert losses[0][1] < losses[0][0] and losses[2][1] == losses[2][0]
+
+
+def test_a_wider_mask_lets_the_face_change_more():
+    mask = torch.zeros(2, 1, 8, 8)
+    mask[0, 0, 2, 5] = 0.25
+    wide = widened(mask, 0.125)  # one cell
+    assert torch.equal(wide[0, 0, 1:4, 4:7], torch.full((3, 3), 0.25)) and wide.sum() == 9 * 0.25
+    assert widened(mask, 0) is mask and torch.equal(widened(mask, 1)[0], torch.full((1, 8, 8), 0.25))
+
+    model, (draws, batch) = make_model(), make_batch()
+    batch.mask = (batch.mask > 0.9).float()
+    tight, wide = (make_objective("regularization", mask_margin=margin)(model, draws, batch) for margin in (0, 1))
+    everywhere = make_objective("mask")(model, draws, replace(batch, mask=torch.ones_like(batch.mask)))
+    torch.testing.assert_close(wide.loss, everywhere.loss)  # nothing is left of the frozen prediction
+    assert not torch.allclose(tight.loss, wide.loss)
 
 
 def test_learning_rate():

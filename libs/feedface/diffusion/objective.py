@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from feedface.diffusion.batch import Draws, Encoded
@@ -45,6 +46,8 @@ class MaskObjective:
     """Noises a batch, predicts, compares, as `config.loss` says.
 
     `kind`: "regularization" (the paper), "mask" or "standard"; samples drawn as `standard` use the last anyway.
+    `mask_margin`: by what share of the picture's width the face mask is widened. Outside it the frozen model's
+    prediction is kept, and with it the hair that it draws beside a face: without a margin none can be taken away.
     `min_snr`: gamma of the min-SNR weighting min(SNR, gamma) / SNR (Hang et al. 2023); 0 weighs all timesteps alike.
 
     Args:
@@ -58,6 +61,7 @@ class MaskObjective:
         loss = config.loss
         self.kind, self.empty_text = loss.kind, empty_text
         zeros = loss.face_dropout_kind == "zero_feature"
+        self.mask_margin = loss.get("mask_margin", 0.0)  # configs of before there was one do not say it
         self.dropped = {name: torch.zeros_like(x) if zeros else x for name, x in zero_reference.items()}
         alpha_bar = alphas_cumprod()
         snr = alpha_bar / (1 - alpha_bar)
@@ -71,7 +75,7 @@ class MaskObjective:
     def __call__(self, model: Model, draws: Draws, batch: Encoded) -> LossParts:
         device = self.empty_text.device
         draws, batch = draws.to(device), batch.to(device)
-        t, mask = draws.t, batch.mask.float()
+        t, mask = draws.t, widened(batch.mask.float(), self.mask_margin)
         state, noise = noised(draws, batch)
         prompt = {"text": replaced(batch.text, draws.drop_text, self.empty_text)}
         features = self.features(draws, batch)
@@ -108,6 +112,12 @@ def noised(draws: Draws, batch: Encoded) -> tuple[State, State]:
     clean = {"img": batch.mean.float() + batch.std.float() * draws.vae_noise}
     clean |= {name: value.float() for name, value in batch.others.items()}
     return {name: add_noise(value, draws.noise[name], draws.t) for name, value in clean.items()}, draws.noise
+
+
+def widened(mask: Tensor, margin: float) -> Tensor:
+    """Mask [B,1,h,w], each cell the largest of those that are up to `margin` times w away, across and down."""
+    reach = round(margin * mask.shape[-1])
+    return F.max_pool2d(mask, 2 * reach + 1, stride=1, padding=reach) if reach else mask
 
 
 def replaced(values: Tensor, rows: Tensor, other: Tensor) -> Tensor:

@@ -57,6 +57,7 @@ class Loss(Section):
     face_dropout_kind: Literal["zero_feature", "zero_image"]
     text_dropout: Probability
     min_snr: NotNegative
+    mask_margin: Probability = 0.0
 
 
 class Train(Section):
