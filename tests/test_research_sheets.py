@@ -3,9 +3,11 @@
 import json
 import sys
 
+import numpy as np
 import pytest
 from PIL import Image
-from research import blending, dense_face, people_in_one, side_by_side
+from research import blending, dense_face, hair, people_in_one, side_by_side
+from research.reproduction import parts
 
 from feedface.common.places import CHECKOUT
 
@@ -25,6 +27,21 @@ def test_side_by_side(tmp_path, monkeypatch):
     )
     with Image.open(out) as sheet:
         assert sheet.width >= 2 * 128 and sheet.height >= 2 * 128  # two systems below each other
+
+
+def test_what_the_judge_knows_people_by(monkeypatch, capsys):
+    run(monkeypatch, parts, "--model", CHECKOUT / "models/mini", "--people", 6)
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [row[0].removeprefix("| another's ") for row in rows] == ["| as they are", *parts.PARTS]
+    assert float(rows[0][1].split()[0]) > float(rows[3][1].split()[0])  # another's hair is less like the person
+
+
+def test_hair_is_measured(monkeypatch, capsys):
+    area, colour = np.array([0.0, 0.1, 0.3]), np.eye(3)
+    assert hair.figures((area, colour), area, colour) == ["0.0%", "10.0%", "30.0%", "1.00"]
+    systems = ["--systems", CHECKOUT / "models/mini"]
+    run(monkeypatch, hair, *systems, "--references", 0, "--people", 3)
+    assert [line.split(" | ")[0] for line in capsys.readouterr().out.splitlines()[2:]] == ["| real", "| mini"]
 
 
 @pytest.mark.slow
