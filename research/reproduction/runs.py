@@ -10,6 +10,7 @@ from pathlib import Path
 
 import ml_collections
 
+from feedface.common.device import fast_bfloat16, pick_device
 from feedface.common.errors import UserError
 from feedface.common.files import atomic_file
 from feedface.common.json_files import load_json
@@ -66,7 +67,7 @@ def train(run: Run, config: ml_collections.ConfigDict, workdir: Path) -> None:
         "train.schedule": "constant",  # so that a checkpoint on the way is what a shorter run would have ended with
         "train.warmup_steps": settings.warmup_steps,
         "train.ema": settings.ema,
-        "train.precision": "no",
+        "train.precision": "bf16" if fast_bfloat16(pick_device()) else "no",
         "checkpoint.every": every,
         "checkpoint.keep": 1,
         "checkpoint.keep_every": every,
