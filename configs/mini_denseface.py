@@ -18,7 +18,7 @@ ATTRIBUTES = (
 
 def get_config() -> ConfigDict:
     """What differs from the miniature's other training, and from Dense-Face at full size."""
-    config, full = mini_face.get_config(), denseface.get_config()
+    config, full = mini_face.on_portraits(), denseface.get_config()
     config.model = "models/mini-unet-arc2face"  # it knows people that words tell of; with mini-unet's nobody came out
     config.method, config.control = full.method, full.control
     config.control.update(

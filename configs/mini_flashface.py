@@ -23,7 +23,7 @@ VARIANTS = {
 
 def get_config(variant: str = "copy") -> ConfigDict:
     """What differs from the miniature's other training, and from FlashFace at full size."""
-    config, full = mini_face.get_config(), flashface.get_config()
+    config, full = mini_face.on_portraits(), flashface.get_config()
     config.model = "models/mini" if variant == "uvit" else "models/mini-unet"
     config.method, config.control = full.method, full.control
     config.control.update(VARIANTS[variant], reference_px=128, reference_latent="mode")

@@ -54,7 +54,7 @@ def with_part_of_another(cases: Cases, names: tuple[str, ...], scene: int, seed:
 
 
 def others(who: Identities, seed: int) -> torch.Tensor:
-    """For each of N people the number of another one of the same gender: each gives once."""
+    """For each of N people the number of another one of the same gender, or their own where they are the only one."""
     found = torch.arange(len(who))
     order = torch.randperm(len(who), generator=torch.Generator().manual_seed(seed))
     for gender in who.gender.unique():
@@ -75,8 +75,9 @@ def main() -> None:
     for label, names in {"as they are": (), **{f"another's {part}": names for part, names in PARTS.items()}}.items():
         pictures = with_part_of_another(cases, names, 200).reshape(cases.pictures.shape)  # scenes of `make_cases`
         values = judged(judge, pictures)
-        found = [bootstrap(values[name]) for name in ("similarity_to_another_picture", "nearest_identity")]
-        similarity, nearest = found
+        similarity, nearest = (
+            bootstrap(values[name]) for name in ("similarity_to_another_picture", "nearest_identity")
+        )
         print(
             f"| {label} | {similarity.value:.2f} [{similarity.low:.2f}, {similarity.high:.2f}] "
             f"| {nearest.value:.0%} [{nearest.low:.0%}, {nearest.high:.0%}] |"
