@@ -33,7 +33,7 @@ from feedface.encoders import preprocess_reference
 from feedface.faces.detect import make_detector
 from feedface.faces.embeddings import references_of
 from feedface.faces.references import Picture, Reference, as_pictures, find_faces
-from feedface.inference.acceleration import channels_last, compile_blocks, quantise_int8
+from feedface.inference.acceleration import channels_last, check_cuda_graphs, compile_blocks, quantise_int8
 from feedface.inference.batching import batches, check_finite, default_batch_size, draw_batch, picture_settings
 from feedface.inference.model_files import NO_CHANGES, Changes, load_model, model_digest, parse_lora
 from feedface.inference.regions import check_regions, together
@@ -89,6 +89,7 @@ class FeedFacePipeline:
         control: Mapping[str, Any] | None = None,
         low_memory: bool = False,
         compile: bool = False,
+        cuda_graphs: bool = False,
         int8: bool = False,
         clip_skip: int = 0,
         loras: Sequence[str] = (),
@@ -106,6 +107,7 @@ class FeedFacePipeline:
             control: for an adapter file in the authors' naming that is not built as theirs.
             low_memory: one part in memory at a time, each read once for many pictures, see `stages`.
             compile: compile the blocks: a minute at first, and faster from then on.
+            cuda_graphs: compile them and replay them as CUDA graphs: not tried on a GPU yet.
             int8: weights in 8 bits: less memory, on a CPU also faster; pictures differ a little. Without the few-step
                 adapter, which has to be merged into full weights.
             clip_skip: of Stable Diffusion's text encoder, how many of its last layers are left out.
@@ -118,13 +120,15 @@ class FeedFacePipeline:
         if is_hub_name(path):
             path = fetch_model(path)
         picked = pick_device(device)
+        if cuda_graphs:
+            check_cuda_graphs(picked, low_memory)
         number = pick_dtype(dtype, picked)
         changes = Changes(clip_skip, tuple(map(parse_lora, loras)), subject_word)
         bundle = load_model(path, ckpt_path, picked, number, control, low_memory, changes, together)
         if int8:
             quantise_int8(bundle, picked)
-        if compile:
-            compile_blocks(bundle)
+        if compile or cuda_graphs:
+            compile_blocks(bundle, cuda_graphs)
         return cls(bundle, picked, number, low_memory=low_memory, int8=int8, changes=changes)
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:

@@ -373,7 +373,7 @@ class UViT(Backbone):
             state["img"], state["clip_img"], conditions, t, control=control, heads=("img", "clip_img"), deep=deep
         )
         if memory is not None:
-            memory["deep"] = out.deep
+            memory["deep"] = out.deep.clone()  # a CUDA graph would overwrite it in the next evaluation
         return {"img": out.img, "clip_img": out.clip_img}
 
     def predict(

@@ -224,5 +224,5 @@ def adapted(adapter: FewStep, kind: str, network: Network) -> Network:
     merge_network(adapter, kind, twin)
     for old, new in zip(network.modules(), twin.modules(), strict=True):
         if old._compiled_call_impl is not None:  # a copy of a compiled module is not compiled
-            new.compile()
+            new.compile(**getattr(old, "compiled_with", {}))
     return twin

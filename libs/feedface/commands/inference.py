@@ -210,6 +210,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         control=config.control,
         low_memory=args.low_memory,
         compile=args.compile,
+        cuda_graphs=args.cuda_graphs,
         int8=args.int8,
         clip_skip=args.clip_skip,
         loras=args.lora,

@@ -175,6 +175,12 @@ def _model(parser: Parser) -> None:
         help="compile the model's blocks: faster steps after a minute of compiling; needs a C++ compiler",
     )
     group.add_argument(
+        "--cuda_graphs",
+        action="store_true",
+        help="compile them and replay them as CUDA graphs, so that the GPU does not wait for Python: helps most at small "
+        "sizes; recorded anew for each size and batch. Not tried on a GPU yet",
+    )
+    group.add_argument(
         "--int8",
         action="store_true",
         help="weights in 8 bits: a quarter of fp32's memory, and faster on a CPU only; pictures change a little, on a "

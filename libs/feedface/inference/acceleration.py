@@ -35,18 +35,37 @@ def blocks(networks: Networks) -> Iterator[nn.Module]:
         yield from method.step_blocks()
 
 
-def compile_blocks(networks: Networks) -> None:
+def compile_blocks(networks: Networks, graphs: bool = False) -> None:
     """`torch.compile` every block where it stands: all of a kind share their code, so each kind is compiled once.
 
     The first step of each new batch size compiles (seconds to a minute; from the second size on, for all sizes);
-    PyTorch caches the result on disk. `UserError` without the C++ compiler that it needs.
+    PyTorch caches the result on disk. With `graphs` a CUDA device replays each block as one CUDA graph, recorded for
+    each batch and picture size, and need not wait for Python to launch its kernels: for drawing only. `UserError`
+    without the C++ compiler that it needs.
     """
     if not any(shutil.which(name) for name in (os.environ.get("CXX") or "", *COMPILERS) if name):
         raise UserError(
             "compiling needs a C++ compiler (g++ or clang++), and none is found: install one, or do not compile"
         )
+    how = {"mode": "reduce-overhead"} if graphs else {}
     for block in blocks(networks):
-        block.compile()
+        block.compile(**how)
+        block.compiled_with = how  # for copies, which are not compiled: `checkpoints.few_step.adapted`
+    if graphs:
+        networks.backbone.register_forward_pre_hook(_begin_evaluation)
+
+
+def check_cuda_graphs(device: torch.device, low_memory: bool) -> None:
+    """`UserError` where graphs cannot be: on other devices, and with weights that move."""
+    if device.type != "cuda":
+        raise UserError(f"--cuda_graphs: {device} is no CUDA device; leave it out")
+    if low_memory:
+        raise UserError("--cuda_graphs: --low_memory moves the weights that graphs have at fixed places; leave one out")
+
+
+def _begin_evaluation(*_: object) -> None:
+    """Allow graphs to overwrite what they gave in the last evaluation; by default the next block might do so."""
+    torch.compiler.cudagraph_mark_step_begin()
 
 
 class Int8Linear(nn.Module):

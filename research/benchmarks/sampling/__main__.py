@@ -87,10 +87,11 @@ def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--size", choices=MODELS, default="mini", help="mini: models/mini; full: random weights")
     parser.add_argument("--model", type=Path, help="another model folder (benchmarks.models writes random ones)")
-    default = [name for name in VARIANTS if name not in ("int8", "compiled")]
+    default = [name for name in VARIANTS if name not in ("int8", "compiled", "cuda_graphs")]
     parser.add_argument("--variants", choices=VARIANTS, nargs="+", default=default, help="(default: all but flags')")
     parser.add_argument("--int8", action="store_true", help="also measure int8 weights")
     parser.add_argument("--compile", action="store_true", help="also measure compiled blocks")
+    parser.add_argument("--cuda_graphs", action="store_true", help="also measure blocks replayed as CUDA graphs")
     parser.add_argument(
         "--measure", choices=MEASURES, nargs="+", default=["memory", "time"], help="(default memory time)"
     )
@@ -123,7 +124,8 @@ def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
         args.whole = args.size == "mini" or args.device.type != "cpu"
     if args.warmup is None:
         args.warmup = 0 if args.device.type == "cpu" and not args.whole else 1
-    args.variants += [name for flag, name in ((args.int8, "int8"), (args.compile, "compiled")) if flag]
+    asked = {"int8": args.int8, "compiled": args.compile, "cuda_graphs": args.cuda_graphs}
+    args.variants += [name for name, flag in asked.items() if flag]
     counts = ("pictures", "rounds", "memory_steps", "batch_size", "samples", "references", "people", "rate_batches")
     check_least(parser, args, **dict.fromkeys(counts, 1))
     if args.model is None:

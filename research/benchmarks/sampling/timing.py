@@ -35,6 +35,7 @@ class Bench:
     def pipe(self, variant: Variant) -> FeedFacePipeline:
         """The pipeline that `variant` draws with."""
         how = {"int8": variant.int8, "compile": variant.compiled, "low_memory": variant.low_memory}
+        how |= {"cuda_graphs": variant.cuda_graphs}
         key = tuple(how.values())
         if key not in self._pipes:
             self._pipes[key] = FeedFacePipeline.from_pretrained(

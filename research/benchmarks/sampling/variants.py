@@ -14,6 +14,7 @@ class Variant:
     release: bool = False  # one half of guidance after the other, attention in float32, nothing kept between steps
     int8: bool = False
     compiled: bool = False
+    cuda_graphs: bool = False
     low_memory: bool = False  # shows in memory alone, and in the time of a picture from the first file on
 
 
@@ -40,6 +41,7 @@ VARIANTS = {
     "reuse": Variant("2M solver, 20, deep blocks at every 2nd", _plain("dpmsolver++", 20, reuse=2)),
     "int8": Variant("2M solver, 20, int8", _plain("dpmsolver++", 20), int8=True),
     "compiled": Variant("2M solver, 20, compiled blocks", _plain("dpmsolver++", 20), compiled=True),
+    "cuda_graphs": Variant("2M solver, 20, CUDA graphs", _plain("dpmsolver++", 20), cuda_graphs=True),
     "few_step": Variant("few-step adapter", Settings(few_step=True)),
     **{name: Variant(f"preset {name}", Settings(preset=name)) for name in PRESETS},
     "low_memory": Variant("preset balanced, low memory", Settings(preset="balanced"), low_memory=True),
