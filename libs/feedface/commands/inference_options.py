@@ -177,8 +177,8 @@ def _model(parser: Parser) -> None:
     group.add_argument(
         "--cuda_graphs",
         action="store_true",
-        help="compile them and replay them as CUDA graphs, so that the GPU does not wait for Python: helps most at small "
-        "sizes; recorded anew for each size and batch. Not tried on a GPU yet",
+        help="compile them and replay them as CUDA graphs, so that the GPU does not wait for Python: helps most at "
+        "small sizes; recorded anew for each size and batch. Not tried on a GPU yet",
     )
     group.add_argument(
         "--int8",
