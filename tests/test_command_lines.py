@@ -57,6 +57,14 @@ def test_a_wrong_argument_is_one_line(name):
     assert errors.startswith("error: ") and errors.count("\n") == 1
 
 
+@pytest.mark.parametrize("name", [*SCRIPTS, "app.py"])
+def test_without_the_environment_is_one_line(name):
+    bare = [sys.executable, "-I", "-S", str(ROOT / name), "--help"]  # -S: none of what was installed
+    done = subprocess.run(bare, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and not done.stdout
+    assert "has no PyTorch: `make demo` sets one up" in done.stderr and done.stderr.count("\n") == 1
+
+
 def test_feedface_says_what_there_is():
     for arguments in ([], ["--help"], ["-h"]):
         code, out, errors = run_as_program("feedface", *arguments)

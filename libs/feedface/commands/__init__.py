@@ -5,9 +5,15 @@ Each module has its usage as its docstring, `main(argv)` that returns the exit c
 
 import sys
 from importlib import import_module
+from importlib.util import find_spec
 
 from feedface.common.command_line import VERSION
 from feedface.common.errors import UserError, run_cli
+
+if find_spec("torch") is None:  # mostly a shell in which the environment was not activated
+    environment = "`make demo` sets one up in .venv, `source .venv/bin/activate` makes this shell use it"
+    print(f"error: {sys.executable} has no PyTorch: {environment}", file=sys.stderr)
+    sys.exit(2)
 
 COMMANDS = {
     "inference": "put a given person into pictures that a text describes",
