@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from feedface.checkpoints.bundle import Bundle
-from feedface.common.device import pick_device
+from feedface.common.device import fast_bfloat16, pick_device
 from feedface.common.progress import say
 from feedface.evaluation import metrics
 from feedface.evaluation.background import background_changes, face_masks
@@ -46,7 +46,8 @@ class Measurer:
     def __init__(self, config: ml_collections.ConfigDict, device: str | None = None):
         self.config, self.device = config, pick_device(device)
         measure = config.measure
-        self.bundle = load_model(config.model, None, self.device, torch.float32)
+        self.dtype = torch.bfloat16 if fast_bfloat16(self.device) else torch.float32
+        self.bundle = load_model(config.model, None, self.device, self.dtype)
         size = self.bundle.image_size
         self.cases = make_cases(measure.people, measure.references, measure.samples_per_person, size)
         self.crops, _ = crop_references(self.cases, "truth", None)
@@ -63,7 +64,7 @@ class Measurer:
 
         Returns what the result file holds: "people" has a list of I numbers for each figure, means over S pictures.
         """
-        bundle = self.bundle if folder is None else load_model(self.config.model, folder, self.device, torch.float32)
+        bundle = self.bundle if folder is None else load_model(self.config.model, folder, self.device, self.dtype)
         steps = replace(PLAIN, steps=self.config.measure.steps)
         settings = wanted.settings.over(steps).for_model(bundle.defaults, bundle.image_size, bundle.size_multiple)
         begun = time.perf_counter()
@@ -78,6 +79,7 @@ class Measurer:
             "measurement": asdict(wanted),
             "model": model_digest(self.bundle),
             "settings": settings.as_json(),
+            "dtype": str(self.dtype).removeprefix("torch."),
             "cases": self.config.measure.to_dict(),
             "parameters": sum(p.numel() for _, p in bundle.method.trained_parameters(bundle.backbone)),
             "seconds": round(time.perf_counter() - begun, 1),

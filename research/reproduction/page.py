@@ -39,12 +39,13 @@ def write_page(results: ResultStore, config: ml_collections.ConfigDict, out: Pat
             title = text.splitlines()[0].removeprefix("## ")
             verdicts.append([title, *(str(holds.count(verdict)) for verdict in (YES, OPEN, NO))])
         sections.append(text)
-    models = _models(results, config)
+    models, index = _models(results, config), read_index(config.model)
     values = {
         "config": config,
         "notes": notes,
         "models": models,
-        "today": model_digest(read_index(config.model)),
+        "image_size": index.image_size,
+        "today": model_digest(index),
         "cost": results.get("cost") if "cost" in results else None,
         "verdicts": pages.table(["section", "sentences that hold", OPEN, "do not hold"], verdicts),
     }
