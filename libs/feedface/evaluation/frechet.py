@@ -36,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     import torch
 
+    from feedface.common.device import pick_dtype
     from feedface.common.files import atomic_file
     from feedface.evaluation.draw import draw
     from feedface.evaluation.judging import load_inspector
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from feedface.synthetic.world import make_portraits
 
     device = torch.device("cpu")
-    bundle = load_model(args.model, None, device, torch.float32)
+    bundle = load_model(args.model, None, device, pick_dtype(None, device))
     inspector = load_inspector(args.inspector, bundle, device)
     rows = np.arange(2 * args.pictures)
     world = make_portraits(FIRST_IDENTITY + rows // SCENES, rows % SCENES, size=bundle.image_size)
