@@ -15,7 +15,7 @@ def get_config() -> ConfigDict:
     config = on_portraits()
     config.data.hair_in_mask = 1.0
     config.loss.mask_margin = 0.19  # else hair can be added and never taken away: docs/results.md
-    config.loss.min_snr = 0.02  # the picture counts alike at all but the highest noise, where hair is decided
+    config.loss.min_snr = 0.2  # the picture counts alike at all but the higher noise, where hair is decided
     return config
 
 

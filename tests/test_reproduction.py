@@ -134,7 +134,7 @@ def test_the_sweeps_share_the_default_settings():
 
     defaults = read_index("models/mini").defaults
     assert {name: defaults[name] for name in plan.DEFAULTS} == plan.DEFAULTS
-    assert plan.swept("face_scale", 1.0) == plan.swept("guidance", 4.0) == plan.pooled(1, "mean") == plan.DEFAULT
+    assert plan.swept("face_scale", 1.25) == plan.swept("guidance", 4.0) == plan.pooled(1, "mean") == plan.DEFAULT
 
 
 def test_world_and_the_records_of_fewer_people(tmp_path, config, monkeypatch):

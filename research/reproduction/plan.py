@@ -8,7 +8,7 @@ import ml_collections
 from feedface.settings import Settings
 
 BASE, DEFAULT = "no-face", "one-reference"
-DEFAULTS = {"face_scale": 1.0, "guidance": 4.0, "uncond": "true_uncond"}  # of the committed model; the sweeps' centre
+DEFAULTS = {"face_scale": 1.25, "guidance": 4.0, "uncond": "true_uncond"}  # of the committed model; the sweeps' centre
 COUNTS = (1, 2, 3, 4, 5)
 FACE_SCALES = (0.5, 0.8, 1.0, 1.25, 1.5, 2.0)
 GUIDANCES = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0)
