@@ -4,6 +4,7 @@ All settings of a study are measured on the same people, so they can be compared
 """
 
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,17 @@ def store(path: Path, content: Any) -> None:
     """Write JSON, whole or not at all."""
     with atomic_file(path) as temporary:
         temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")
+
+
+def as_recorded(module: str, arguments: Sequence[str]) -> str:
+    """The command that makes a result's figures; without --out, which names a place of one machine."""
+    kept, words = [], iter(arguments)
+    for word in words:
+        if word == "--out":
+            next(words)
+        elif not word.startswith("--out="):
+            kept.append(word)
+    return shlex.join(["python", "-m", module, *kept])
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from research.reproduction import __main__ as command
 from research.reproduction import plan, runs
 from research.reproduction.measure import Measurer, measure_all, result_file
 from research.reproduction.page import write_page
-from research.results import NO, OPEN, YES, Check, ResultStore
+from research.results import NO, OPEN, YES, Check, ResultStore, as_recorded
 
 from feedface.common.errors import UserError
 from feedface.evaluation.metrics import Figure
@@ -127,6 +127,12 @@ def test_each_measured_checkpoint_belongs_to_a_run_that_keeps_it(config, tmp_pat
         assert step % every == 0 and step <= config.train.samples // config.train.batch_size
     names = [one.name for one in (*plan.committed(), *plan.trained(config))]
     assert len(set(names)) == len(names)
+
+
+def test_a_recorded_command_names_no_place_of_a_machine():
+    given = ["--model", "models/mini", "--out", "/home/me/x.json", "--people=24"]
+    assert as_recorded("research.x", given) == "python -m research.x --model models/mini --people=24"
+    assert as_recorded("research.x", ["--out=/home/me/x.json", "--outer", "1"]) == "python -m research.x --outer 1"
 
 
 def test_the_sweeps_share_the_default_settings():

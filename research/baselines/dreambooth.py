@@ -10,7 +10,6 @@ pictures that DreamBooth learns from. Letters: I people, S samples a person.
 
 import argparse
 import json
-import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -44,6 +43,7 @@ from research.baselines.compare import (
 from research.baselines.personalise import DreamBoothSettings
 from research.baselines.sessions import Sessions, people_of
 from research.people import Values, draw_people, judged
+from research.results import as_recorded
 
 PARTS = ("backbone", "method", "vae", "text_encoder", "image_encoder")
 DREAMBOOTH, FEEDFACE = "dreambooth", "face-controlnet"
@@ -174,7 +174,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", help="auto, cpu, cuda, cuda:N, mps")
     arguments = sys.argv[1:] if arguments is None else arguments
     args = parser.parse_args(arguments)
-    args.command = shlex.join(["python", "-m", "research.baselines.dreambooth", *arguments])
+    args.command = as_recorded("research.baselines.dreambooth", arguments)
     ranges = {
         "people": (1, MAX_IDENTITIES),
         "crowd": (2, MAX_IDENTITIES),

@@ -13,7 +13,6 @@ Letters: I people, S pictures a person, R references, E embedding width.
 """
 
 import argparse
-import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -48,7 +47,7 @@ from research.people import by_person, draw_people, flat
 from research.reproduction.denoise import through_base
 from research.reproduction.parts import PARTS, with_part_of_another
 from research.reproduction.probe import choose_probe, face_features, pictures_to_fit
-from research.results import store
+from research.results import as_recorded, store
 
 LEVELS = (200, 400, 600, 800, 1000)
 FIRST_HELD_OUT = 5_000  # people that nothing was trained on and nothing else is measured on: they choose the penalty
@@ -268,7 +267,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dtype", help="auto, fp32, bf16, fp16")
     arguments = sys.argv[1:] if arguments is None else arguments
     args = parser.parse_args(arguments)
-    args.command = shlex.join(["python", "-m", "research.reproduction.limits", *arguments])
+    args.command = as_recorded("research.reproduction.limits", arguments)
     ranges = {
         "training_people": (2, FIRST_HELD_OUT),
         "people": (2, args.training_people),
