@@ -137,7 +137,7 @@ def test_a_picture_to_begin_with_stays_where_it_is_not_brushed(tmp_path, session
     layer[32:, :, 3] = 255
     editor = {"background": np.dstack([picture, np.full((64, 64), 255, np.uint8)]), "layers": [layer]}
     fields = Fields(
-        "a woman", "", MINI, "fast", 1, 3, "64x64", 1, None, 0, "webp", [], "", editor, False, 0.7
+        "a woman", "", MINI, "fast", 1, 3, "64x64", 1, None, 0, "", "webp", [], "", editor, False, 0.7
     )  # fmt: skip
     order = order_of((*fields, *(None, "person", "found") * 3))
     [one] = [one for _, _, one in draw(session, models, detector, replace(order, format="png")) if one]

@@ -75,7 +75,9 @@ def test_passes_are_counted(toy: Path):
     )
     # Three blocks, one of them deep; both controls stand at shallow ones.
     reused = blueprint.cost(Kind(reused=True), Work())
-    assert (reused.halves, reused.backbone_passes, reused.control_passes) == (2, pytest.approx(4 / 3), 1)
+    assert (reused.backbone_passes, reused.control_passes) == (pytest.approx(4 / 3), 1)
+    perturbed = blueprint.cost(Kind(perturbed=True), Work())
+    assert (perturbed.backbone_passes, perturbed.control_passes) == (pytest.approx(3), 1)
 
 
 @pytest.mark.parametrize("whole", ["--whole", "--no-whole"])

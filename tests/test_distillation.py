@@ -90,14 +90,17 @@ def test_a_ddim_step_is_the_samplers_step():
         assert ddim_step(x, noise, start, end) == pytest.approx(solver.step(noise, timestep, x).prev_sample, abs=1e-5)
 
 
-@pytest.mark.parametrize("uncond", ["true_uncond", "paper"])
-def test_the_teachers_last_state_is_the_guided_models_picture(bundle, uncond):
-    bundle.defaults["uncond"] = uncond
+@pytest.mark.parametrize(
+    ("uncond", "pag"),
+    [("true_uncond", {}), ("paper", {}), ("true_uncond", {"pag_scale": 3.0})],
+)
+def test_the_teachers_last_state_is_the_guided_models_picture(bundle, uncond, pag):
+    bundle.defaults |= {"uncond": uncond, **pag}
     prompt, empty = ({"text": bundle.text_encoder.encode(texts)} for texts in (["a", "b c"], [""]))
     identity, seeds = {"tokens": torch.randn(2, 5, 32)}, [3, 4]
     states = Teacher(bundle, TIMES, 10, CPU).draw(prompt, seeds, identity)
     options = {"prompt": prompt, "seeds": seeds, "guidance": 2.0, "uncond_mode": uncond, "identity": identity}
-    options |= {"empty_prompt": empty, "method": bundle.method}
+    options |= {"empty_prompt": empty, "method": bundle.method, **pag}
     exact = pack(sample(bundle.backbone, steps=100, **options))
     coarse = pack(sample(bundle.backbone, steps=3, scheduler="ddim", **options))
     assert states.shape == (2, 4, exact.shape[1])

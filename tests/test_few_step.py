@@ -52,7 +52,9 @@ def test_it_comes_back_from_its_folder_in_half_precision(tmp_path):
         assert all(
             torch.equal(*both) for both in zip(pair, (x.half().float() for x in wanted.weights[name]), strict=True)
         )
-    save_few_step(tmp_path / "b", FewStep((1000, 600, 251), 4.0, 0.8, "true_uncond", wanted.weights))
+    pag = {"pag_scale": 2.0, "pag_interval": (500.0, 900.0)}
+    save_few_step(tmp_path / "b", FewStep((1000, 600, 251), 4.0, 0.8, "true_uncond", wanted.weights, **pag))
+    assert {key: getattr(read_few_step(tmp_path / "b"), key) for key in pag} == pag and found.pag_scale == 0
     assert len({found.digest, read_few_step(tmp_path / "b").digest, ""}) == 3
 
 
@@ -218,6 +220,8 @@ def test_older_adapters(toy, tmp_path, networks):
         {"face_scale": -1},
         {"uncond": "none"},
         {"scale": 1},
+        {"pag_scale": -1},
+        {"pag_interval": [900, 500]},
         {"changes": ["vae"]},
         {"changes": 3},
     ],

@@ -574,6 +574,14 @@ def test_other_formats_are_not_made_again_either(run, format, name):
     assert path.name == name and results()["pictures"][0] | {"made_now": False} == results()["pictures"][0]
 
 
+def test_perturbed_attention_guidance_is_another_picture_and_none_the_same(run):
+    for more in (["--pag_scale", 0], ["--pag_scale", 2], ["--pag_scale", 2, "--pag_interval", 500, 900], []):
+        run(*single("--steps", 4, *more))
+    first, *others = pictures().values()
+    assert len({first, *others}) == 3 and len(others) == 2
+    assert results()["settings"]["pag_scale"] == 0
+
+
 def test_rescaled_guidance_is_another_picture_and_none_the_same(run):
     for rescale in (0, 0.7):
         run(*single("--steps", 2, "--guidance", 6, "--rescale", rescale))

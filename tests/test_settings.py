@@ -123,6 +123,8 @@ def test_an_adapter_that_is_not_there():
         ({"face_interval": ("a", "b")}, "out of range"),
         ({"face_interval": 5}, "two timesteps"),
         ({"few_step": 1}, "true or false"),
+        ({"pag_scale": 10.5}, "--pag_scale 10.5: out of range"),
+        ({"pag_interval": (900, 500)}, "--pag_interval 900 500"),
     ],
 )
 def test_wrong_ones_are_named(setting, message):

@@ -328,6 +328,8 @@ class FeedFacePipeline:
         negative_prompt: str | None = None,
         rescale: float | None = None,
         face_box: tuple[float, float, float, float] | None = None,
+        pag_scale: float | None = None,
+        pag_interval: tuple[float, float] | None = None,
         batch_size: int | None = None,
         progress: bool | Callable[[], None] = True,
     ) -> list[Image.Image]:
@@ -342,7 +344,7 @@ class FeedFacePipeline:
             n_samples: how many; they get the seeds `seed`, `seed` + 1, …
             seed: or a `torch.Generator`, from which the seeds are drawn.
             seeds: one seed per sample instead.
-            steps … face_box: see `Settings`; by default the model's own.
+            steps … pag_interval: see `Settings`; by default the model's own.
             batch_size: samples drawn at a time, at most: memory against speed; by default what should fit.
             progress: show a bar, or call this after each step of each batch.
 
@@ -368,6 +370,8 @@ class FeedFacePipeline:
             negative_prompt,
             rescale,
             face_box,
+            pag_scale,
+            pag_interval,
         )
         full = self.settings(wanted)
         if notice := self.settings_notice(wanted):

@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> dict:
     # Half precision loses the small steps of the training, so the whole comparison runs in single.
     bundle = load_bundle(args.model, device, torch.float32, PARTS)
     training = DreamBoothSettings(**{field.name: getattr(args, field.name) for field in fields(DreamBoothSettings)})
-    wanted = Settings(args.steps, args.guidance, args.face_scale, None, args.uncond)
+    wanted = Settings(args.steps, args.guidance, args.face_scale, None, args.uncond, pag_scale=0)
     settings = wanted.for_model(bundle.defaults, bundle.image_size, bundle.size_multiple)
     inspector = load_judge(args.inspector, bundle, device)
 

@@ -303,7 +303,7 @@ def main() -> None:
     bundle = load_model(args.model, args.ckpt_path, device, dtype)
     bundle.image_encoder = load_bundle(args.model, device, dtype, components=["image_encoder"]).image_encoder
     inspector = load_judge(args.inspector, bundle, device)
-    settings = Settings(args.steps).for_model(bundle.defaults, bundle.image_size, bundle.size_multiple)
+    settings = Settings(args.steps, pag_scale=0).for_model(bundle.defaults, bundle.image_size, bundle.size_multiple)
     drawn_with = {"seed": args.seed, "device": str(device), "dtype": str(dtype).removeprefix("torch.")}
     cases = {name: getattr(args, argument) for argument, name in CASES.items()}
     cases |= {"first_unseen_person": FIRST_IDENTITY, "probe_first_held_out_person": FIRST_HELD_OUT}

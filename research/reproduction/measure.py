@@ -65,7 +65,7 @@ class Measurer:
         Returns what the result file holds: "people" has a list of I numbers for each figure, means over S pictures.
         """
         bundle = self.bundle if folder is None else load_model(self.config.model, folder, self.device, self.dtype)
-        steps = replace(PLAIN, steps=self.config.measure.steps)
+        steps = replace(PLAIN, steps=self.config.measure.steps, pag_scale=0)  # as the paper samples
         settings = wanted.settings.over(steps).for_model(bundle.defaults, bundle.image_size, bundle.size_multiple)
         begun = time.perf_counter()
         if wanted.references:

@@ -180,6 +180,7 @@ def order_of(values: tuple) -> Order:
             size=parse_size(fields.size),
             negative_prompt=(fields.negative or "").strip() or None,
             rescale=float(fields.rescale),
+            pag_scale=one_number(fields.pag_scale or "", "Clean-up"),
         ),
         seed=whole(fields.seed, "Seed"),
         number=whole(fields.number, "Number"),

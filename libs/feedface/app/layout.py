@@ -38,6 +38,7 @@ class Fields(NamedTuple):
     strength: Any
     guidance: Any
     rescale: Any
+    pag_scale: Any
     format: Any
     others: Any
     strengths: Any
@@ -185,13 +186,18 @@ def order_fields(names: list[str], pipe: FeedFacePipeline) -> Fields:
         rescale = gr.Slider(
             0, 1, 0, step=0.05, label="Rescale", info="Takes the contrast back that a high guidance adds."
         )
+        pag_scale = gr.Textbox(
+            label="Clean-up",
+            placeholder="the model's own",
+            info="Perturbed-attention guidance, 0 to 10: cleaner faces, in more time.",
+        )
         format = gr.Radio(list(SUFFIXES), value="png", label="Format", info="png keeps every bit.")
     with gr.Accordion("Compare side by side", open=False):
         others = gr.CheckboxGroup(names, label="Methods")
         strengths = gr.Textbox(label="Strengths", placeholder="0, 0.5, 1, 1.5")
     return Fields(
-        prompt, negative, model, preset, number, seed, size, strength, guidance, rescale, format, others, strengths,
-        picture, only_face, change,
+        prompt, negative, model, preset, number, seed, size, strength, guidance, rescale, pag_scale, format, others,
+        strengths, picture, only_face, change,
     )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ Shapes: B batch, L tokens, D width, C h w latent.
 
 import math
 import pkgutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -16,6 +16,7 @@ from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from feedface.backbones.control import Control, Operator
+from feedface.backbones.perturbed_attention import PerturbedAttention
 from feedface.backbones.site import Site
 from feedface.common.errors import UserError
 from feedface.common.validation import arguments_of
@@ -111,6 +112,17 @@ class Backbone(nn.Module):
         """The attention at a site, as controls are handed it: for what they compute once, before any step."""
         raise NotImplementedError
 
+    @property
+    def deep_attentions(self) -> Sequence[str]:
+        """Self-attentions that decide a picture's structure: their sites. By default those of the coarsest maps."""
+        sites = [site for site in self.sites.values() if site.kind == "self_attention"]
+        return [site.name for site in sites if site.cells == max(other.cells for other in sites)]
+
+    @property
+    def perturbed(self) -> Control:
+        """A control that perturbs the deep attentions, for a prediction that guidance leads away from."""
+        return PerturbedAttention(self.deep_attentions)
+
     def blocks(self) -> Iterator[tuple[str, nn.Module]]:
         """The parts with nearly all weights and work, by name: for compiling, int8, offloading, adapters."""
         raise NotImplementedError
@@ -139,7 +151,7 @@ def find_class(package: str, base: Class, kind: str, what: str) -> Class:
         for value in vars(import_module(f"{package}.{kind}")).values():
             if isinstance(value, type) and issubclass(value, base) and vars(value).get("kind") == kind:
                 return value
-    known = [name for name in files if name not in ("base", "composition", "control", "site")]
+    known = [name for name in files if name not in ("base", "composition", "control", "perturbed_attention", "site")]
     raise UserError(f"{kind!r} is no {what} of this version; known are {', '.join(known)}")
 
 

@@ -258,6 +258,10 @@ class UViT(Backbone):
         ]
 
     @property
+    def deep_attentions(self) -> Sequence[str]:
+        return ("mid_block.attn",)
+
+    @property
     def shallow_blocks(self) -> int:
         """How many blocks at each end are evaluated at every step, also where the deep ones' output is reused."""
         half = len(self.in_blocks)

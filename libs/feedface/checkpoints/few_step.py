@@ -26,11 +26,14 @@ from feedface.common.errors import UserError
 from feedface.common.files import atomic_folder
 from feedface.diffusion.names import UNCOND_MODES
 from feedface.diffusion.schedule import NUM_TIMESTEPS
+from feedface.settings import EVERYWHERE, Settings
 
 Network = TypeVar("Network", bound=nn.Module)
 
 COMPONENT = "few_step"
 CONFIG_KEYS = ("timesteps", "guidance", "face_scale", "uncond")
+NO_PAG = {"pag_scale": 0.0, "pag_interval": EVERYWHERE}  # of older ones, which do not say so
+GUIDANCE_KEYS = (*CONFIG_KEYS[1:], *NO_PAG)
 CHANGED = "changes"  # in config.json: which networks the adapter changes
 MAX_STEPS = 32
 NETWORKS = ("backbone", "method")
@@ -45,7 +48,8 @@ class FewStep:
 
     Attributes:
         timesteps: t of each evaluation, whole, falling within 1000 … 1; the last step goes to 0.
-        guidance, face_scale, uncond: those of the guided model that was distilled: its pictures are imitated.
+        guidance, face_scale, uncond, pag_scale, pag_interval: those of the guided model that was distilled: its
+            pictures are imitated.
         weights: by module, such as "backbone.mid_block.mlp.fc1": A [r, in] and B [out, r], float32.
         digest: changes with config and weights.
     """
@@ -56,6 +60,8 @@ class FewStep:
     uncond: str
     weights: Mapping[str, lora.Pair] = field(default_factory=dict, repr=False)
     digest: str = ""
+    pag_scale: float = NO_PAG["pag_scale"]
+    pag_interval: tuple[float, float] = NO_PAG["pag_interval"]
 
     @property
     def steps(self) -> int:
@@ -125,8 +131,9 @@ def _checked(config: dict[str, Any], file: Path) -> FewStep:
         if key not in config:
             raise UserError(f'{file}: "{key}" is missing; needed are {", ".join(CONFIG_KEYS)}')
     for key in config:
-        if key not in (*CONFIG_KEYS, CHANGED, "made_by"):
-            raise UserError(f'{file}: "{key}" is unknown; known are {", ".join(CONFIG_KEYS)}, made_by')
+        if key not in (*CONFIG_KEYS, *NO_PAG, CHANGED, "made_by"):
+            known = ", ".join((*CONFIG_KEYS, *NO_PAG, "made_by"))
+            raise UserError(f'{file}: "{key}" is unknown; known are {known}')
     times = config["timesteps"]
     falling = isinstance(times, list) and all(type(t) is int for t in times) and times == sorted(set(times))[::-1]
     if not falling or not 1 <= len(times) <= MAX_STEPS or times[0] > NUM_TIMESTEPS or times[-1] < 1:
@@ -136,7 +143,18 @@ def _checked(config: dict[str, Any], file: Path) -> FewStep:
             raise UserError(f'{file}: "{key}" must be a number from 0 to 50, not {config[key]!r}')
     if config["uncond"] not in UNCOND_MODES:
         raise UserError(f'{file}: "uncond" must be one of {", ".join(UNCOND_MODES)}, not {config["uncond"]!r}')
-    return FewStep(tuple(times), config["guidance"], config["face_scale"], config["uncond"])
+    try:
+        pag = Settings(**{key: config.get(key, value) for key, value in NO_PAG.items()})
+    except UserError as error:
+        raise UserError(f"{file}: {str(error).removeprefix('--')}") from None
+    return FewStep(
+        tuple(times),
+        config["guidance"],
+        config["face_scale"],
+        config["uncond"],
+        pag_scale=pag.pag_scale,
+        pag_interval=pag.pag_interval,
+    )
 
 
 def save_few_step(folder: str | os.PathLike, adapter: FewStep, made_by: Mapping[str, Any] | None = None) -> None:
@@ -145,7 +163,7 @@ def save_few_step(folder: str | os.PathLike, adapter: FewStep, made_by: Mapping[
     for name, pair in adapter.weights.items():
         network, _, module = name.partition(".")
         parts[network][module] = pair
-    config = {key: getattr(adapter, key) for key in CONFIG_KEYS}
+    config = {key: getattr(adapter, key) for key in (*CONFIG_KEYS, *NO_PAG)}
     with atomic_folder(folder) as temporary:
         config[CHANGED] = [name for name, pairs in parts.items() if pairs]
         write_json(temporary / "config.json", {**config, **({"made_by": dict(made_by)} if made_by else {})})

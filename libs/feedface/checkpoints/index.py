@@ -10,6 +10,7 @@ Folders are relative to the index's own, so that models may share parts and be m
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Annotated, Any, Literal
 
+from annotated_types import Len
 from pydantic import AfterValidator, BaseModel, Field, TypeAdapter
 from pydantic_core import PydanticCustomError
 
@@ -27,7 +28,7 @@ V1_NAMES = {"uvit": "backbone", "face_controlnet": "method"}
 
 
 class Defaults(BaseModel):
-    """How a model is sampled where nothing else is said; a bundle may leave out uncond, steps and preset."""
+    """How a model is sampled where nothing else is said; a bundle may leave out what is None here."""
 
     model_config = CLOSED
     guidance: Annotated[float, Field(ge=0, le=50)] = 6.0
@@ -35,6 +36,8 @@ class Defaults(BaseModel):
     uncond: Literal[UNCOND_MODES] | None = None
     steps: Annotated[int, Field(ge=1, le=999)] | None = None
     preset: Literal[PRESET_NAMES] | None = None
+    pag_scale: Annotated[float, Field(ge=0, le=10)] | None = None
+    pag_interval: Annotated[list[Annotated[float, Field(ge=0, le=1000)]], Len(2, 2)] | None = None
 
 
 def _relative(folder: str) -> str:

@@ -169,6 +169,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         uncond=args.uncond,
         negative_prompt=args.negative_prompt,
         rescale=args.rescale,
+        pag_scale=args.pag_scale,
+        pag_interval=args.pag_interval,
         face_box=args.face_box,
     )
     check_modes(args)

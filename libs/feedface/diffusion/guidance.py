@@ -1,6 +1,8 @@
-"""Classifier-free guidance, ε = ε_u + g (ε_c − ε_u), with both predictions from one batch.
+"""Guidance, ε = ε_u + g (ε_c − ε_u) + s (ε_c − ε_p).
 
-The paper's and the release's "scale s" adds to the conditional prediction, ε = ε_c + s (ε_c − ε_u): g = 1 + s.
+Its first part is classifier-free guidance, with both predictions from one batch. The second is perturbed-attention
+guidance, with s > 0 (`backbones/perturbed_attention.py`): in ε_p image tokens do not see each other, and nobody is
+shown, which is less work and no less alike. The difference is what makes parts fit together: two eyes, one mouth.
 
 What "unconditional" means (`uncond_mode`; each backbone has its own `uncond_modes`):
 - "true_uncond" (the release's default): text replaced by Gaussian noise and declared to be so (t_text = 1000), no face;
@@ -10,6 +12,8 @@ What "unconditional" means (`uncond_mode`; each backbone has its own `uncond_mod
 B samples are 2 B rows under guidance: the conditional half, then the unconditional one. Nothing here knows a backbone
 or a method; `backbones/base.py` and `methods/base.py` say what they must offer.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,8 +27,8 @@ class GuidedModel:
 
     All that stays the same over the steps (both halves' conditions, the faces' keys and values) is prepared once here.
     Savings at single steps, see `plan.Evaluation`: `guided=False` evaluates the conditional half alone,
-    `controlled=False` leaves the face out, `reused=True` goes on with the deep blocks' output of the call before, which
-    must have been guided and controlled alike.
+    `controlled=False` leaves the face out, `perturbed=False` ε_p, `reused=True` goes on with the deep blocks' output of
+    the call before, which must have been guided, controlled and perturbed alike.
 
     Args:
         prompt: encoded, B rows, as `Method.prompt` gives it.
@@ -37,6 +41,7 @@ class GuidedModel:
         rescale: φ of Lin et al. 2024, "Common Diffusion Noise Schedules and Sample Steps are Flawed", eq. 15 and 16:
             how far a guided prediction's standard deviation is taken back to the conditional one's.
         latent_size: (h, w), by default the backbone's own.
+        pag_scale: s; 0 evaluates no ε_p.
 
     Raises `ValueError` for a mode that the backbone has not, or that lacks its text.
     """
@@ -55,11 +60,12 @@ class GuidedModel:
         scale: float = 1.0,
         rescale: float = 0.0,
         latent_size: tuple[int, int] | None = None,
+        pag_scale: float = 0.0,
     ):
         mode = uncond_mode or backbone.uncond_modes[0]
         if mode not in backbone.uncond_modes:
             raise ValueError(f"uncond_mode must be one of {', '.join(backbone.uncond_modes)}, not {mode!r}")
-        self.backbone, self.guidance, self.rescale = backbone, guidance, rescale
+        self.backbone, self.guidance, self.pag_scale, self.rescale = backbone, guidance, pag_scale, rescale
         self.guided = guidance != 1
         batch = length(prompt)
         rows = None
@@ -76,6 +82,7 @@ class GuidedModel:
         self.conditions = backbone.conditions(prompt, latent_size)
         self.control = None if identity is None else method.bind(backbone, identity, scale, rows)
         self._memory: dict[str, Tensor] = {}  # of the deep blocks
+        self._perturbed_memory: dict[str, Tensor] = {}
 
     def __call__(
         self,
@@ -84,30 +91,42 @@ class GuidedModel:
         *,
         guided: bool = True,
         controlled: bool = True,
+        perturbed: bool = True,
         reused: bool = False,
         guidance: float | None = None,
     ) -> State:
         batch = length(state)
         guided = guided and self.guided
         conditions, control = self.conditions, self.control if controlled else None
-        if guided:
-            state = join(state, state)
-        elif self.guided:
-            conditions = conditions[:batch]
-            control = control and control.first(batch)
+        conditional = conditions[:batch] if self.guided else conditions
         if not reused:
-            self._memory = {}
-        times = torch.full((length(state),), t, dtype=torch.float32, device=next(iter(state.values())).device)
-        noise = self.backbone(state, times, conditions, control, memory=self._memory)
+            self._memory, self._perturbed_memory = {}, {}
+        lesser: State = {}
+        if perturbed and self.pag_scale:
+            lesser = self._predict(state, t, conditional, self.backbone.perturbed, self._perturbed_memory)
+        if guided:
+            noise = self._predict(join(state, state), t, conditions, control, self._memory)
+        else:
+            if self.guided and control is not None:
+                control = control.first(batch)
+            noise = self._predict(state, t, conditional, control, self._memory)
         scale = self.guidance if guidance is None else guidance
-        return {name: self._guide(value.float(), guided, scale) for name, value in noise.items()}
+        return {name: self._guide(value, lesser.get(name), guided, scale) for name, value in noise.items()}
 
-    def _guide(self, noise: Tensor, guided: bool, scale: float) -> Tensor:
-        if not guided:
-            return noise
-        conditional, unconditional = noise.chunk(2)
-        guided = unconditional + scale * (conditional - unconditional)
-        return rescaled(guided, conditional, self.rescale) if self.rescale else guided
+    def _predict(self, state: State, t: float, conditions: Any, control: Any, memory: dict[str, Tensor]) -> State:
+        times = torch.full((length(state),), t, dtype=torch.float32, device=next(iter(state.values())).device)
+        noise = self.backbone(state, times, conditions, control, memory=memory)
+        # Copied: where blocks are CUDA graphs, the next evaluation overwrites what this one gave.
+        return {name: value.to(torch.float32, copy=True) for name, value in noise.items()}
+
+    def _guide(self, noise: Tensor, perturbed: Tensor | None, guided: bool, scale: float) -> Tensor:
+        out = conditional = noise
+        if guided:
+            conditional, unconditional = noise.chunk(2)
+            out = unconditional + scale * (conditional - unconditional)
+        if perturbed is not None:
+            out = out + self.pag_scale * (conditional - perturbed)
+        return rescaled(out, conditional, self.rescale) if self.rescale and out is not conditional else out
 
 
 def rescaled(guided: Tensor, conditional: Tensor, share: float) -> Tensor:

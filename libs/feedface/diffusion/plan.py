@@ -15,13 +15,15 @@ Interval = tuple[float, float]
 class Evaluation:
     """One evaluation of the model at timestep `t`.
 
-    `guided`: both halves of guidance, not the conditional one alone. `controlled`: with the face. `reused`: the deep
-    blocks' last output stands in for them (see `UViT.forward`). `guidance`: g of this step, where it is not all steps'.
+    `guided`: both halves of guidance, not the conditional one alone. `controlled`: with the face. `perturbed`: with
+    perturbed-attention guidance, where there is any. `reused`: the deep blocks' last output stands in for them (see
+    `UViT.forward`). `guidance`: g of this step, where it is not all steps'.
     """
 
     t: float
     guided: bool = True
     controlled: bool = True
+    perturbed: bool = True
     reused: bool = False
     guidance: float | None = None
 
@@ -35,6 +37,7 @@ def plan_evaluations(
     times: Sequence[float],
     guidance_interval: Interval | None = None,
     face_interval: Interval | None = None,
+    pag_interval: Interval | None = None,
     reuse: int = 1,
 ) -> list[Evaluation]:
     """The evaluations at timesteps `times`, in order.
@@ -43,21 +46,23 @@ def plan_evaluations(
         guidance_interval: guidance only there (Kynkäänniemi et al. 2024, "Applying Guidance in a Limited Interval
             Improves Sample and Distribution Quality in Diffusion Models").
         face_interval: control only there.
-        reuse: the deep blocks are evaluated at the first of every `reuse` steps, at the last step, and wherever
-            guidance or control begins or ends (Ma et al. 2024, "Learning-to-Cache": U-ViT tolerates it).
+        pag_interval: perturbed-attention guidance only there.
+        reuse: the deep blocks are evaluated at the first of every `reuse` steps, at the last step, and wherever one of
+            these begins or ends (Ma et al. 2024, "Learning-to-Cache": U-ViT tolerates it).
 
     Raises `ValueError` for an interval that is empty or leaves 0 … 1000, and a `reuse` below 1.
     """
     check_interval("guidance_interval", guidance_interval)
     check_interval("face_interval", face_interval)
+    check_interval("pag_interval", pag_interval)
     if reuse < 1:
         raise ValueError(f"reuse must be 1 or more, not {reuse}")
     plan: list[Evaluation] = []
     last = len(times) - 1
     since = 0  # steps since the deep blocks were evaluated
     for index, t in enumerate(times):
-        parts = (_within(t, guidance_interval), _within(t, face_interval))
-        changed = not plan or parts != (plan[-1].guided, plan[-1].controlled)
+        parts = tuple(_within(t, interval) for interval in (guidance_interval, face_interval, pag_interval))
+        changed = not plan or parts != (plan[-1].guided, plan[-1].controlled, plan[-1].perturbed)
         since = 0 if changed or index == last or since == reuse - 1 else since + 1
         plan.append(Evaluation(t, *parts, reused=since > 0))
     return plan

@@ -23,6 +23,9 @@ class NoisePredictor(Protocol):
 
     def guided_prompt(self, prompt: Rows, mode: str, empty_prompt: Rows | None, noise: Tensor | None) -> Rows: ...
 
+    @property
+    def perturbed(self) -> Any: ...
+
     def conditions(self, prompt: Rows, latent_size: tuple[int, int] | None = None) -> Any: ...
 
     def __call__(

@@ -131,8 +131,10 @@ def sample(
     latent_size: tuple[int, int] | None = None,
     guidance_interval: Interval | None = None,
     face_interval: Interval | None = None,
+    pag_interval: Interval | None = None,
     reuse: int = 1,
     rescale: float = 0.0,
+    pag_scale: float = 0.0,
     eta: float = 0.0,
     init: InitImage | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -142,9 +144,9 @@ def sample(
     Rows may belong to different prompts and people: `prompt` and `identity` have B rows, or one for all.
     `timesteps`, from 1000 down, take the place of `steps` and `scheduler`: first-order steps, for a model distilled to
     few of them. `guidance` is g of ε_u + g (ε_c − ε_u), or that of the first and of the last step, evenly between; at 1
-    throughout there is no unconditional pass. `guidance_interval`, `face_interval` and `reuse` save work, see
-    `plan_evaluations`; `rescale` and the other arguments are those of `GuidedModel`. `init` is a picture to begin with.
-    `eta` is for "ddim:leading".
+    throughout there is no unconditional pass. `guidance_interval`, `face_interval`, `pag_interval` and `reuse` save
+    work, see `plan_evaluations`; `rescale`, `pag_scale` and the other arguments are those of `GuidedModel`. `init` is a
+    picture to begin with. `eta` is for "ddim:leading".
     `progress(done, total)` is called after each evaluation.
 
     Raises `ValueError` for unknown names, steps outside 1 … 999, sizes that do not fit, and what a backbone has not.
@@ -160,7 +162,7 @@ def sample(
         solver = make_scheduler(scheduler, steps)
     # diffusers rounds or cuts its timesteps to whole ones; the noise levels it steps between are exact
     times = timestep_of(solver.sigmas[: len(solver.timesteps)]).tolist()
-    plan = plan_evaluations(times, guidance_interval, face_interval, reuse)
+    plan = plan_evaluations(times, guidance_interval, face_interval, pag_interval, reuse)
     if isinstance(guidance, tuple):
         values = falling(*guidance, len(plan))
         plan = [replace(step, guidance=value) for step, value in zip(plan, values, strict=True)]
@@ -182,6 +184,7 @@ def sample(
         scale=scale,
         latent_size=latent_size,
         **({"rescale": rescale} if rescale else {}),
+        **({"pag_scale": pag_scale} if pag_scale else {}),
     )
     state = dict(zip(shapes, start, strict=True))
     if init is None:
@@ -215,7 +218,9 @@ def integrate(
     for done, (now, timestep) in enumerate(zip(plan, timesteps, strict=True), start=1):
         if init is not None:
             x = pack(init.kept(unpack(x, shapes), now.t, noise_kept))
-        own = {} if now.guidance is None else {"guidance": now.guidance}
+        own: dict[str, Any] = {} if now.guidance is None else {"guidance": now.guidance}
+        if not now.perturbed:
+            own["perturbed"] = False
         noise = model(unpack(x, shapes), now.t, guided=now.guided, controlled=now.controlled, reused=now.reused, **own)
         x = solver.step(pack({name: noise[name] for name in shapes}), timestep, x).prev_sample
         if progress is not None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from feedface.backbones.base import Prompt
 from feedface.checkpoints.bundle import Bundle
+from feedface.checkpoints.few_step import GUIDANCE_KEYS, NO_PAG
 from feedface.diffusion.guidance import GuidedModel
 from feedface.diffusion.sampling import initial_noise, jumps_at
 from feedface.diffusion.schedule import NUM_TIMESTEPS, alphas_cumprod, timestep_of
@@ -39,15 +40,13 @@ def fine_timesteps(timesteps: Sequence[int], substeps: int) -> list[int]:
 
 
 class Teacher:
-    """Draws trajectories with a bundle's own guidance, face scale and unconditional half."""
+    """Draws trajectories as a bundle's defaults say (`how`, `GUIDANCE_KEYS` of a few-step adapter)."""
 
     def __init__(self, bundle: Bundle, timesteps: Sequence[int], substeps: int, device: torch.device):
         self.bundle, self.timesteps, self.device = bundle, tuple(timesteps), device
         self.fine = fine_timesteps(timesteps, substeps)
         self.shapes = bundle.backbone.state_shapes()
-        self.guidance, self.face_scale, self.uncond = (
-            bundle.defaults[key] for key in ("guidance", "face_scale", "uncond")
-        )
+        self.how = {**NO_PAG, **{key: bundle.defaults[key] for key in GUIDANCE_KEYS if key in bundle.defaults}}
         self._empty: Prompt | None = None
 
     @torch.no_grad()
@@ -61,20 +60,24 @@ class Teacher:
         model = GuidedModel(
             self.bundle.backbone,
             prompt,
-            empty_prompt=None if self.uncond in WITHOUT_PROMPT else self._empty_prompt(),
+            empty_prompt=None if self.how["uncond"] in WITHOUT_PROMPT else self._empty_prompt(),
             noise=noise,
-            guidance=self.guidance,
-            uncond_mode=self.uncond,
+            guidance=self.how["guidance"],
+            uncond_mode=self.how["uncond"],
             method=self.bundle.method,
             identity=identity,
-            scale=self.face_scale,
+            scale=self.how["face_scale"],
+            pag_scale=self.how["pag_scale"],
         )
         solver, states = jumps_at(self.fine, order=2), []
         x = pack(dict(zip(self.shapes, start, strict=True)))
+        low, high = self.how["pag_interval"]
         for t, timestep in zip(self.fine, solver.timesteps, strict=True):
             if t in self.timesteps:
                 states.append(x)
-            x = solver.step(pack(model(unpack(x, self.shapes), float(t))), timestep, x).prev_sample
+            perturbed = low <= t <= high
+            noise = model(unpack(x, self.shapes), float(t), perturbed=perturbed)
+            x = solver.step(pack(noise), timestep, x).prev_sample
         return torch.stack([*states, x], dim=1)
 
     def _empty_prompt(self) -> Prompt:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from feedface.checkpoints.bundle import Bundle, load_bundle, read_index, write_derived_index
-from feedface.checkpoints.few_step import COMPONENT, FewStep, adapted, read_few_step, save_few_step
+from feedface.checkpoints.few_step import COMPONENT, GUIDANCE_KEYS, FewStep, adapted, read_few_step, save_few_step
 from feedface.checkpoints.parts import SEAM
 from feedface.common.contact_sheet import save_sheet
 from feedface.common.device import DTYPES, pick_device
@@ -50,10 +50,8 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
             f"{workdir / 'trajectories'}: {len(lessons.files)} shards do not suffice, held_out={held_out} are only "
             "measured on; draw more"
         )
-    adapter = FewStep(
-        tuple(lessons.settings["timesteps"]),
-        *(lessons.settings[key] for key in ("guidance", "face_scale", "uncond")),
-    )
+    how = {key: value for key, value in lessons.settings.items() if key in GUIDANCE_KEYS}
+    adapter = FewStep(tuple(lessons.settings["timesteps"]), **how)
     networks = bundle.networks()
     bundle.backbone.gradient_checkpointing = config.gradient_checkpointing
     student = Student(*networks, adapter, config.clip_weight)

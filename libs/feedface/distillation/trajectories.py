@@ -22,6 +22,7 @@ from torch import Tensor
 
 from feedface.backbones.base import Prompt
 from feedface.checkpoints.bundle import Bundle
+from feedface.checkpoints.few_step import NO_PAG
 from feedface.checkpoints.storage import read_json, write_json
 from feedface.common.errors import UserError
 from feedface.common.files import atomic_file, make_folder
@@ -135,9 +136,7 @@ def _agree(
         "model": model_digest(bundle),
         "timesteps": list(teacher.timesteps),
         "evaluations": teacher.fine,
-        "guidance": teacher.guidance,
-        "face_scale": teacher.face_scale,
-        "uncond": teacher.uncond,
+        **teacher.how,
         "records": captions,
         "seed": config.seed,
         "shard": config.trajectories.batch_size,
@@ -147,7 +146,7 @@ def _agree(
     if not (folder / SETTINGS).is_file():
         with atomic_file(folder / SETTINGS) as temporary:
             write_json(temporary, settings)
-    kept = read_settings(folder)
+    kept = json.loads(json.dumps({**NO_PAG, **read_settings(folder)}))
     other = [key for key in settings if kept.get(key) != json.loads(json.dumps(settings[key]))]
     if other:
         raise UserError(

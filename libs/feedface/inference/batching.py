@@ -91,6 +91,8 @@ def sample_options(settings: Settings, adapter: FewStep | None) -> dict[str, Any
         "face_interval": settings.face_interval,
         "reuse": settings.reuse,
         "rescale": settings.rescale,
+        "pag_scale": settings.pag_scale,
+        "pag_interval": settings.pag_interval if settings.pag_scale else None,
     }
 
 
@@ -263,6 +265,8 @@ def draw_latents(
     guided_model = GuidedModel if identity is None else bundle.method_class.guided_model
     if isinstance(settings.guidance, tuple) and guided_model is not GuidedModel:
         raise UserError(f"--guidance: one number, please; {bundle.method_class.kind} is guided in its own way")
+    if settings.pag_scale and guided_model is not GuidedModel:
+        raise UserError(f"--pag_scale: not with {bundle.method_class.kind}, which is guided in its own way; use 0")
     backbone, method = bundle.networks(settings.few_step)
     method = method_for(method, identity)
     width, height = (side * backbone.latent_multiple // bundle.size_multiple for side in settings.size)

@@ -42,7 +42,7 @@ def _setting(name: str) -> AfterValidator:
                 value = tuple(value) if isinstance(value, list) and len(value) == 2 else parse_size(str(value))
             checked = getattr(Settings(**{name: value}), name)
             # As the option: the same picture is known again.
-            return float(checked) if name in ("guidance", "face_scale", "rescale") else checked
+            return float(checked) if name in ("guidance", "face_scale", "rescale", "pag_scale") else checked
         except UserError as error:
             raise ValueError(_writable(str(error).removeprefix(f"--{name}").lstrip(": "))) from None
 
@@ -85,6 +85,8 @@ class JobSchema(Schema):
     reuse: Annotated[Any, _setting("reuse")] = None
     few_step: Annotated[Any, _setting("few_step")] = None
     rescale: Annotated[Any, _setting("rescale")] = None
+    pag_scale: Annotated[Any, _setting("pag_scale")] = None
+    pag_interval: Annotated[Any, _setting("pag_interval")] = None
     face_box: Annotated[Any, _setting("face_box")] = None
     init: Annotated[str, AfterValidator(_blank)] | None = None
     base: Annotated[str, AfterValidator(_blank)] | None = None

@@ -79,9 +79,9 @@ def parse(text: str) -> Setting:
         f"{what}_interval": tuple(map(int, said[what].split("-"))) for what in ("guidance", "face") if said[what]
     }
     numbers = {what: int(said[what]) for what in ("steps", "reuse") if said[what]}
-    asked = Settings(scheduler=said["scheduler"], preset=said["preset"], **numbers, **intervals)
+    asked = Settings(scheduler=said["scheduler"], preset=said["preset"], pag_scale=0, **numbers, **intervals)
     if said["few_step"]:
-        if asked != Settings():
+        if asked != Settings(pag_scale=0):
             raise _no_setting(text, "the adapter fixes all but the arithmetic")
         asked = Settings(few_step=True)
     elif not said["preset"]:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -106,7 +106,7 @@ class Evaluator:
         """What a generation does once before its first evaluation."""
         backbone, method = self._networks
         noise = torch.randn_like(self._prompt["text"])
-        self._models[release] = (ReleaseModel if release else GuidedModel)(
+        self._models[release] = (ReleaseModel if release else partial(GuidedModel, pag_scale=1.0))(
             backbone, self._prompt, method=method, identity=self._identity, scale=0.8, guidance=6.0, noise=noise,
             empty_prompt={"text": noise}, latent_size=self._latent_size,
         )  # fmt: skip
@@ -114,7 +114,7 @@ class Evaluator:
     @torch.no_grad()
     def run(self, kind: Kind) -> None:
         """One evaluation. A reused one must follow one like it but for that."""
-        how = {"guided": kind.guided, "controlled": kind.controlled, "reused": kind.reused}
+        how = {key: getattr(kind, key) for key in ("guided", "controlled", "perturbed", "reused")}
         self._models[kind.release](self._state, 500.0, **how)
 
 
@@ -122,7 +122,6 @@ class Evaluator:
 class Cost:
     """Of an evaluation: passes a picture through backbone and method (fractions: of their blocks), FLOPs."""
 
-    halves: int
     backbone_passes: float
     control_passes: float
     flops: float
@@ -151,9 +150,12 @@ class Blueprint:
         if settings.few_step:
             return [Kind(guided=False)] * settings.steps
         times = timestep_of(make_scheduler(settings.scheduler, settings.steps).sigmas[: settings.steps]).tolist()
-        plan = plan_evaluations(times, settings.guidance_interval, settings.face_interval, settings.reuse)
-        guided = settings.guidance != 1
-        return [Kind(variant.release, guided and now.guided, now.controlled, now.reused) for now in plan]
+        intervals = settings.guidance_interval, settings.face_interval, settings.pag_interval
+        guided, perturbed = settings.guidance != 1, settings.pag_scale != 0
+        return [
+            Kind(variant.release, guided and now.guided, now.controlled, perturbed and now.perturbed, now.reused)
+            for now in plan_evaluations(times, *intervals, settings.reuse)
+        ]
 
     @torch.no_grad()
     def inputs(self, work: Work, device: torch.device, dtype: torch.dtype) -> tuple[Prompt, Identity]:
@@ -185,7 +187,6 @@ class Blueprint:
             evaluator.run(kind)
         a_picture = {name: value / work.pictures for name, value in counts.items()}
         return Cost(
-            halves=round(a_picture["rows"]),
             backbone_passes=a_picture["blocks"],
             control_passes=a_picture.get("control", 0),
             flops=a_picture["flop"],
@@ -201,10 +202,11 @@ class Blueprint:
 
     def count(self, variant: Variant, work: Work) -> dict:
         """Evaluations, passes of each sort and TFLOP of one picture."""
-        costs = [self.cost(kind, work) for kind in self.evaluations(variant)]
+        kinds = self.evaluations(variant)
+        costs = [self.cost(kind, work) for kind in kinds]
         return {
             "evaluations": len(costs),
-            "unconditional": sum(cost.halves - 1 for cost in costs),
+            "unconditional": sum(kind.guided for kind in kinds),
             "backbone_passes": round(sum(cost.backbone_passes for cost in costs), 2),
             "control_passes": round(sum(cost.control_passes for cost in costs), 2),
             "tflop_sampling": sum(cost.flops for cost in costs) / 1e12,

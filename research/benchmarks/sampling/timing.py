@@ -75,7 +75,7 @@ class Bench:
             evaluator.prepare(release=True)
         if not all(kind.release for kind in kinds):
             yield "preparation", lambda: evaluator.prepare(release=False)
-        for kind in sorted(kinds, key=lambda kind: (kind.release, kind.guided, kind.controlled, kind.reused)):
+        for kind in sorted(kinds):
             yield str(kind), lambda kind=kind: evaluator.run(kind)
         shape = (work.pictures, bundle.backbone.latent_channels, *blueprint.latent_size(work))
         latents = torch.randn(shape).to(self.device)

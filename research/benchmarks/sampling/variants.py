@@ -19,7 +19,7 @@ class Variant:
 
 
 def _plain(scheduler: str, steps: int, **knobs) -> Settings:
-    return Settings(scheduler=scheduler, steps=steps, **knobs).over(PLAIN)
+    return Settings(scheduler=scheduler, steps=steps, pag_scale=0, **knobs).over(PLAIN)
 
 
 # Where guidance and face are at work is a matter of quality; what they cost is how many of the evaluations lie there.
@@ -68,9 +68,11 @@ class Kind:
     release: bool = False
     guided: bool = True
     controlled: bool = True
+    perturbed: bool = False
     reused: bool = False
 
     def __str__(self) -> str:
         words = ["release's way"] * self.release + ["both halves" if self.guided else "conditional half"]
-        words += ["with face" if self.controlled else "no face"] + ["deep blocks reused"] * self.reused
+        words += ["with face" if self.controlled else "no face"] + ["perturbed beside"] * self.perturbed
+        words += ["deep blocks reused"] * self.reused
         return ", ".join(words)
