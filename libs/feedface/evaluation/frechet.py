@@ -27,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--pictures", type=int, default=2000, help="in each set (default: %(default)s)")
     parser.add_argument("--batch_size", type=int, default=32, help="(default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the first picture (default: %(default)s)")
+    parser.add_argument("--pag_scale", type=float, help="perturbed-attention guidance (default: the model's own)")
     parser.add_argument("--out", type=Path, help="JSON file to write too")
     args = parser.parse_args(arguments)
     if not 2 <= args.pictures <= 10_000:
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = np.arange(2 * args.pictures)
     world = make_portraits(FIRST_IDENTITY + rows // SCENES, rows % SCENES, size=bundle.image_size)
     described, others = world.images[: args.pictures], world.images[args.pictures :]
-    settings = Settings().for_model(bundle.defaults, bundle.image_size, bundle.size_multiple)
+    settings = Settings(pag_scale=args.pag_scale).for_model(bundle.defaults, bundle.image_size, bundle.size_multiple)
     drawn = draw(bundle, world.captions[: args.pictures], None, settings, args.seed, args.batch_size, device, "base")
     target = inspector.features(others)
     distance = {name: round(frechet_distance(inspector.features(pictures), target), 4)
