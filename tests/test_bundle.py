@@ -395,6 +395,12 @@ BILLION = 1_000_000_000
         ("model_index.json", {"name": 5}, r"name: must be a string"),
         ("model_index.json", {"defaults": {"guidance": 1e9}}, r"defaults.guidance: must be at most 50"),
         ("model_index.json", {"defaults": []}, r"defaults: must be an object"),
+        (
+            "model_index.json",
+            {"defaults": {"pag_interval": [500, 400]}},
+            r"defaults.pag_interval: must be two timesteps",
+        ),
+        ("model_index.json", {"defaults": {"pag_interval": [0, 2000]}}, r"defaults.pag_interval\[1\]: must be at most"),
     ],
 )
 def test_sizes_and_types_are_checked_before_memory_is_taken(folder: Path, file: str, changes: dict, message: str):

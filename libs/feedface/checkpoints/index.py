@@ -27,6 +27,15 @@ MOST_LETTERS = 255  # of a file's name
 V1_NAMES = {"uvit": "backbone", "face_controlnet": "method"}
 
 
+def _rising(interval: list[float]) -> list[float]:
+    if interval[0] >= interval[1]:
+        raise PydanticCustomError("interval", "must be two timesteps, the lower first")
+    return interval
+
+
+Timestep = Annotated[float, Field(ge=0, le=1000)]
+
+
 class Defaults(BaseModel):
     """How a model is sampled where nothing else is said; a bundle may leave out what is None here."""
 
@@ -37,7 +46,7 @@ class Defaults(BaseModel):
     steps: Annotated[int, Field(ge=1, le=999)] | None = None
     preset: Literal[PRESET_NAMES] | None = None
     pag_scale: Annotated[float, Field(ge=0, le=10)] | None = None
-    pag_interval: Annotated[list[Annotated[float, Field(ge=0, le=1000)]], Len(2, 2)] | None = None
+    pag_interval: Annotated[list[Timestep], Len(2, 2), AfterValidator(_rising)] | None = None
 
 
 def _relative(folder: str) -> str:
