@@ -144,7 +144,9 @@ def test_a_picture_to_begin_with_stays_where_it_is_not_brushed(tmp_path, session
     drawn = np.asarray(Image.open(one.file)).astype(int)
     assert np.array_equal(drawn[:32], picture[:32]) and np.abs(drawn[40:] - picture[40:]).max() > 10
     assert_same(run_again(one, tmp_path, monkeypatch), one)
-    assert order.format == "webp" and order.begin.strength == 0.7
+    assert order.format == "webp" and order.begin.strength == 0.7 and order.settings.pag_scale is None
+    cleaner = order_of((*fields._replace(pag_scale="1.5"), *(None, "person", "found") * 3))
+    assert cleaner.settings.pag_scale == 1.5
     layer[:] = 255
     assert beginning(fields).mask is None  # all of it
     assert beginning(fields._replace(picture={"background": None, "layers": []})) is None

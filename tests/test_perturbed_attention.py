@@ -3,23 +3,14 @@
 import pytest
 import torch
 from tests.test_methods import ROWS, Row, Setting
-from tests.toy import toy_unet, toy_uvit
+from tests.toy import attentive, toy_unet, toy_uvit
 from torch import Tensor
 
-from feedface.backbones.base import Backbone
 from feedface.diffusion.guidance import GuidedModel
 from feedface.diffusion.sampling import sample
 from feedface.diffusion.state import take
 
 T = 500.0
-
-
-def attentive(backbone: Backbone) -> Backbone:
-    """With weights at which attention matters; fresh ones are too small for that."""
-    for name, weight in backbone.named_parameters():
-        if ".attn" in name and weight.ndim == 2:
-            weight.data.normal_(std=weight.shape[1] ** -0.5)
-    return backbone
 
 
 def drawing(row: Row) -> Setting:
@@ -96,14 +87,23 @@ def test_a_sample_depends_on_its_seed_and_person_alone(row: Row):
         torch.testing.assert_close(together[name][1:], value, atol=1e-3, rtol=1e-3)
 
 
-@pytest.mark.parametrize("backbone", [toy_uvit, toy_unet], ids=["uvit", "unet"])
 @torch.no_grad()
-def test_reused_blocks_are_the_perturbed_ones(backbone):
-    backbone = attentive(backbone())
-    state = {name: torch.randn(2, *shape) for name, shape in backbone.state_shapes().items()}
-    model = GuidedModel(backbone, {"text": torch.randn(2, backbone.text_tokens or 5, backbone.text_dim)}, pag_scale=2.0)
-    first = model(state, T)["img"]
-    torch.testing.assert_close(model(state, T, reused=True)["img"], first, atol=1e-5, rtol=1e-5)
+def test_reused_blocks_are_each_predictions_own():
+    uvit = attentive(toy_uvit())
+    prompt = {"text": torch.randn(2, uvit.text_tokens, uvit.text_dim)}
+    first, second = ({name: torch.randn(2, *shape) for name, shape in uvit.state_shapes().items()} for _ in range(2))
+    model, conditions, times = GuidedModel(uvit, prompt, pag_scale=2.0), uvit.conditions(prompt), torch.full((2,), T)
+    model(first, T)
+    out = model(second, T, reused=True)["img"]
+
+    def reused(control) -> Tensor:
+        memory: dict[str, Tensor] = {}
+        uvit(first, times, conditions, control, memory=memory)
+        return uvit(second, times, conditions, control, memory=memory)["img"]
+
+    conditional, perturbed = reused(None), reused(uvit.perturbed())
+    assert not torch.allclose(conditional, perturbed, atol=1e-3)
+    torch.testing.assert_close(out, conditional + 2 * (conditional - perturbed), atol=1e-5, rtol=1e-5)
 
 
 def test_it_is_the_coarsest_attentions_that_are_perturbed():

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from feedface.backbones.base import Backbone
 from feedface.backbones.uvit import UViT
 from feedface.checkpoints.bundle import save_component, write_index
 from feedface.checkpoints.storage import quiet_transformers
@@ -41,6 +42,14 @@ def toy_tokenizer(folder: Path):
 def toy_uvit() -> UViT:
     """Width 32, 1 + 1 + 1 blocks, latents 4x8x8, 16 text tokens of 8 numbers, CLIP image of 16."""
     return UViT((8, 8), 4, 2, 32, 2, 4, 2, text_dim=8, num_text_tokens=16, clip_img_dim=16)
+
+
+def attentive(backbone: Backbone) -> Backbone:
+    """With weights at which attention matters; fresh ones are too small for that."""
+    for name, weight in backbone.named_parameters():
+        if ".attn" in name and weight.ndim == 2:
+            weight.data.normal_(std=weight.shape[1] ** -0.5)
+    return backbone
 
 
 def toy_face_controlnet(uvit: UViT | None = None, control_input: str = "output") -> FeedFace:

@@ -116,9 +116,9 @@ class Backbone(nn.Module):
     def deep_attentions(self) -> Sequence[str]:
         """Self-attentions that decide a picture's structure: their sites. By default those of the coarsest maps."""
         sites = [site for site in self.sites.values() if site.kind == "self_attention"]
-        return [site.name for site in sites if site.cells == max(other.cells for other in sites)]
+        coarsest = max((site.cells for site in sites), default=0)
+        return [site.name for site in sites if site.cells == coarsest]
 
-    @property
     def perturbed(self) -> Control:
         """A control that perturbs the deep attentions, for a prediction that guidance leads away from."""
         return PerturbedAttention(self.deep_attentions)

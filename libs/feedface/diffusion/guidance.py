@@ -1,8 +1,9 @@
 """Guidance, ε = ε_u + g (ε_c − ε_u) + s (ε_c − ε_p).
 
 Its first part is classifier-free guidance, with both predictions from one batch. The second is perturbed-attention
-guidance, with s > 0 (`backbones/perturbed_attention.py`): in ε_p image tokens do not see each other, and nobody is
-shown, which is less work and no less alike. The difference is what makes parts fit together: two eyes, one mouth.
+guidance, with s > 0 (`backbones/perturbed_attention.py`): in ε_p image tokens do not see each other, and no
+control acts, which is less work and no less alike. The difference is what makes parts fit together: two eyes, one
+mouth.
 
 What "unconditional" means (`uncond_mode`; each backbone has its own `uncond_modes`):
 - "true_uncond" (the release's default): text replaced by Gaussian noise and declared to be so (t_text = 1000), no face;
@@ -81,6 +82,8 @@ class GuidedModel:
                     identity = join(expand(identity, batch), expand(other, batch))
         self.conditions = backbone.conditions(prompt, latent_size)
         self.control = None if identity is None else method.bind(backbone, identity, scale, rows)
+        self.conditional = self.conditions[:batch] if self.guided else self.conditions
+        self.perturbed = backbone.perturbed() if pag_scale else None
         self._memory: dict[str, Tensor] = {}  # of the deep blocks
         self._perturbed_memory: dict[str, Tensor] = {}
 
@@ -97,27 +100,25 @@ class GuidedModel:
     ) -> State:
         batch = length(state)
         guided = guided and self.guided
-        conditions, control = self.conditions, self.control if controlled else None
-        conditional = conditions[:batch] if self.guided else conditions
+        control = self.control if controlled else None
         if not reused:
             self._memory, self._perturbed_memory = {}, {}
         lesser: State = {}
-        if perturbed and self.pag_scale:
-            lesser = self._predict(state, t, conditional, self.backbone.perturbed, self._perturbed_memory)
+        if perturbed and self.perturbed is not None:
+            lesser = self._predict(state, t, self.conditional, self.perturbed, self._perturbed_memory)
         if guided:
-            noise = self._predict(join(state, state), t, conditions, control, self._memory)
+            noise = self._predict(join(state, state), t, self.conditions, control, self._memory)
         else:
             if self.guided and control is not None:
                 control = control.first(batch)
-            noise = self._predict(state, t, conditional, control, self._memory)
+            noise = self._predict(state, t, self.conditional, control, self._memory)
         scale = self.guidance if guidance is None else guidance
         return {name: self._guide(value, lesser.get(name), guided, scale) for name, value in noise.items()}
 
     def _predict(self, state: State, t: float, conditions: Any, control: Any, memory: dict[str, Tensor]) -> State:
         times = torch.full((length(state),), t, dtype=torch.float32, device=next(iter(state.values())).device)
         noise = self.backbone(state, times, conditions, control, memory=memory)
-        # Copied: where blocks are CUDA graphs, the next evaluation overwrites what this one gave.
-        return {name: value.to(torch.float32, copy=True) for name, value in noise.items()}
+        return {name: value.float() for name, value in noise.items()}
 
     def _guide(self, noise: Tensor, perturbed: Tensor | None, guided: bool, scale: float) -> Tensor:
         out = conditional = noise

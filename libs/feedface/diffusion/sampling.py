@@ -183,8 +183,7 @@ def sample(
         identity=identity,
         scale=scale,
         latent_size=latent_size,
-        **({"rescale": rescale} if rescale else {}),
-        **({"pag_scale": pag_scale} if pag_scale else {}),
+        **{name: value for name, value in (("rescale", rescale), ("pag_scale", pag_scale)) if value},
     )
     state = dict(zip(shapes, start, strict=True))
     if init is None:

@@ -13,6 +13,7 @@ from feedface.backbones.base import Prompt
 from feedface.checkpoints.bundle import Bundle
 from feedface.checkpoints.few_step import GUIDANCE_KEYS, NO_PAG
 from feedface.diffusion.guidance import GuidedModel
+from feedface.diffusion.plan import plan_evaluations
 from feedface.diffusion.sampling import initial_noise, jumps_at
 from feedface.diffusion.schedule import NUM_TIMESTEPS, alphas_cumprod, timestep_of
 from feedface.diffusion.state import pack, unpack
@@ -71,12 +72,11 @@ class Teacher:
         )
         solver, states = jumps_at(self.fine, order=2), []
         x = pack(dict(zip(self.shapes, start, strict=True)))
-        low, high = self.how["pag_interval"]
-        for t, timestep in zip(self.fine, solver.timesteps, strict=True):
-            if t in self.timesteps:
+        plan = plan_evaluations(self.fine, pag_interval=tuple(self.how["pag_interval"]))
+        for now, timestep in zip(plan, solver.timesteps, strict=True):
+            if now.t in self.timesteps:
                 states.append(x)
-            perturbed = low <= t <= high
-            noise = model(unpack(x, self.shapes), float(t), perturbed=perturbed)
+            noise = model(unpack(x, self.shapes), float(now.t), perturbed=now.perturbed)
             x = solver.step(pack(noise), timestep, x).prev_sample
         return torch.stack([*states, x], dim=1)
 
