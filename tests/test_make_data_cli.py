@@ -201,7 +201,7 @@ def kill_all(process):
 @pytest.mark.parametrize("processes", [1, 2])
 def test_killed_ten_times_at_random_moments(world, command, tmp_path, processes):
     photos = tmp_path / "photos"
-    write_people(photos, people=50)
+    write_people(photos, people=120)
     for name in ("pair.png", "wall.png", "broken.png"):
         shutil.copy(world / "photos" / name, photos / name)
     out, rng = tmp_path / "out", random.Random(processes)
