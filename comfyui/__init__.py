@@ -20,6 +20,7 @@ from feedface.pipeline import FeedFacePipeline, Request  # noqa: E402
 from feedface.settings import MAX_SEED, PRESET_NAMES, Settings  # noqa: E402
 
 CATEGORY = "FeedFace"
+OWN_PRESET = "the model's own"
 
 
 def pictures(images: torch.Tensor) -> list[np.ndarray]:
@@ -91,7 +92,7 @@ class FeedFaceDraw:
                 "prompt": ("STRING", {"multiline": True}),
                 "seed": ("INT", {"default": 0, "min": 0, "max": MAX_SEED}),
                 "number": ("INT", {"default": 1, "min": 1, "max": 64}),
-                "preset": (list(PRESET_NAMES), {"default": "balanced"}),
+                "preset": ([OWN_PRESET, *PRESET_NAMES], {"default": OWN_PRESET}),
                 "strength": ("FLOAT", {"default": -1.0, "min": -1.0, "max": 5.0, "step": 0.05}),
             },
             "optional": {"person": ("FEEDFACE_PERSON",), "negative_prompt": ("STRING", {"default": ""})},
@@ -100,7 +101,7 @@ class FeedFaceDraw:
     def draw(self, model, prompt, seed, number, preset, strength, person=None, negative_prompt=""):
         pipe = model["pipe"]
         settings = Settings(
-            preset=preset,
+            preset=None if preset == OWN_PRESET else preset,
             face_scale=None if strength < 0 else strength,
             negative_prompt=negative_prompt or None,
             uncond="empty_token" if negative_prompt else None,

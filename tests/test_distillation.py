@@ -2,11 +2,14 @@
 
 import json
 import math
+import shutil
 import sys
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 import torch
+from ml_collections import ConfigDict
 from toy import attentive, make_toy_bundle
 from toy_records import make_records
 
@@ -14,15 +17,19 @@ from feedface.checkpoints.bundle import load_bundle
 from feedface.checkpoints.few_step import FewStep, read_few_step
 from feedface.commands import distill
 from feedface.common.errors import UserError
+from feedface.common.images import read_image
 from feedface.data.records import read_records
 from feedface.diffusion.sampling import jumps_at, sample
 from feedface.diffusion.schedule import alphas_cumprod
 from feedface.diffusion.state import pack, take, unpack
+from feedface.distillation.critic import Critic
 from feedface.distillation.ddim import ddim_step
 from feedface.distillation.draws import Draws
+from feedface.distillation.pictures import real_states
 from feedface.distillation.student import Student, low_rank
 from feedface.distillation.teacher import Teacher, fine_timesteps
 from feedface.distillation.trajectories import Piece, Trajectories
+from feedface.encoders import resize_and_crop, to_tensor
 
 CPU = torch.device("cpu")
 TIMES = (1000, 600, 250)
@@ -55,6 +62,10 @@ def run(folder, stage, workdir, *options, **changes):
         "train.steps": 30,
         "train.batch_size": 4,
         "train.warmup_steps": 5,
+        "refine.minutes": 0.0,
+        "refine.batch_size": 4,
+        "refine.patch": 2,
+        "refine.sites": ("in_blocks.0", "out_blocks.0"),
         **changes,
     }
     before = sys.argv
@@ -188,6 +199,61 @@ def toy_student(bundle):
     return Student(bundle.backbone, bundle.method, FewStep(TIMES, 2.0, 0.5, "paper"), 0.1), piece
 
 
+def test_the_critics_loss_reaches_its_heads_and_the_students_the_pictures(bundle):
+    _, piece = toy_student(bundle)
+    critic = Critic(bundle.backbone, bundle.method, ("in_blocks.0", "out_blocks.0"), 1.0)
+    drawn, real = piece.states[:, -1].clone().requires_grad_(), piece.states[:, 0]
+    noise = torch.randn(drawn.shape)
+    of_student, of_critic = critic.losses(drawn, real, piece, 200, noise)
+    heads = list(critic.parameters())
+    assert heads and all(p.requires_grad for p in heads)
+    assert torch.autograd.grad(of_student, heads, retain_graph=True, allow_unused=True) == (None,) * len(heads)
+    assert torch.autograd.grad(of_critic, drawn, retain_graph=True, allow_unused=True) == (None,)
+    assert float(torch.autograd.grad(of_student, drawn, retain_graph=True)[0].abs().sum()) > 0
+    # The last bias moves real and drawn alike.
+    gradients = torch.autograd.grad(of_critic, heads)
+    assert sum(float(gradient.abs().sum()) > 0 for gradient in gradients) == len(heads) - 2
+    assert all(p.grad is None for p in (*bundle.backbone.parameters(), *bundle.method.parameters()))
+
+
+@pytest.mark.parametrize("change", ["text", "identity", None])
+def test_the_critic_looks_as_the_model_does_at_this_person_and_text(bundle, change):
+    _, piece = toy_student(bundle)
+    attentive(bundle.backbone)
+    critic = Critic(bundle.backbone, bundle.method, ("out_blocks.0",), 1.0)
+    with torch.no_grad():
+        seen = critic.features(piece.states[:, 0], 200, piece)[0]
+    assert seen.shape == (3, 16, 32)
+    torch.manual_seed(1)
+    other = piece
+    if change == "text":
+        other = replace(piece, prompt={"text": torch.randn(3, 16, 8)})
+    elif change == "identity":
+        other = replace(piece, identity={"tokens": torch.randn(3, 5, 32)})
+    with torch.no_grad():
+        assert torch.equal(critic.features(piece.states[:, 0], 200, other)[0], seen) == (change is None)
+    with pytest.raises(UserError, match=r"critic\.sites: mid is none .* mid_block"):
+        Critic(bundle.backbone, bundle.method, ("mid",), 1.0)
+
+
+def test_the_critic_learns_what_is_amiss(bundle):
+    _, piece = toy_student(bundle)
+    critic = Critic(bundle.backbone, bundle.method, ("in_blocks.0", "out_blocks.0"), 0.1)
+    optimizer = torch.optim.Adam(critic.parameters(), 3e-3)
+    for step in range(40):
+        torch.manual_seed(step)
+        real, noise = torch.randn(2, *piece.states[:, 0].shape)
+        drawn = real.clone()
+        drawn[:, : 8 * 8] *= 0.2  # the first channel lacks contrast
+        of_student, of_critic = critic.losses(drawn, real, piece, 50, noise)
+        if step == 0:
+            assert of_critic.item() == pytest.approx(math.log(2), abs=0.05)
+        optimizer.zero_grad()
+        of_critic.backward()
+        optimizer.step()
+    assert of_critic.item() < 0.5 < 1 < of_student.item()
+
+
 # ----------------------------------------------------------------------------------------------------- the whole way
 
 
@@ -245,6 +311,45 @@ def test_the_student_comes_nearer_and_is_a_model(folder):
     assert read_few_step(folder / "two" / "model" / "few_step").digest == adapter.digest
 
 
+def test_refining_goes_on_from_the_student_and_the_anchor_holds_it(folder):
+    run(folder, "trajectories", "refined")
+    run(folder, "train", "refined")
+    student = read_few_step(folder / "refined" / "model" / "few_step")
+    off = {}
+    for anchor in (1000.0, 0.0):
+        shutil.copytree(folder / "refined", folder / f"refined{anchor}")
+        run(folder, "train", f"refined{anchor}", **{"refine.steps": 20, "refine.anchor": anchor, "refine.lr": 1e-2})
+        made = folder / f"refined{anchor}"
+        metrics = json.loads((made / "refined" / "metrics.json").read_text())
+        assert metrics["training"]["steps"] == 20 and (made / "refined" / "samples.png").is_file()
+        adapter = read_few_step(made / "model" / "few_step")
+        assert adapter.digest != student.digest and adapter.weights.keys() == student.weights.keys()
+        off[anchor] = metrics["metrics"]["latent_rms"]
+        assert len(list((made / "pictures").glob("*.safetensors"))) == 3
+        run(folder, "train", made.name, **{"refine.steps": 20, "refine.anchor": anchor, "refine.lr": 1e-2})
+        assert read_few_step(made / "model" / "few_step").digest == adapter.digest
+    assert off[1000.0] < off[0.0]
+
+    make_records(folder / "elsewhere", people=3)
+    shutil.rmtree(made / "pictures")
+    others = f"('{folder / 'elsewhere' / 'records.jsonl'}',)"
+    with pytest.raises(UserError, match="draw those anew"):
+        run(folder, "train", made.name, **{"refine.steps": 30, "refine.anchor": 0.0, "data.records": others})
+
+
+def test_real_pictures_are_those_that_the_captions_are_of(folder, bundle):
+    run(folder, "trajectories", "real")
+    lessons, records = Trajectories(folder / "real" / "trajectories"), folder / "world" / "records.jsonl"
+    config = ConfigDict({"data": {"records": (str(records),), "max_broken": 0}})
+    states = real_states(config, bundle, lessons, folder / "real" / "pictures")
+    record = Draws(read_records(records), lessons.settings["faces"], 0).shard(1, 8, lessons.settings["seed"])[3][0]
+    pixels = resize_and_crop(to_tensor(read_image(record.path))[None], bundle.image_size)
+    expected = {"img": bundle.vae.encode(pixels, sample=False), "clip_img": bundle.image_encoder.encode(pixels)}
+    assert states[1][3] == pytest.approx(pack(expected)[0].detach(), abs=2e-3)
+    piece = lessons.piece(1, slice(3, 4), CPU)
+    assert piece.prompt["text"] == pytest.approx(bundle.text_encoder.encode([record.caption]), abs=2e-3)
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -254,6 +359,8 @@ def test_the_student_comes_nearer_and_is_a_model(folder):
         ({"precision": "fp16"}, "precision"),
         ({"data.records": "('nowhere.jsonl',)"}, "nowhere.jsonl"),
         ({"trajectories.sizes": 3}, "sizes"),
+        ({"refine.noise": 1001}, "config.refine.noise: 1001"),
+        ({"refine.patch": 0}, "config.refine.patch: 0"),
     ],
 )
 def test_bad_settings(folder, changes, words):

@@ -33,6 +33,7 @@ def test_presets_fix_all_of_the_cost_and_nothing_else():
         ({}, {"steps": 8, "preset": "quality"}, {"steps": 9}, 8),
         ({}, {"preset": "quality"}, {"steps": 9, "preset": "fast"}, PRESETS["quality"].steps),
         ({}, {}, {"steps": 9, "preset": "quality"}, 9),
+        ({}, {"preset": "quality"}, {"preset": "fast"}, PRESETS["quality"].steps),
         ({}, {}, {"preset": "quality"}, PRESETS["quality"].steps),
         ({}, {}, {}, PRESETS["balanced"].steps),
     ],
@@ -74,6 +75,27 @@ def test_what_the_adapter_cannot_do_comes_before_it(asked):
     assert not full.few_step and all(getattr(full, key) == value for key, value in asked.items())
     with pytest.raises(UserError, match=f"--{next(iter(asked))} .*few-step adapter"):
         complete(Settings(few_step=True, **asked), ADAPTER)
+
+
+@pytest.mark.parametrize(
+    ("asked", "adapter", "preset", "steps"),
+    [
+        ({}, ADAPTER, "fast", 4),
+        ({"face_scale": 0.5, "guidance": 4.0}, ADAPTER, "fast", 4),
+        ({}, None, "balanced", 8),
+        ({"guidance": 2.0}, ADAPTER, "balanced", 8),
+        ({"negative_prompt": "a hat"}, ADAPTER, "balanced", 8),
+        ({"steps": 6}, ADAPTER, "balanced", 6),
+        ({"few_step": False}, ADAPTER, "balanced", 8),
+        ({"preset": "fast", "guidance": 2.0}, ADAPTER, "fast", 5),
+    ],
+)
+def test_a_models_own_few_steps_give_way_to_balanced(asked, adapter, preset, steps):
+    wanted = Settings(**asked)
+    full = complete(wanted, adapter, preset="fast")
+    assert (full.preset, full.steps, full.few_step) == (preset, steps, preset == "fast" and "preset" not in asked)
+    if "preset" not in asked:
+        assert wanted.adapter_notice(full, adapter) is None
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 What is not set comes from, in this order: the preset that the user names, the config file, the model's own defaults,
 the preset "balanced". Within one of these an option that is set comes before a preset that is named beside it.
+A model's own "fast" gives way to "balanced" where its adapter cannot draw what is asked for.
 """
 
 from __future__ import annotations
@@ -190,7 +191,11 @@ class Settings:
             return replace(self, uncond="empty_token").for_model(
                 defaults, image_size, multiple, adapter, uncond_modes, reusable
             )
-        full = self.over(Settings(**{**ORDINARY, "size": (image_size, image_size), **defaults}))
+        own = Settings(**{**ORDINARY, "size": (image_size, image_size), **defaults})
+        unable = adapter is None or self.few_step is False or self._against(self, adapter) is not None
+        if own.preset and PRESETS[own.preset].few_step and unable:
+            own = replace(own, preset=DEFAULT_PRESET)
+        full = self.over(own)
         full = replace(full, preset=full.preset or DEFAULT_PRESET)
         for knob in COST_KNOBS:
             if getattr(full, knob) is None:

@@ -113,7 +113,7 @@ class Actions:
         try:
             if not files:
                 raise UserError("Upload job files (.json) and the photos that they name.")
-            plan = RunPlan(Settings(preset=preset), n_samples=whole(number, "Number"))
+            plan = RunPlan(Settings(preset=preset or None), n_samples=whole(number, "Number"))
             state: tuple = ()
             for state in run_batch(session, self.models, model, self.detector, files, plan):
                 yield [state[0], *[gr.skip()] * 6]
@@ -134,7 +134,7 @@ class Actions:
         n_samples: int = 1,
         seed: int = -1,
         face_scale: float = -1.0,
-        preset: str = "balanced",
+        preset: str = "",
         negative_prompt: str = "",
         model: str = "",
     ) -> list[gr.FileData]:
@@ -145,7 +145,7 @@ class Actions:
             notices = add_photos(someone, [photo["path"] for photo in photos], self.detector)
             if photos and not someone.photos:
                 raise UserError(" ".join(notices))
-            settings = Settings(preset=preset, negative_prompt=negative_prompt or None)
+            settings = Settings(preset=preset or None, negative_prompt=negative_prompt or None)
             strength = None if face_scale < 0 else face_scale
             order = Order(prompt, [model or self.models.names[0]], [strength], settings, seed, n_samples)
             files = [one.file for _, _, one in draw(session, self.models, self.detector, order) if one]
@@ -176,7 +176,7 @@ def order_of(values: tuple) -> Order:
         numbers(fields.strengths or "") or [float(fields.strength)],
         Settings(
             guidance=one_number(fields.guidance or "", "Guidance"),
-            preset=fields.preset,
+            preset=fields.preset or None,
             size=parse_size(fields.size),
             negative_prompt=(fields.negative or "").strip() or None,
             rescale=float(fields.rescale),

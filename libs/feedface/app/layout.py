@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from feedface.pipeline import FeedFacePipeline
 
 PHOTO_TYPES = ["image", ".heic", ".heif", ".hif"]
+PRESETS = [("the model's own", ""), *((name, name) for name in PRESET_NAMES)]
 MAX_NUMBER = 16
 NAMES = ("anna", "ben", "cleo")  # as examples
 WORDS = ["person", "woman", "man", "girl", "boy"]
@@ -155,7 +156,7 @@ def order_fields(names: list[str], pipe: FeedFacePipeline) -> Fields:
     )
     negative = gr.Textbox(label="Negative prompt", lines=1, placeholder="what should not be seen")
     model = gr.Dropdown(names, value=names[0], label="Method")
-    preset = gr.Radio(list(PRESET_NAMES), value="balanced", label="Preset")
+    preset = gr.Radio(PRESETS, value="", label="Preset")
     with gr.Row():
         number = gr.Number(4, label="Number", precision=0, minimum=1, maximum=MAX_NUMBER, min_width=80)
         seed = gr.Number(-1, label="Seed", precision=0, minimum=-1, min_width=90)
@@ -232,7 +233,7 @@ def batch_panel(names: list[str]) -> BatchPanel:
                 height=180, elem_id="files",
             )  # fmt: skip
             model = gr.Dropdown(names, value=names[0], label="Method")
-            preset = gr.Radio(list(PRESET_NAMES), value="balanced", label="Preset")
+            preset = gr.Radio(PRESETS, value="", label="Preset")
             number = gr.Number(1, label="Pictures of each prompt", precision=0, minimum=1, maximum=64)
             with gr.Row():
                 run = gr.Button("Run", variant="primary", elem_id="run")

@@ -99,15 +99,18 @@ class Student:
         so no step needs a weight.
         """
         total, parts = 0.0, {}
-        for index, (reached, target) in enumerate(self._steps(piece, own), 1):
+        for index, (reached, target) in enumerate(self.steps(piece, own), 1):
             errors = unpack((reached - target).square(), self.shapes)
             parts[f"jump{index}"] = errors["img"].mean().detach()
             for name, error in errors.items():
                 total = total + self.weights[name] * error.mean()
         return total, parts
 
-    def _steps(self, piece: Piece, own: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Where each step ends, and where the teacher was then: each [B,J]."""
+    def steps(self, piece: Piece, own: Tensor, detached: bool = True) -> Iterator[tuple[Tensor, Tensor]]:
+        """Where each step ends, and where the teacher was then: each [B,J].
+
+        `detached`: gradients do not flow into the steps before.
+        """
         model = GuidedModel(
             self.backbone, piece.prompt, method=self.method, identity=piece.identity, scale=self.adapter.face_scale
         )
@@ -119,10 +122,10 @@ class Student:
             x = torch.where(own[:, None], x, here)
             reached = ddim_step(x, pack(model(unpack(x, self.shapes), float(start))), start, end)
             yield reached, target
-            x = reached.detach()
+            x = reached.detach() if detached else reached
 
     @torch.no_grad()
     def draw(self, piece: Piece) -> Tensor:
         """The student's pictures [B,J] from the teacher's noise."""
         own = torch.ones(len(piece.states), dtype=torch.bool, device=piece.states.device)
-        return [reached for reached, _ in self._steps(piece, own)][-1]
+        return [reached for reached, _ in self.steps(piece, own)][-1]

@@ -1,6 +1,8 @@
 """Train the student on trajectories, measure it on some that it was not trained on, and make it a model's part.
 
 <workdir>/student/            checkpoint.pt (to resume), log.txt, metrics.json, samples.png (teacher over student)
+<workdir>/pictures/           real pictures, encoded, for the critic
+<workdir>/refined/            as student/, of the training with a critic that follows, see `refine`
 <workdir>/model/few_step/     the adapter, and an index that takes all other parts from the model distilled
 """
 
@@ -21,6 +23,9 @@ from feedface.common.contact_sheet import save_sheet
 from feedface.common.device import DTYPES, pick_device
 from feedface.common.errors import UserError
 from feedface.diffusion.state import State, unpack
+from feedface.distillation.critic import Critic
+from feedface.distillation.pictures import real_states
+from feedface.distillation.refine import check_refine, refine
 from feedface.distillation.student import Student, low_rank
 from feedface.distillation.trajectories import Piece, Trajectories, draw_trajectories
 from feedface.encoders import to_uint8
@@ -67,21 +72,32 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
         return student.loss(piece, own.to(device))
 
     before = measure(student, lessons, held_out, rows, device)
+    refined, critic = None, None
     torch.manual_seed(config.train.seed)
+    if config.refine.steps or config.refine.minutes:
+        critic = Critic(*networks, config.refine.sites, config.refine.penalty)
+        pictures = real_states(config, bundle, lessons, workdir / "pictures")
     with low_rank(*networks, {"backbone": config.rank.uvit, "method": config.rank.face_controlnet}) as matrices:
         result = fit("student", matrices, step, config.train, workdir / "student")
+        if critic is not None:
+            pictures[:held_out] = [None] * held_out
+            refined = refine(config.refine, student, matrices, critic, lessons, pictures, workdir / "refined")
 
     model = workdir / "model"
     made_by = {"trajectories": sum(lessons.sizes), **{key: lessons.settings[key] for key in ("model", "evaluations")}}
     made_by |= {"ranks": config.rank.to_dict(), "steps": result.steps, "batch_size": rows}
+    if refined is not None:
+        made_by |= {"refined_steps": refined.steps, "refined_batch_size": config.refine.batch_size}
     save_few_step(model / COMPONENT, replace(adapter, weights=matrices.weights()), made_by)
     write_derived_index(model, config.model, {COMPONENT: COMPONENT}, f"{read_index(config.model).name}, few steps")
     # As it is stored, not as it was trained: in half precision.
     stored = read_few_step(model / COMPONENT)
     student.backbone, student.method = (adapted(stored, name, net) for name, net in zip(SEAM, networks, strict=True))
     after = measure(student, lessons, held_out, rows, device)
-    write_metrics(workdir / "student", config.train, result, **_compared(before, after))
-    write_sheet(workdir / "student" / "samples.png", student, bundle, lessons.piece(0, slice(0, SHEET), device))
+    own = workdir / ("student" if refined is None else "refined")
+    settings = config.train if refined is None else config.refine
+    write_metrics(own, settings, refined or result, **_compared(before, after))
+    write_sheet(own / "samples.png", student, bundle, lessons.piece(0, slice(0, SHEET), device))
 
 
 def _loaded(config: ml_collections.ConfigDict) -> tuple[torch.device, Bundle]:
@@ -103,6 +119,7 @@ def _loaded(config: ml_collections.ConfigDict) -> tuple[torch.device, Bundle]:
         raise UserError("config.trajectories.faces and config.rank.face_controlnet cannot be below 0")
     if config.precision not in PRECISIONS:
         raise UserError(f"config.precision {config.precision}: use {' or '.join(PRECISIONS)}")
+    check_refine(config.refine)
     device = pick_device(config.train.device)
     return device, load_bundle(config.model, device, DTYPES[config.precision], DRAWING_NETWORKS)
 

@@ -127,17 +127,21 @@ def _file(folder: Path, number: int) -> Path:
     return folder / f"{number:05d}.safetensors"
 
 
+def captions_digest(records: Sequence[Record]) -> str:
+    """Changes with the records' names and captions."""
+    return hashlib.sha256("\n".join(f"{r.path.name} {r.caption}" for r in records).encode()).hexdigest()[:16]
+
+
 def _agree(
     folder: Path, config: ml_collections.ConfigDict, bundle: Bundle, teacher: Teacher, records: Sequence[Record]
 ) -> None:
     """Write what shards are drawn with, or check that those already there were drawn with the same."""
-    captions = hashlib.sha256("\n".join(f"{r.path.name} {r.caption}" for r in records).encode()).hexdigest()[:16]
     settings = {
         "model": model_digest(bundle),
         "timesteps": list(teacher.timesteps),
         "evaluations": teacher.fine,
         **teacher.how,
-        "records": captions,
+        "records": captions_digest(records),
         "seed": config.seed,
         "shard": config.trajectories.batch_size,
         "faces": list(config.trajectories.faces),

@@ -11,7 +11,7 @@ from feedface.common.errors import UserError, path_flag
 from feedface.common.places import default_model
 from feedface.evaluation.people import FIRST_IDENTITY, GALLERY, MAX_IDENTITIES
 from feedface.evaluation.subject_prompts import SETS
-from feedface.settings import MAX_SEED, UNCOND_MODES, Settings, check_range, parse_size
+from feedface.settings import MAX_SEED, PRESET_NAMES, UNCOND_MODES, Settings, check_range, parse_size
 
 PROTOCOLS = ("ppr10k", "mini", "adaface")
 
@@ -45,7 +45,10 @@ def make_parser(description: str) -> Parser:
         "--references", type=int, nargs="+", help="pictures shown, at most; several numbers: each is a system "
         "(default: 4; mini: 0 1 4)",
     )  # fmt: skip
-    systems.add_argument("--steps", type=int, help="evaluations of the model (this and the next four: the model's own)")
+    systems.add_argument(
+        "--preset", choices=PRESET_NAMES, help="as in inference.py (this and the next five: the model's own)"
+    )
+    systems.add_argument("--steps", type=int, help="evaluations of the model")
     systems.add_argument(
         "--guidance", type=float, nargs="+", metavar="G", help="g in e_u + g (e_c - e_u); the paper's scale is g - 1; "
         "two numbers: of the first and the last step",
@@ -110,7 +113,7 @@ def parse(arguments: Sequence[str], description: str = "") -> argparse.Namespace
     if args.systems is not None and (args.model or args.ckpt_path):
         raise UserError("--systems names its own models: leave out --model and --ckpt_path")
     size = None if args.size is None else parse_size(args.size)
-    args.settings = Settings(args.steps, args.guidance, args.face_scale, size, args.uncond)
+    args.settings = Settings(args.steps, args.guidance, args.face_scale, size, args.uncond, args.preset)
     return args
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from feedface.common.command_line import Parser
 from feedface.common.errors import UserError, run_cli
+from feedface.settings import PRESET_NAMES
 
 FIRST_IDENTITY = 25_000  # half of `people.MAX_IDENTITIES` on from the people of the evaluation
 SCENES = 5  # a person
@@ -27,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--pictures", type=int, default=2000, help="in each set (default: %(default)s)")
     parser.add_argument("--batch_size", type=int, default=32, help="(default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the first picture (default: %(default)s)")
+    parser.add_argument("--preset", choices=PRESET_NAMES, help="as in inference.py (default: the model's own)")
     parser.add_argument("--pag_scale", type=float, help="perturbed-attention guidance (default: the model's own)")
     parser.add_argument("--out", type=Path, help="JSON file to write too")
     args = parser.parse_args(arguments)
@@ -52,7 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = np.arange(2 * args.pictures)
     world = make_portraits(FIRST_IDENTITY + rows // SCENES, rows % SCENES, size=bundle.image_size)
     described, others = world.images[: args.pictures], world.images[args.pictures :]
-    settings = Settings(pag_scale=args.pag_scale).for_model(bundle.defaults, bundle.image_size, bundle.size_multiple)
+    asked = Settings(preset=args.preset, pag_scale=args.pag_scale)
+    settings = asked.for_model(bundle.defaults, bundle.image_size, bundle.size_multiple, bundle.few_step)
     drawn = draw(bundle, world.captions[: args.pictures], None, settings, args.seed, args.batch_size, device, "base")
     target = inspector.features(others)
     distance = {name: round(frechet_distance(inspector.features(pictures), target), 4)

@@ -78,6 +78,7 @@ def fit(
     config: ml_collections.ConfigDict,
     folder: Path,
     matrices: Sequence[nn.Parameter] = (),
+    critic: Sequence[nn.Parameter] = (),
 ) -> FitResult:
     """Train `model` and leave its averaged weights in it, in eval mode.
 
@@ -93,6 +94,7 @@ def fit(
         config: see `fit_config`.
         folder: the run's own folder.
         matrices: parameters of two dimensions inside the network, for Muon when `config.muon_lr` is set.
+        critic: parameters that learn at a rate of their own, `config.critic_lr`.
 
     Raises:
         UserError: the checkpoint in `folder` was made with other settings.
@@ -100,7 +102,7 @@ def fit(
     if not (config.steps or config.minutes):
         raise UserError(f"{name}: set a budget, steps or minutes")
     make_folder(folder)
-    run = _Run(name, model, config, folder, matrices)
+    run = _Run(name, model, config, folder, matrices, critic)
     device = next(model.parameters()).device
     with open(folder / "log.txt", "a") as log:
         so_far = f"step {run.step}, {run.elapsed_s / 60:.1f} min so far"
@@ -148,11 +150,12 @@ class _Run:
         config: ml_collections.ConfigDict,
         folder: Path,
         matrices: Sequence[nn.Parameter],
+        critic: Sequence[nn.Parameter],
     ):
         self.name, self.model, self.config, self.checkpoint = name, model, config, folder / "checkpoint.pt"
         self.trained = {key: p for key, p in model.named_parameters() if p.requires_grad}
         self.parameters = sum(p.numel() for p in self.trained.values())
-        self.optimizers = _optimizers(list(self.trained.values()), matrices if config.muon_lr else (), config)
+        self.optimizers = _optimizers(list(self.trained.values()), matrices if config.muon_lr else (), critic, config)
         self.ema = Ema(self.trained.values(), config.ema_decay)
         self.step, self.elapsed_s, self.mean_loss = 0, 0.0, math.nan
         if self.checkpoint.exists():
@@ -226,11 +229,16 @@ def settings_json(config: ml_collections.ConfigDict) -> str:
 
 
 def _optimizers(
-    trained: Sequence[nn.Parameter], matrices: Sequence[nn.Parameter], config: ml_collections.ConfigDict
+    trained: Sequence[nn.Parameter],
+    matrices: Sequence[nn.Parameter],
+    critic: Sequence[nn.Parameter],
+    config: ml_collections.ConfigDict,
 ) -> list[torch.optim.Optimizer]:
     """AdamW for all of `trained` but the `matrices`, which Muon takes; groups know their highest rate, "peak_lr"."""
-    apart = {id(p) for p in matrices}
+    apart = {id(p) for p in (*matrices, *critic)}
     groups = _decay_groups([p for p in trained if id(p) not in apart], config.weight_decay)
+    if critic:
+        groups += [group | {"lr": config.critic_lr} for group in _decay_groups(critic, config.weight_decay)]
     optimizers = [torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)]
     if matrices:
         optimizers.append(torch.optim.Muon(list(matrices), lr=config.muon_lr, weight_decay=config.weight_decay))

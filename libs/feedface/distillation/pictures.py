@@ -1,0 +1,60 @@
+"""The real pictures beside the trajectories: of the same people, for the same captions.
+
+<workdir>/pictures/00000.safetensors    states [B,J] of the pictures that shard 00000's captions are of, half precision
+"""
+
+from pathlib import Path
+
+import ml_collections
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from feedface.checkpoints.bundle import Bundle, load_parts
+from feedface.common.errors import UserError
+from feedface.common.files import atomic_file, make_folder
+from feedface.common.images import read_image
+from feedface.common.progress import say
+from feedface.data.features import STATE_ENCODERS
+from feedface.data.records import read_records
+from feedface.diffusion.state import pack
+from feedface.distillation.draws import Draws
+from feedface.distillation.trajectories import Trajectories, captions_digest
+from feedface.encoders import resize_and_crop, to_tensor
+
+CHUNK = 16  # pictures encoded at once
+
+
+def real_states(config: ml_collections.ConfigDict, bundle: Bundle, lessons: Trajectories, folder: Path) -> list[Tensor]:
+    """States [B,J] of each shard's own pictures, clean; encoded once and kept in `folder`.
+
+    `UserError` where the records are no longer those that the trajectories were drawn for.
+    """
+    settings, device = lessons.settings, bundle.vae.vae.device
+    missing = [number for number, file in enumerate(lessons.files) if not (folder / file.name).is_file()]
+    if missing:
+        records = read_records(list(config.data.records))
+        if captions_digest(records) != settings["records"]:
+            raise UserError("config.data.records: others than the trajectories were drawn for; draw those anew")
+        draws = Draws(records, settings["faces"], config.data.max_broken)
+        names = {name: STATE_ENCODERS[name] for name in bundle.backbone.state_shapes() if name in STATE_ENCODERS}
+        load_parts(bundle, names.values(), device, bundle.backbone.dtype)
+        others = {name: getattr(bundle, part) for name, part in names.items()}
+        make_folder(folder)
+        say(f"pictures: encoding those of {len(missing)} shards")
+        for number in missing:
+            file = lessons.files[number]
+            drawn = draws.shard(int(file.stem), lessons.sizes[number], settings["seed"])
+            pictures = [resize_and_crop(to_tensor(read_image(r.path))[None], bundle.image_size) for r, _ in drawn]
+            chunks = [_encoded(bundle, others, torch.cat(pictures[i : i + CHUNK])) for i in range(0, len(drawn), CHUNK)]
+            with atomic_file(folder / file.name) as temporary:
+                save_file({"states": torch.cat(chunks).half().cpu()}, temporary)
+    return [load_file(folder / file.name)["states"].float() for file in lessons.files]
+
+
+@torch.no_grad()
+def _encoded(bundle: Bundle, others: dict, pixels: Tensor) -> Tensor:
+    """Pictures [B,3,S,S] in [-1,1] -> packed states [B,J]."""
+    state = {"img": bundle.vae.encode(pixels, sample=False)}
+    state |= {name: encoder.encode(pixels) for name, encoder in others.items()}
+    return pack({name: state[name].float() for name in bundle.backbone.state_shapes()})

@@ -1,0 +1,69 @@
+"""After the teacher's lessons, the critic's: what the teacher misdraws itself.
+
+The student draws from noise to the end, and gradients flow through all its steps. The critic says what does not look
+real; the teacher still says what the picture is of, since averages over patches of the states, and they alone, must
+stay near its own: composition, colours, pose. Details, an eye, the parts of glasses, are left to the critic. Without
+that anchor all pictures become one, without the patches the teacher's faults stay.
+"""
+
+from pathlib import Path
+
+import ml_collections
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from feedface.common.errors import UserError
+from feedface.diffusion.schedule import NUM_TIMESTEPS
+from feedface.diffusion.state import unpack
+from feedface.distillation.critic import Critic
+from feedface.distillation.student import LowRank, Student
+from feedface.distillation.trajectories import Trajectories
+from feedface.training.fit import FitResult, fit
+
+
+def refine(
+    config: ml_collections.ConfigDict,
+    student: Student,
+    matrices: LowRank,
+    critic: Critic,
+    lessons: Trajectories,
+    pictures: list[Tensor],
+    folder: Path,
+) -> FitResult:
+    """Train `matrices` on, and leave their averages in them; `config` is that of `refine`, `pictures` are real states.
+
+    The first shards of `lessons`, for which `pictures` has None, are left out.
+    """
+    device = next(matrices.parameters()).device
+    weights = torch.tensor([0.0 if real is None else size for real, size in zip(pictures, lessons.sizes, strict=True)])
+    rows = config.batch_size
+    critic = critic.to(device)
+
+    def step(generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        shard = int(torch.multinomial(weights, 1, generator=generator))
+        first = int(torch.randint(max(1, lessons.sizes[shard] - rows + 1), (1,), generator=generator))
+        t = int(torch.randint(1, config.noise + 1, (1,), generator=generator))
+        chosen = slice(first, first + rows)
+        piece, real = lessons.piece(shard, chosen, device), pictures[shard][chosen].to(device)
+        own = torch.ones(len(real), dtype=torch.bool, device=device)
+        off, drawn = 0.0, None
+        for drawn, target in student.steps(piece, own, detached=False):
+            difference = unpack(drawn - target, student.shapes)["img"]
+            off = off + F.avg_pool2d(difference, config.patch).square().mean()
+        noise = torch.randn(drawn.shape, generator=generator).to(device)
+        fooled, told_apart = critic.losses(drawn, real, piece, t, noise)
+        parts = {"off": off.detach(), "student": fooled.detach(), "critic": told_apart.detach()}
+        return config.anchor * off + fooled + told_apart, parts
+
+    networks = nn.ModuleDict({"student": matrices, "critic": critic})
+    return fit("refined", networks, step, config, folder, critic=list(critic.parameters()))
+
+
+def check_refine(config: ml_collections.ConfigDict) -> None:
+    """`UserError` for settings of `refine` that make no sense."""
+    for name in ("batch_size", "patch"):
+        if config[name] < 1:
+            raise UserError(f"config.refine.{name}: {config[name]} is too few; use 1 or more")
+    if not 1 <= config.noise <= NUM_TIMESTEPS:
+        raise UserError(f"config.refine.noise: {config.noise} is no timestep; use 1 to {NUM_TIMESTEPS}")
