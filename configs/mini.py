@@ -74,7 +74,7 @@ def cpu() -> ConfigDict:
             "bundle": {
                 "preset": "cpu", "hardware": "2 CPU cores", "image_size": size, "out": "models/mini", "max_mib": 60.0,
                 "defaults": {
-                    "preset": "balanced", "guidance": 4.0, "face_scale": 1.25, "uncond": "true_uncond",
+                    "preset": "fast", "guidance": 4.0, "face_scale": 1.25, "uncond": "true_uncond",
                     "pag_scale": 2.0, "pag_interval": [500.0, 900.0],
                 },
             },

@@ -47,7 +47,7 @@ def main() -> None:
 
     def drawn(size: tuple[int, int], identities) -> np.ndarray:
         requests = [Request(PROMPT, seed, identity) for seed, identity in enumerate(identities)]
-        return np.stack([np.asarray(image) for image in pipe.draw(requests, Settings(size=size))])
+        return np.stack([np.asarray(image) for image in pipe.draw(requests, Settings(size=size, preset="balanced"))])
 
     both = [pipe.together([identities[one], identities[other]], [LEFT, RIGHT]) for one, other in pairs]
     alone = drawn((side, side), identities)

@@ -177,7 +177,7 @@ def test_from_photos_to_pictures_and_back_to_the_same_picture(served, visit, tmp
     with zipfile.ZipFile(download.value.path()) as archive:
         job = json.loads(archive.read("job.json"))
         assert {"face_1.png", "face_2.png"} < set(archive.namelist())
-    assert job["seed"] == 7 and job["preset"] == "balanced" and job["detect"] is False
+    assert job["seed"] == 7 and job["preset"] == "fast" and job["detect"] is False
     assert job["guidance"] == 4.0  # the model's own
 
 

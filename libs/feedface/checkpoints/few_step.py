@@ -12,7 +12,7 @@ import copy
 import hashlib
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -170,6 +170,22 @@ def save_few_step(folder: str | os.PathLike, adapter: FewStep, made_by: Mapping[
         for network, pairs in parts.items():
             if pairs:
                 lora.save_lora(temporary / network, pairs)
+
+
+def average_few_steps(folders: Sequence[str | os.PathLike], folder: str | os.PathLike) -> None:
+    """Write the mean of the adapters in `folders` to `folder`: models trained apart from one start, averaged.
+
+    `UserError` where they differ in more than their weights.
+    """
+    adapters = [read_few_step(one) for one in folders]
+    first = adapters[0]
+    for one, adapter in zip(folders, adapters, strict=True):
+        if replace(adapter, weights=first.weights, digest=first.digest) != first:
+            raise UserError(f"{one}: its timesteps or guidance are not those of {folders[0]}; they cannot be averaged")
+        if adapter.weights.keys() != first.weights.keys():
+            raise UserError(f"{one}: changes other layers than {folders[0]}; they cannot be averaged")
+    made_by = {"average_of": [read_json(Path(one) / "config.json").get("made_by", {}) for one in folders]}
+    save_few_step(folder, replace(first, weights=lora.mean([adapter.weights for adapter in adapters])), made_by)
 
 
 def copy_few_step(source: str | os.PathLike, folder: str | os.PathLike) -> None:

@@ -6,10 +6,11 @@ onto the same network, and diffusers those of a Stable Diffusion's U-Net.
 Source: Hu et al. 2021, "LoRA".
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired
 
+import torch
 from annotated_types import Ge, Le, Len
 from pydantic import TypeAdapter
 from torch import Tensor, float16, nn
@@ -106,6 +107,18 @@ def pairs_in(state: dict[str, Tensor], ends: tuple[str, str], file: Path) -> dic
     if not pairs:
         raise UserError(f"{file}: holds no weights")
     return pairs
+
+
+def mean(parts: Sequence[Mapping[str, Pair]]) -> dict[str, Pair]:
+    """The mean of several changes of the same modules; exactly, at the sum of their ranks.
+
+    Source: Wortsman et al. 2022, "Model soups".
+    """
+    found = {}
+    for module in parts[0]:
+        matrices = [part[module] for part in parts]
+        found[module] = (torch.cat([a for a, _ in matrices]), torch.cat([b / len(parts) for _, b in matrices], dim=1))
+    return found
 
 
 def check_finite(pairs: Mapping[str, Pair], file: Path) -> None:
