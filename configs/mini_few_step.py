@@ -40,7 +40,7 @@ def get_config() -> ConfigDict:
                 save_every_s=60.0,
             ),
             # Then with a critic, from where that ended; minutes 0 leaves it out. A sample is four evaluations of the
-            # student and two of the model that the critic sees with.
+            # student and three of the model that the critic sees with.
             "refine": fit_config(
                 minutes=45.0, batch_size=16, lr=1e-3, critic_lr=3e-3, betas=(0.5, 0.99), schedule="trapezoid",
                 warmup_steps=60, weight_decay=0.0, grad_clip=10.0, ema_decay=0.99, save_every_s=60.0,

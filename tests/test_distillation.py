@@ -232,7 +232,7 @@ def test_the_critic_looks_as_the_model_does_at_this_person_and_text(bundle, chan
         other = replace(piece, identity={"tokens": torch.randn(3, 5, 32)})
     with torch.no_grad():
         assert torch.equal(critic.features(piece.states[:, 0], 200, other)[0], seen) == (change is None)
-    with pytest.raises(UserError, match=r"critic\.sites: mid is none .* mid_block"):
+    with pytest.raises(UserError, match=r"refine\.sites: mid is none .* mid_block"):
         Critic(bundle.backbone, bundle.method, ("mid",), 1.0)
 
 
@@ -371,8 +371,8 @@ def test_the_average_of_two_runs_is_the_mean_of_what_they_change(folder):
     assert mean.timesteps == TIMES
     for name, (a, b) in mean.weights.items():
         (a1, b1), (a2, b2) = first.weights[name], second.weights[name]
-        assert b @ a == pytest.approx((b1 @ a1 + b2 @ a2) / 2, abs=1e-3)
-        assert (b1 @ a1 - b2 @ a2).abs().max() > 1e-2
+        assert b @ a == pytest.approx((b1 @ a1 + b2 @ a2) / 2, abs=1e-4)
+        assert (b1 @ a1 - b2 @ a2).abs().max() > 2e-3
     run(folder, "trajectories", "other", timesteps=(1000, 500, 250))
     run(folder, "train", "other", timesteps=(1000, 500, 250))
     with pytest.raises(UserError, match=r"other.* cannot be averaged"):

@@ -302,6 +302,7 @@ def _fixed_by(adapter: Adapter) -> dict[str, object]:
         "face_interval": EVERYWHERE,
         "reuse": 1,
         "negative_prompt": "",
+        "rescale": 0.0,
         "pag_scale": adapter.pag_scale,
         "pag_interval": tuple(map(float, adapter.pag_interval)),
     }

@@ -40,7 +40,7 @@ class Watch(Control):
         self.seen: dict[str, Tensor] = {}
 
     def block(self, site: Site, x: Tensor, out: Tensor) -> None:
-        self.seen[site.name] = out
+        self.seen[site.name] = out.clone()  # what controls add at this very block is left out
 
 
 class Head(nn.Module):
@@ -77,7 +77,7 @@ class Critic(nn.Module):
         blocks = [name for name, site in backbone.sites.items() if site.kind == "block"]
         for name in sites:
             if name not in blocks:
-                raise UserError(f"config.critic.sites: {name} is none of the backbone's blocks, {', '.join(blocks)}")
+                raise UserError(f"config.refine.sites: {name} is none of the backbone's blocks, {', '.join(blocks)}")
         self.sites, self.penalty, self.shapes = tuple(sites), penalty, backbone.state_shapes()
         self._networks = [copy.deepcopy(network).requires_grad_(False) for network in (backbone, method)]
         places = [backbone.sites[name] for name in sites]
