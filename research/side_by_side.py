@@ -58,7 +58,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.people < 1 or options.references < 1:
         raise UserError("--people and --references: at least 1")
-    systems = gather_systems(options.systems, [options.references], Settings())
+    systems = gather_systems(options.systems, [options.references], Settings(preset="balanced"))
     bundles = Bundles(CPU, torch.float32)
     size, most = bundles.get(systems[0]).image_size, max(system.references for system in systems)
     cases = make_cases(options.skip + options.people, max(1, most), 1, size)

@@ -232,8 +232,10 @@ def test_the_critic_looks_as_the_model_does_at_this_person_and_text(bundle, chan
         other = replace(piece, identity={"tokens": torch.randn(3, 5, 32)})
     with torch.no_grad():
         assert torch.equal(critic.features(piece.states[:, 0], 200, other)[0], seen) == (change is None)
-    with pytest.raises(UserError, match=r"refine\.sites: mid is none .* mid_block"):
-        Critic(bundle.backbone, bundle.method, ("mid",), 1.0)
+    # As real pictures are seen, without gradients, so are the student's, with them.
+    states = piece.states[:, 0].clone().requires_grad_()
+    if change is None:
+        assert torch.equal(critic.features(states, 200, piece)[0], seen)
 
 
 def test_the_critic_learns_what_is_amiss(bundle):
@@ -253,6 +255,11 @@ def test_the_critic_learns_what_is_amiss(bundle):
         of_critic.backward()
         optimizer.step()
     assert of_critic.item() < 0.5 < 1 < of_student.item()
+
+    drawn.requires_grad_()
+    of_student, _ = critic.losses(drawn, real, piece, 50, noise)
+    (gradient,) = torch.autograd.grad(of_student, drawn)
+    assert (-gradient * (real - drawn)).sum() > 0  # the student is led to where real pictures are
 
 
 def test_the_critic_learns_whose_picture_it_is(bundle):
@@ -353,6 +360,13 @@ def test_refining_goes_on_from_the_student_and_the_anchor_holds_it(folder):
         assert read_few_step(made / "model" / "few_step").digest == adapter.digest
     assert off[1000.0] < off[0.0]
 
+    with pytest.raises(UserError, match="student_steps"):
+        run(
+            folder,
+            "train",
+            made.name,
+            **{"train.steps": 31, "refine.steps": 20, "refine.anchor": 0.0, "refine.lr": 1e-2},
+        )
     make_records(folder / "elsewhere", people=3)
     shutil.rmtree(made / "pictures")
     others = f"('{folder / 'elsewhere' / 'records.jsonl'}',)"
@@ -377,6 +391,16 @@ def test_the_average_of_two_runs_is_the_mean_of_what_they_change(folder):
     run(folder, "train", "other", timesteps=(1000, 500, 250))
     with pytest.raises(UserError, match=r"other.* cannot be averaged"):
         distill.main(["average", "--workdir", str(folder / "bad"), *of, str(folder / "other")])
+    with pytest.raises(UserError, match="would be lost"):
+        distill.main(["average", "--workdir", str(folder / "first"), *of])
+    index = folder / "second" / "model" / "few_step" / "config.json"
+    config = json.loads(index.read_text())
+    config["made_by"]["model"] = "another"
+    index.write_text(json.dumps(config))
+    with pytest.raises(UserError, match="made of another model"):
+        distill.main(["average", "--workdir", str(folder / "bad"), *of])
+    with pytest.raises(UserError, match="--of is for the stage average"):
+        distill.main(["add", "--workdir", str(folder / "first"), *of])
     with pytest.raises(UserError, match="--of is missing"):
         distill.main(["average", "--workdir", str(folder / "bad")])
     assert not (folder / "bad").exists()
@@ -404,8 +428,11 @@ def test_real_pictures_are_those_that_the_captions_are_of(folder, bundle):
         ({"precision": "fp16"}, "precision"),
         ({"data.records": "('nowhere.jsonl',)"}, "nowhere.jsonl"),
         ({"trajectories.sizes": 3}, "sizes"),
-        ({"refine.noise": 1001}, "config.refine.noise: 1001"),
-        ({"refine.patch": 0}, "config.refine.patch: 0"),
+        ({"refine.steps": 1, "refine.noise": 1001}, "config.refine.noise: 1001"),
+        ({"refine.steps": 1, "refine.patch": 0}, "config.refine.patch: 0"),
+        ({"refine.steps": 1, "refine.patch": 9}, "config.refine.patch: 9"),
+        ({"refine.steps": 1, "refine.sites": ("mid",)}, "config.refine.sites: mid; .* mid_block"),
+        ({"refine.steps": 1, "refine.sites": ()}, "config.refine.sites: none"),
     ],
 )
 def test_bad_settings(folder, changes, words):

@@ -182,10 +182,19 @@ def average_few_steps(folders: Sequence[str | os.PathLike], folder: str | os.Pat
     for one, adapter in zip(folders, adapters, strict=True):
         if replace(adapter, weights=first.weights, digest=first.digest) != first:
             raise UserError(f"{one}: its timesteps or guidance are not those of {folders[0]}; they cannot be averaged")
-        if adapter.weights.keys() != first.weights.keys():
+        if _shapes(adapter) != _shapes(first):
             raise UserError(f"{one}: changes other layers than {folders[0]}; they cannot be averaged")
-    made_by = {"average_of": [read_json(Path(one) / "config.json").get("made_by", {}) for one in folders]}
+    makers = [read_json(Path(one) / "config.json").get("made_by", {}) for one in folders]
+    for one, made_by in zip(folders, makers, strict=True):
+        if made_by.get("model") != makers[0].get("model"):
+            raise UserError(f"{one}: made of another model than {folders[0]}; they cannot be averaged")
+    made_by = {"average_of": makers}
     save_few_step(folder, replace(first, weights=lora.mean([adapter.weights for adapter in adapters])), made_by)
+
+
+def _shapes(adapter: FewStep) -> dict[str, tuple[int, int]]:
+    """Numbers that go in and come out, by changed layer."""
+    return {name: (a.shape[1], len(b)) for name, (a, b) in adapter.weights.items()}
 
 
 def copy_few_step(source: str | os.PathLike, folder: str | os.PathLike) -> None:

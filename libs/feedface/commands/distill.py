@@ -25,10 +25,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--config", default="mini_few_step", help="a file of configs/, without .py (%(default)s)")
     parser.add_argument("--workdir", required=True, type=path_flag("--workdir"), help="folder of this run")
     parser.add_argument("--share", default="0/1", help="trajectories: k/n, only every n-th shard (default: all)")
-    parser.add_argument("--of", type=Path, nargs="+", help="average: the workdirs whose adapters' mean is taken")
+    parser.add_argument(
+        "--of", type=path_flag("--of"), nargs="+", help="average: the workdirs whose adapters' mean is taken"
+    )
     parser.add_argument("--model", type=Path, help="add: the model folder that gets the adapter")
     arguments, overrides = parser.parse_known_args(argv)
 
+    if arguments.of is not None and arguments.stage != "average":
+        raise UserError("--of is for the stage average")
+    if arguments.model is not None and arguments.stage != "add":
+        raise UserError("--model is for the stage add; elsewhere it is --config.model=…")
     if arguments.stage == "add":
         from feedface.checkpoints.bundle import add_few_step
         from feedface.checkpoints.few_step import COMPONENT
@@ -42,11 +48,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         if not arguments.of or overrides:
             raise UserError(f"{overrides[0]}: unknown argument" if overrides else "--of is missing; see --help")
+        if arguments.workdir.resolve() in [workdir.resolve() for workdir in arguments.of]:
+            raise UserError(
+                f"--workdir {arguments.workdir}: one of --of, whose adapter would be lost; use another folder"
+            )
         made = [workdir / "model" / COMPONENT for workdir in arguments.of]
         return average_few_steps(made, arguments.workdir / "model" / COMPONENT)
 
-    if arguments.model is not None:
-        raise UserError("--model is for the stage add; elsewhere it is --config.model=…")
     share = parse_shard(arguments.share)
     from feedface.distillation.train import train, trajectories
     from feedface.synthetic.train.common import config_from_flags

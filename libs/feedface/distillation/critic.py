@@ -23,7 +23,6 @@ from torch.func import functional_call
 from feedface.backbones.base import Backbone
 from feedface.backbones.control import Control, Controls
 from feedface.backbones.site import Site
-from feedface.common.errors import UserError
 from feedface.diffusion.state import unpack
 from feedface.distillation.ddim import signal_and_noise
 from feedface.distillation.trajectories import Piece
@@ -68,16 +67,10 @@ class Critic(nn.Module):
     Args:
         sites: names of the backbone's blocks behind which it looks.
         penalty: γ of both gradient penalties.
-
-    `UserError` for a site that is none of the backbone's blocks.
     """
 
     def __init__(self, backbone: Backbone, method: Method, sites: Sequence[str], penalty: float):
         super().__init__()
-        blocks = [name for name, site in backbone.sites.items() if site.kind == "block"]
-        for name in sites:
-            if name not in blocks:
-                raise UserError(f"config.refine.sites: {name} is none of the backbone's blocks, {', '.join(blocks)}")
         self.sites, self.penalty, self.shapes = tuple(sites), penalty, backbone.state_shapes()
         self._networks = [copy.deepcopy(network).requires_grad_(False) for network in (backbone, method)]
         places = [backbone.sites[name] for name in sites]
@@ -88,7 +81,10 @@ class Critic(nn.Module):
         return [head(tokens) for head, tokens in zip(self.heads, features, strict=True)]
 
     def features(self, states: Tensor, t: int, piece: Piece) -> list[Tensor]:
-        """What the model sees in `states` [B,J], noisy as at timestep `t`: image tokens [B,N,D] behind each block."""
+        """What the model sees in `states` [B,J], noisy as at timestep `t`: image tokens [B,N,D] behind each block.
+
+        What the person adds at a block is seen in those behind it.
+        """
         backbone, method = self._networks
         watch = Watch(self.sites)
         person = None
@@ -108,13 +104,13 @@ class Critic(nn.Module):
         of_drawn = self.features(signal * drawn + sigma * noise, t, piece)
         with torch.no_grad():
             of_real = self.features(signal * real + sigma * noise, t, piece)
-            said_of_real = self(of_real)
         fixed = {name: p.detach() for name, p in self.named_parameters()}
         said = functional_call(self, fixed, (of_drawn,))
-        student = _mean(F.softplus(r - d) for r, d in zip(said_of_real, said, strict=True))
 
         of_drawn, of_real = ([x.detach().requires_grad_() for x in tokens] for tokens in (of_drawn, of_real))
-        said, said_of_real = self(of_drawn), self(of_real)
+        said_of_real = self(of_real)
+        student = _mean(F.softplus(r.detach() - d) for r, d in zip(said_of_real, said, strict=True))
+        said = self(of_drawn)
         critic = _mean(F.softplus(d - r) for r, d in zip(said_of_real, said, strict=True))
         if piece.identity is not None and len(real) > 1:
             strangers = replace(piece, identity={name: x.roll(1, 0) for name, x in piece.identity.items()})

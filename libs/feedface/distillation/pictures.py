@@ -3,10 +3,12 @@
 <workdir>/pictures/00000.safetensors    states [B,J] of the pictures that shard 00000's captions are of, half precision
 """
 
+import json
 from pathlib import Path
 
 import ml_collections
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -15,6 +17,7 @@ from feedface.common.errors import UserError
 from feedface.common.files import atomic_file, make_folder
 from feedface.common.images import read_image
 from feedface.common.progress import say
+from feedface.common.reading import foreign
 from feedface.data.features import STATE_ENCODERS
 from feedface.data.records import read_records
 from feedface.diffusion.state import pack
@@ -31,7 +34,8 @@ def real_states(config: ml_collections.ConfigDict, bundle: Bundle, lessons: Traj
     `UserError` where the records are no longer those that the trajectories were drawn for.
     """
     settings, device = lessons.settings, bundle.vae.vae.device
-    missing = [number for number, file in enumerate(lessons.files) if not (folder / file.name).is_file()]
+    made_for = {"trajectories": json.dumps(settings, sort_keys=True)}
+    missing = [number for number, file in enumerate(lessons.files) if not _is_made_for(made_for, folder / file.name)]
     if missing:
         records = read_records(list(config.data.records))
         if captions_digest(records) != settings["records"]:
@@ -48,8 +52,15 @@ def real_states(config: ml_collections.ConfigDict, bundle: Bundle, lessons: Traj
             pictures = [resize_and_crop(to_tensor(read_image(r.path))[None], bundle.image_size) for r, _ in drawn]
             chunks = [_encoded(bundle, others, torch.cat(pictures[i : i + CHUNK])) for i in range(0, len(drawn), CHUNK)]
             with atomic_file(folder / file.name) as temporary:
-                save_file({"states": torch.cat(chunks).half().cpu()}, temporary)
+                save_file({"states": torch.cat(chunks).half().cpu()}, temporary, made_for)
     return [load_file(folder / file.name)["states"].float() for file in lessons.files]
+
+
+def _is_made_for(made_for: dict[str, str], file: Path) -> bool:
+    if not file.is_file():
+        return False
+    with foreign(f"{file}: holds no encoded pictures; delete it"), safe_open(file, framework="pt") as opened:
+        return opened.metadata() == made_for
 
 
 @torch.no_grad()

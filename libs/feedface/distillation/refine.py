@@ -1,7 +1,7 @@
 """After the teacher's lessons, the critic's: what the teacher misdraws itself.
 
 The student draws from noise to the end, and gradients flow through all its steps. The critic says what does not look
-real; the teacher still says what the picture is of, since averages over patches of the states, and they alone, must
+real; the teacher still says what the picture is of, since averages over patches of the latents, and they alone, must
 stay near its own: composition, colours, pose. Details, an eye, the parts of glasses, are left to the critic. Without
 that anchor all pictures become one, without the patches the teacher's faults stay.
 """
@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from feedface.backbones.base import Backbone
 from feedface.common.errors import UserError
 from feedface.diffusion.schedule import NUM_TIMESTEPS
 from feedface.diffusion.state import unpack
@@ -29,23 +30,23 @@ def refine(
     critic: Critic,
     lessons: Trajectories,
     pictures: list[Tensor],
+    held_out: int,
     folder: Path,
 ) -> FitResult:
-    """Train `matrices` on, and leave their averages in them; `config` is that of `refine`, `pictures` are real states.
+    """Train `matrices` on, and leave their averages in them.
 
-    The first shards of `lessons`, for which `pictures` has None, are left out.
+    Args:
+        config: `refine`'s.
+        pictures: real states, shard by shard of `lessons`.
+        held_out: so many first shards are left out.
     """
     device = next(matrices.parameters()).device
-    weights = torch.tensor([0.0 if real is None else size for real, size in zip(pictures, lessons.sizes, strict=True)])
-    rows = config.batch_size
     critic = critic.to(device)
 
     def step(generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        shard = int(torch.multinomial(weights, 1, generator=generator))
-        first = int(torch.randint(max(1, lessons.sizes[shard] - rows + 1), (1,), generator=generator))
+        shard, rows = lessons.drawn(config.batch_size, held_out, generator)
         t = int(torch.randint(1, config.noise + 1, (1,), generator=generator))
-        chosen = slice(first, first + rows)
-        piece, real = lessons.piece(shard, chosen, device), pictures[shard][chosen].to(device)
+        piece, real = lessons.piece(shard, rows, device), pictures[shard][rows].to(device)
         own = torch.ones(len(real), dtype=torch.bool, device=device)
         off, drawn = 0.0, None
         for drawn, target in student.steps(piece, own, detached=False):
@@ -60,8 +61,16 @@ def refine(
     return fit("refined", networks, step, config, folder, critic=list(critic.parameters()))
 
 
-def check_refine(config: ml_collections.ConfigDict) -> None:
+def check_refine(config: ml_collections.ConfigDict, backbone: Backbone) -> None:
     """`UserError` for settings of `refine` that make no sense."""
+    blocks = [name for name, site in backbone.sites.items() if site.kind == "block"]
+    wrong = [name for name in config.sites if name not in blocks]
+    if wrong or not config.sites:
+        raise UserError(
+            f"config.refine.sites: {', '.join(wrong) or 'none'}; the backbone's blocks are {', '.join(blocks)}"
+        )
+    if config.patch > min(backbone.latent_size):
+        raise UserError(f"config.refine.patch: {config.patch} is too large for latents of {backbone.latent_size}")
     for name in ("batch_size", "patch"):
         if config[name] < 1:
             raise UserError(f"config.refine.{name}: {config[name]} is too few; use 1 or more")

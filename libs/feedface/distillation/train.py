@@ -2,7 +2,7 @@
 
 <workdir>/student/            checkpoint.pt (to resume), log.txt, metrics.json, samples.png (teacher over student)
 <workdir>/pictures/           real pictures, encoded, for the critic
-<workdir>/refined/            as student/, of the training with a critic that follows, see `refine`
+<workdir>/refined/            of the training with a critic that follows (`refine`), which then has the last two
 <workdir>/model/few_step/     the adapter, and an index that takes all other parts from the model distilled
 """
 
@@ -60,14 +60,10 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     networks = bundle.networks()
     bundle.backbone.gradient_checkpointing = config.gradient_checkpointing
     student = Student(*networks, adapter, config.clip_weight)
-    sizes = torch.tensor(lessons.sizes, dtype=torch.float)
-    sizes[:held_out] = 0  # the first ones: they are there however many were drawn
     rows = config.train.batch_size
 
     def step(generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        shard = int(torch.multinomial(sizes, 1, generator=generator))
-        first = int(torch.randint(max(1, lessons.sizes[shard] - rows + 1), (1,), generator=generator))
-        piece = lessons.piece(shard, slice(first, first + rows), device)
+        piece = lessons.piece(*lessons.drawn(rows, held_out, generator), device)
         own = torch.rand(len(piece.states), generator=generator) < config.own_states
         return student.loss(piece, own.to(device))
 
@@ -80,8 +76,10 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     with low_rank(*networks, {"backbone": config.rank.uvit, "method": config.rank.face_controlnet}) as matrices:
         result = fit("student", matrices, step, config.train, workdir / "student")
         if critic is not None:
-            pictures[:held_out] = [None] * held_out
-            refined = refine(config.refine, student, matrices, critic, lessons, pictures, workdir / "refined")
+            # Another student is another run: its checkpoint is refused.
+            settings = ml_collections.ConfigDict(config.refine.to_dict() | {"student_steps": result.steps})
+            folder = workdir / "refined"
+            refined = refine(settings, student, matrices, critic, lessons, pictures, held_out, folder)
 
     model = workdir / "model"
     made_by = {"trajectories": sum(lessons.sizes), **{key: lessons.settings[key] for key in ("model", "evaluations")}}
@@ -119,9 +117,11 @@ def _loaded(config: ml_collections.ConfigDict) -> tuple[torch.device, Bundle]:
         raise UserError("config.trajectories.faces and config.rank.face_controlnet cannot be below 0")
     if config.precision not in PRECISIONS:
         raise UserError(f"config.precision {config.precision}: use {' or '.join(PRECISIONS)}")
-    check_refine(config.refine)
     device = pick_device(config.train.device)
-    return device, load_bundle(config.model, device, DTYPES[config.precision], DRAWING_NETWORKS)
+    bundle = load_bundle(config.model, device, DTYPES[config.precision], DRAWING_NETWORKS)
+    if config.refine.steps or config.refine.minutes:
+        check_refine(config.refine, bundle.backbone)
+    return device, bundle
 
 
 def measure(student: Student, lessons: Trajectories, shards: int, rows: int, device: torch.device) -> dict[str, float]:

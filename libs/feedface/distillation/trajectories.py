@@ -57,6 +57,14 @@ class Trajectories:
         self._opened = [_open(file) for file in self.files]
         self.sizes = [shard.get_slice("states").get_shape()[0] for shard in self._opened]
 
+    def drawn(self, rows: int, held_out: int, generator: torch.Generator) -> tuple[int, slice]:
+        """Some shard behind the first `held_out`, by its size, and up to `rows` rows of it."""
+        sizes = torch.tensor(self.sizes, dtype=torch.float)
+        sizes[:held_out] = 0  # the first ones: they are there however many were drawn
+        shard = int(torch.multinomial(sizes, 1, generator=generator))
+        first = int(torch.randint(max(1, self.sizes[shard] - rows + 1), (1,), generator=generator))
+        return shard, slice(first, first + rows)
+
     def piece(self, shard: int, rows: slice, device: torch.device) -> Piece:
         opened = self._opened[shard]
         parts = {OLD_FACES.get(n, n): opened.get_slice(n)[rows].to(device).float() for n in opened.keys()}  # noqa: SIM118
