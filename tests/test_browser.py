@@ -344,13 +344,15 @@ def test_a_picture_to_begin_with(visit):
     expect(me.page.locator(".cm-content")).to_contain_text('"mask": "mask.png"')
 
 
-def test_a_batch(visit, tmp_path):
+def test_a_batch(visit):
+    from playwright.sync_api import expect
+
     me = visit()
     me.page.get_by_role("tab", name="Batch").click()
     me.page.set_input_files(
         "#files input[type=file]", [str(CHECKOUT / "json_examples/demo_face.json"), str(ASSETS / "demo_face.png")]
     )
-    me.page.get_by_text("demo_face.json").first.wait_for()
+    expect(me.page.locator("#files .file-preview .file")).to_have_count(2, timeout=1000 * PATIENCE_S)  # uploaded
     me.page.click("#run")
     me.page.get_by_role("gridcell", name="done").first.wait_for()
     with me.page.expect_download() as download:
