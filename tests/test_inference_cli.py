@@ -19,6 +19,7 @@ from feedface.checkpoints.bundle import save_component, write_derived_index
 from feedface.commands import inference
 from feedface.common.errors import UserError
 from feedface.faces.detect import Face
+from feedface.inference import job_run
 
 ROOT = Path(__file__).parents[1]
 
@@ -61,6 +62,19 @@ def pictures(folder="outputs"):
 
 def times(folder="outputs"):
     return {path.name: path.stat().st_mtime_ns for path in sorted(Path(folder).glob("[0-9]*.png"))}
+
+
+def test_the_best_are_on_the_sheet_and_all_are_kept(run, here, monkeypatch, capsys):
+    shown, likeness = [], iter([0.1, None, 0.5, 0.3])
+    sheet = job_run.run_sheet
+    monkeypatch.setattr(
+        job_run, "run_sheet", lambda faces, rows, folder: shown.extend(rows) or sheet(faces, rows, folder)
+    )
+    monkeypatch.setattr(job_run.FaceSimilarity, "of", lambda self, image: next(likeness))
+    assert run(*single("--n_samples", 4, "--best", 3, "--steps", 2)) == 0
+    assert results()["best"] == [row["file"] for row in shown] == ["0002.png", "0003.png", "0000.png"]
+    assert "most alike: 0002.png, 0003.png, 0000.png" in capsys.readouterr().out
+    assert len(pictures()) == len(results()["pictures"]) == 4
 
 
 def test_what_a_run_leaves(run, here):

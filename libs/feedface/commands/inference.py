@@ -146,6 +146,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # All that can be checked quickly comes before the model is loaded.
     check_range("--n_samples", args.n_samples, 1, MAX_SAMPLES)
     check_range("--n_iter", args.n_iter, 1, 100_000)
+    if args.best is not None:
+        check_range("--best", args.best, 1, 100_000)
     check_range("--clip_skip", args.clip_skip, 0, 64)
     check_range("--seed", args.seed, -1, MAX_SEED - args.n_samples * args.n_iter)
     if args.seed == -1:
@@ -248,6 +250,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         strength=args.strength,
         pose=pose,
         format=args.format,
+        best=args.best,
     )
     if args.save_person:
         keep_person(pipe, jobs[0], plan, detector, args.save_person)

@@ -194,6 +194,13 @@ def _sampling(parser: Parser) -> None:
     group.add_argument("--n_samples", type=int, default=1, help="pictures per prompt (default: 1)")
     group.add_argument("--n_iter", type=int, default=1, help="how many times n_samples (default: 1)")
     group.add_argument(
+        "--best",
+        type=int,
+        metavar="N",
+        help="of each prompt's pictures, the contact sheet shows the N most like the "
+        "person, and results.json names them; all are kept",
+    )
+    group.add_argument(
         "--batch_size",
         type=int,
         help="pictures drawn at a time, of whichever prompts and people (default: what should fit into memory); more "

@@ -21,7 +21,7 @@ from feedface.inference.beginnings import Beginnings
 from feedface.inference.outputs import PictureFolder, PictureInfo
 from feedface.inference.people import Cast, load_people
 from feedface.inference.photo_notice import photo_notice
-from feedface.inference.run_report import report, run_sheet
+from feedface.inference.run_report import most_alike, report, run_sheet
 from feedface.inference.somebody import check_named, described
 from feedface.inference.stages import Request
 from feedface.settings import MAX_SEED, check_range
@@ -51,6 +51,7 @@ class RunPlan:
         dense: beside each picture what the method's dense heads say of it, as NUMBER_dense.png and .json.
         start: a picture to begin with; strength: of those that jobs begin with, where they say none.
         pose: yaw, pitch, roll of the person's head in degrees.
+        best: the contact sheet shows so many pictures of each prompt, those most like the person; None: all.
         blend, blend_weight: pictures of another person to blend with, and how much of that one is shown, 0 … 1.
     """
 
@@ -68,6 +69,7 @@ class RunPlan:
     start: Start | None = None
     strength: float = 1.0
     pose: tuple[float, float, float] | None = None
+    best: int | None = None
 
     def of(self, job: Job) -> RunPlan:
         """This plan with what the job says itself. `UserError` for seeds beyond the largest there is."""
@@ -217,6 +219,7 @@ class JobRun:
             row = {"file": path.name, "prompt": info.prompt, "seed": info.seed, "similarity": likeness}
             row |= {"people": each} if each else {}
             rows.append(row | {"made_now": info.fingerprint in self.made})
+        best = most_alike(rows, self.plan.best) if self.plan.best else []
         pipe, job = self.pipe, self.job
         settings = self.settings.as_json() | {"dtype": dtype_name(pipe.dtype)} | ({"int8": True} if pipe.int8 else {})
         settings |= pipe.changes.as_json()
@@ -242,7 +245,8 @@ class JobRun:
             "notices": self.notices + (self.cast.notes if self.cast else []),
             "similarity": similarity.summary([row["similarity"] for row in rows]),
             "pictures": rows,
+            "best": [row["file"] for row in best],
             "seconds": round(time.monotonic() - self.begin, 2),
         }
-        sheet = run_sheet(self.references, rows, self.pictures.folder)
+        sheet = run_sheet(self.references, best or rows, self.pictures.folder)
         report(self.results, self.pictures.folder, self.pictures.save_run(self.results, sheet, keep=bool(self.made)))

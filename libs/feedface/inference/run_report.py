@@ -28,6 +28,21 @@ def run_sheet(references: Sequence[Reference], rows: Sequence[dict], folder: Pat
     return contact_sheet(faces, list(by_prompt.items()), total=len(rows))
 
 
+def most_alike(rows: Sequence[dict], number: int) -> list[dict]:
+    """Of each prompt's pictures so many, those most like the person first; equal ones as they were drawn.
+
+    A picture without a likeness (no face is seen in it, or nobody was given) comes last.
+    """
+    by_prompt: dict[str, list[dict]] = {}
+    for row in rows:
+        by_prompt.setdefault(row["prompt"], []).append(row)
+
+    def place(row: dict) -> tuple[bool, float]:
+        return row["similarity"] is None, -(row["similarity"] or 0.0)
+
+    return [row for of_prompt in by_prompt.values() for row in sorted(of_prompt, key=place)[:number]]
+
+
 def report(results: dict, folder: Path, kept: tuple[Path, Path]) -> None:
     """Say what was made, and how alike it is."""
     rows = results["pictures"]
@@ -44,3 +59,5 @@ def report(results: dict, folder: Path, kept: tuple[Path, Path]) -> None:
             f"face similarity to the references (cosine, recogniser of {summary['measured_with']!r}; 1 is the same "
             f"face): mean {summary['mean']:.2f} ({each}{more})"
         )
+    if results["best"]:
+        say(f"most alike: {', '.join(results['best'])}")
