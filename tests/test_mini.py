@@ -107,6 +107,18 @@ def test_fit_learns_and_counts(tmp_path):
     assert not model.training
 
 
+def test_a_critics_steep_gradient_leaves_the_others_step_as_it_is(tmp_path):
+    model = nn.ParameterDict({"student": torch.zeros(1), "critic": torch.zeros(1)})
+
+    def step(generator):
+        return (model["student"] + 1e12 * model["critic"]).sum()
+
+    settings = fit_config(batch_size=1, steps=1, lr=0.1, critic_lr=0.5, warmup_steps=1, weight_decay=0.0)
+    fit("two", model, step, settings, tmp_path, critic=[model["critic"]])
+    assert model["student"].item() == pytest.approx(-0.1)
+    assert model["critic"].item() == pytest.approx(-0.5)
+
+
 def test_an_interrupted_fit_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch):
     whole, _ = line_fit(tmp_path / "whole", steps=20)
     update, calls = Ema.update, []

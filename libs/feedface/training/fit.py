@@ -155,6 +155,9 @@ class _Run:
         self.name, self.model, self.config, self.checkpoint = name, model, config, folder / "checkpoint.pt"
         self.trained = {key: p for key, p in model.named_parameters() if p.requires_grad}
         self.parameters = sum(p.numel() for p in self.trained.values())
+        # A critic's steep gradient is not to make the other's steps small.
+        apart = {id(p) for p in critic}
+        self.clipped_together = [[p for p in self.trained.values() if id(p) not in apart], list(critic)]
         self.optimizers = _optimizers(list(self.trained.values()), matrices if config.muon_lr else (), critic, config)
         self.ema = Ema(self.trained.values(), config.ema_decay)
         self.step, self.elapsed_s, self.mean_loss = 0, 0.0, math.nan
@@ -170,7 +173,8 @@ class _Run:
                 group["lr"] = group["peak_lr"] * factor
             optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(self.trained.values(), config.grad_clip)
+        for parameters in self.clipped_together:
+            nn.utils.clip_grad_norm_(parameters, config.grad_clip)
         for optimizer in self.optimizers:
             optimizer.step()
         self.ema.update(self.step)
