@@ -49,6 +49,7 @@ def get_config() -> ConfigDict:
                 penalty=2.0,  # on its steepness
                 anchor=0.02,  # weight of the distance to the teacher's states
                 patch=4,  # latent cells over which that is averaged
+                likeness=1.0,  # weight of whose face it is
             ),
         }
     )  # fmt: skip

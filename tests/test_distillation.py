@@ -22,10 +22,11 @@ from feedface.data.records import read_records
 from feedface.diffusion.sampling import jumps_at, sample
 from feedface.diffusion.schedule import alphas_cumprod
 from feedface.diffusion.state import pack, take, unpack
+from feedface.distillation import train as train_module
 from feedface.distillation.critic import Critic
 from feedface.distillation.ddim import ddim_step
 from feedface.distillation.draws import Draws
-from feedface.distillation.pictures import real_states
+from feedface.distillation.pictures import real_pictures
 from feedface.distillation.student import Student, low_rank
 from feedface.distillation.teacher import Teacher, fine_timesteps
 from feedface.distillation.trajectories import Piece, Trajectories
@@ -66,6 +67,7 @@ def run(folder, stage, workdir, *options, **changes):
         "refine.batch_size": 4,
         "refine.patch": 2,
         "refine.sites": ("in_blocks.0", "out_blocks.0"),
+        "refine.likeness": 0.0,  # the toy has no recogniser
         **changes,
     }
     before = sys.argv
@@ -374,6 +376,39 @@ def test_refining_goes_on_from_the_student_and_the_anchor_holds_it(folder):
         run(folder, "train", made.name, **{"refine.steps": 30, "refine.anchor": 0.0, "data.records": others})
 
 
+def test_refining_follows_the_recogniser_by_its_weight(folder, monkeypatch):
+    """One that likes pictures the better the higher their latents are."""
+    asked = []
+
+    class Likes:
+        def __init__(self, bundle, device):
+            pass
+
+        def of_pictures(self, pictures):
+            return torch.arange(len(pictures))[:, None].float()
+
+        def loss(self, latents, wanted):
+            assert wanted.flatten().diff().eq(1).all()  # rows in a row of a shard
+            asked.append(len(wanted))
+            return -latents.mean()
+
+    monkeypatch.setattr(train_module, "Likeness", Likes)
+    monkeypatch.setattr(train_module, "recogniser_of", lambda bundle: None)
+    run(folder, "trajectories", "liked")
+    run(folder, "train", "liked")
+    heights = []
+    for weight in (0.01, 10.0):
+        made = folder / f"liked{weight}"
+        shutil.copytree(folder / "liked", made)
+        run(folder, "train", made.name, **{"refine.steps": 20, "refine.likeness": weight, "refine.lr": 1e-2})
+        bundle = load_bundle(made / "model")
+        student = Student(*bundle.networks(few_step=True), bundle.few_step, 0.1)
+        piece = Trajectories(made / "trajectories").piece(0, slice(0, 8), CPU)
+        heights.append(unpack(student.draw(piece), student.shapes)["img"].mean().item())
+    assert heights[0] < heights[1] - 1
+    assert 0 < len(asked) <= 40 and set(asked) == {4}  # not where nobody is shown
+
+
 def test_the_average_of_two_runs_is_the_mean_of_what_they_change(folder):
     run(folder, "trajectories", "first")
     run(folder, "train", "first")
@@ -410,11 +445,12 @@ def test_real_pictures_are_those_that_the_captions_are_of(folder, bundle):
     run(folder, "trajectories", "real")
     lessons, records = Trajectories(folder / "real" / "trajectories"), folder / "world" / "records.jsonl"
     config = ConfigDict({"data": {"records": (str(records),), "max_broken": 0}})
-    states = real_states(config, bundle, lessons, folder / "real" / "pictures")
+    shards = real_pictures(config, bundle, lessons, None, folder / "real" / "pictures")
     record = Draws(read_records(records), lessons.settings["faces"], 0).shard(1, 8, lessons.settings["seed"])[3][0]
     pixels = resize_and_crop(to_tensor(read_image(record.path))[None], bundle.image_size)
     expected = {"img": bundle.vae.encode(pixels, sample=False), "clip_img": bundle.image_encoder.encode(pixels)}
-    assert states[1][3] == pytest.approx(pack(expected)[0].detach(), abs=2e-3)
+    assert shards[1].faces is None
+    assert shards[1].states[3] == pytest.approx(pack(expected)[0].detach(), abs=2e-3)
     piece = lessons.piece(1, slice(3, 4), CPU)
     assert piece.prompt["text"] == pytest.approx(bundle.text_encoder.encode([record.caption]), abs=2e-3)
 
@@ -433,6 +469,8 @@ def test_real_pictures_are_those_that_the_captions_are_of(folder, bundle):
         ({"refine.steps": 1, "refine.patch": 9}, "config.refine.patch: 9"),
         ({"refine.steps": 1, "refine.sites": ("mid",)}, "config.refine.sites: mid; .* mid_block"),
         ({"refine.steps": 1, "refine.sites": ()}, "config.refine.sites: none"),
+        ({"refine.steps": 1, "refine.likeness": -1.0}, "config.refine.likeness: -1"),
+        ({"refine.steps": 1, "refine.likeness": 1.0}, "has no faces/ and recogniser/; use --config.refine.likeness=0"),
     ],
 )
 def test_bad_settings(folder, changes, words):

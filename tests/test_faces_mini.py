@@ -7,18 +7,19 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import CLIPVisionConfig, CLIPVisionModel
 
+from feedface.common.images import read_image
+from feedface.common.places import CHECKOUT
 from feedface.faces.detect import InsightFaceDetector
+from feedface.faces.recogniser_net import CROP_PX, RecogniserNet
 from feedface.synthetic.train import detector as detector_stage
 from feedface.synthetic.train import recogniser as recogniser_stage
 from feedface.synthetic.train.__main__ import read_config
 from feedface.synthetic.train.canvases import MAX_FACES, CanvasMaker
 from feedface.synthetic.train.common import read_metrics
 from feedface.synthetic.train.detector import Detector, anchors, assign, detection_loss, to_input
-from feedface.synthetic.train.face_encoder import Head, clip_config
+from feedface.synthetic.train.face_encoder import Head
 from feedface.synthetic.train.parser import spoil
-from feedface.synthetic.train.recogniser import CROP_PX, Recogniser
 from feedface.synthetic.world import make_portraits
 from feedface.training.fit import fit_config
 
@@ -123,11 +124,10 @@ def test_insightface_decodes_the_detector_file_as_the_network_meant_it(tmp_path,
     assert closest < 0.5
 
 
-def recogniser(config: ml_collections.ConfigDict, numbers: int = 7) -> Recogniser:
-    """An untrained one, of the parts that stage `face_encoder` trains."""
-    layers = {"num_hidden_layers": config.layers - 1}
-    encoder = CLIPVisionModel(CLIPVisionConfig(**clip_config(config) | layers))
-    return Recogniser(encoder, Head(config.width, config.embedding_dim, numbers), config.face_size).eval()
+def recogniser(config: ml_collections.ConfigDict) -> RecogniserNet:
+    """An untrained one, in the size of the parts that stage `face_encoder` trains."""
+    sizes = config.face_size, config.patch_size, config.width, config.layers - 1, config.embedding_dim
+    return RecogniserNet(*sizes).eval()
 
 
 def test_the_recogniser_shows_its_encoder_an_upright_square_crop():
@@ -141,7 +141,9 @@ def test_the_recogniser_shows_its_encoder_an_upright_square_crop():
 
     ramp = torch.linspace(-1, 1, CROP_PX)
     picture = torch.stack([ramp.expand(CROP_PX, -1), ramp[:, None].expand(-1, CROP_PX), torch.zeros(CROP_PX, CROP_PX)])
-    embedding = Recogniser(Encoder(), Head(32, 16, 7), 48)(picture[None])
+    network = RecogniserNet(48, 8, 32, 1, 16)
+    network.encoder = Encoder()
+    embedding = network(picture[None])
     assert embedding.shape == (1, 16) and abs(float(embedding.detach().norm()) - 1) < 1e-5
     right, down, nothing = seen[0][0]
     assert right.shape == (48, 48) and not nothing.any()
@@ -180,7 +182,8 @@ def test_stages_train_and_leave_a_pack_that_insightface_runs(tmp_path, portraits
         }
     )
     network = recogniser(config.face_encoder)
-    model = nn.ModuleDict({"encoder": network.encoder, "head": network.head})
+    head = Head(config.face_encoder.width, config.face_encoder.embedding_dim, 7)
+    model = nn.ModuleDict({"encoder": network.encoder, "head": head})
     (tmp_path / "face_encoder").mkdir()
     torch.save({"ema": model.state_dict()}, tmp_path / "face_encoder" / "checkpoint.pt")
     detector_stage.run(config, tmp_path)
@@ -191,6 +194,26 @@ def test_stages_train_and_leave_a_pack_that_insightface_runs(tmp_path, portraits
     assert pack.has_recogniser
     faces = pack.detect(portraits.images[0])
     assert faces[0].embedding.shape == (16,) and faces[0].landmarks.shape == (5, 2)
+    assert_embeds_as_the_pack(RecogniserNet.from_pretrained(tmp_path / "bundle/recogniser"), pack, portraits.images[0])
+
+
+def assert_embeds_as_the_pack(network: RecogniserNet, pack: InsightFaceDetector, picture: np.ndarray) -> None:
+    face = pack.detect(picture)[0]
+    pixels = (torch.from_numpy(picture.copy()).permute(2, 0, 1)[None] / 127.5 - 1).requires_grad_()
+    embedding = network.embed(pixels, face.landmarks[None])
+    assert float(embedding.detach()[0] @ torch.from_numpy(face.embedding)) > 0.998
+    (gradient,) = torch.autograd.grad(embedding.sum(), pixels)
+    assert gradient.isfinite().all() and gradient.any()
+
+
+@pytest.mark.parametrize("name", ["demo_face.png", "demo_person_1.png"])
+def test_the_committed_recogniser_is_that_of_its_pack(name):
+    model = CHECKOUT / "models" / "mini"
+    pack = InsightFaceDetector("mini", model / "faces")
+    network = RecogniserNet.from_pretrained(model / "recogniser")
+    picture = read_image(CHECKOUT / "assets" / name)
+    assert_embeds_as_the_pack(network, pack, picture)
+    assert_embeds_as_the_pack(network, pack, picture[10:-20, 5:])  # not square
 
 
 def test_the_detector_learns(portraits):

@@ -37,9 +37,9 @@ from feedface.methods.base import method_class
 
 SEAM = ("backbone", "method")
 SHARED = ("vae", "text_encoder", "tokenizer", "image_encoder")
-# Only found, not loaded, here: an adapter for drawing in few steps (`few_step.py`); an insightface root, a face parser
-# (`faces/parse.py`), the judge of the evaluation.
-ADAPTERS, EXTRAS = ("few_step",), ("faces", "parser", "inspector")
+# Only found, not loaded, here: an adapter for drawing in few steps (`few_step.py`); an insightface root, the recogniser
+# in it as a network (`faces/recogniser_net.py`), a face parser (`faces/parse.py`), the judge of the evaluation.
+ADAPTERS, EXTRAS = ("few_step",), ("faces", "recogniser", "parser", "inspector")
 
 Folders = Mapping[str, Path]
 Dtype = torch.dtype | None  # None: as stored

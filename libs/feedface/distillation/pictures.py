@@ -1,9 +1,11 @@
 """The real pictures beside the trajectories: of the same people, for the same captions.
 
-<workdir>/pictures/00000.safetensors    states [B,J] of the pictures that shard 00000's captions are of, half precision
+<workdir>/pictures/00000.safetensors    states [B,J] of the pictures that shard 00000's captions are of, half precision;
+                                        with a likeness, also faces [B,D], see `Likeness.of_pictures`
 """
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import ml_collections
@@ -22,19 +24,30 @@ from feedface.data.features import STATE_ENCODERS
 from feedface.data.records import read_records
 from feedface.diffusion.state import pack
 from feedface.distillation.draws import Draws
+from feedface.distillation.likeness import Likeness
 from feedface.distillation.trajectories import Trajectories, captions_digest
 from feedface.encoders import resize_and_crop, to_tensor
 
 CHUNK = 16  # pictures encoded at once
 
 
-def real_states(config: ml_collections.ConfigDict, bundle: Bundle, lessons: Trajectories, folder: Path) -> list[Tensor]:
-    """States [B,J] of each shard's own pictures, clean; encoded once and kept in `folder`.
+@dataclass(frozen=True)
+class Real:
+    """A shard's own pictures: clean `states` [B,J] and, where there is a likeness, whose `faces` [B,D] they show."""
+
+    states: Tensor
+    faces: Tensor | None
+
+
+def real_pictures(
+    config: ml_collections.ConfigDict, bundle: Bundle, lessons: Trajectories, likeness: Likeness | None, folder: Path
+) -> list[Real]:
+    """Each shard's own pictures; encoded once and kept in `folder`.
 
     `UserError` where the records are no longer those that the trajectories were drawn for.
     """
     settings, device = lessons.settings, bundle.vae.vae.device
-    made_for = {"trajectories": json.dumps(settings, sort_keys=True)}
+    made_for = {"trajectories": json.dumps(settings, sort_keys=True), "faces": str(likeness is not None)}
     missing = [number for number, file in enumerate(lessons.files) if not _is_made_for(made_for, folder / file.name)]
     if missing:
         records = read_records(list(config.data.records))
@@ -49,11 +62,15 @@ def real_states(config: ml_collections.ConfigDict, bundle: Bundle, lessons: Traj
         for number in missing:
             file = lessons.files[number]
             drawn = draws.shard(int(file.stem), lessons.sizes[number], settings["seed"])
-            pictures = [resize_and_crop(to_tensor(read_image(r.path))[None], bundle.image_size) for r, _ in drawn]
+            images = [read_image(record.path) for record, _ in drawn]
+            pictures = [resize_and_crop(to_tensor(image)[None], bundle.image_size) for image in images]
             chunks = [_encoded(bundle, others, torch.cat(pictures[i : i + CHUNK])) for i in range(0, len(drawn), CHUNK)]
+            tensors = {"states": torch.cat(chunks).half().cpu()}
+            tensors |= {"faces": likeness.of_pictures(images)} if likeness else {}
             with atomic_file(folder / file.name) as temporary:
-                save_file({"states": torch.cat(chunks).half().cpu()}, temporary, made_for)
-    return [load_file(folder / file.name)["states"].float() for file in lessons.files]
+                save_file(tensors, temporary, made_for)
+    kept = [load_file(folder / file.name) for file in lessons.files]
+    return [Real(shard["states"].float(), shard.get("faces")) for shard in kept]
 
 
 def _is_made_for(made_for: dict[str, str], file: Path) -> bool:

@@ -3,9 +3,11 @@
 The student draws from noise to the end, and gradients flow through all its steps. The critic says what does not look
 real; the teacher still says what the picture is of, since averages over patches of the latents, and they alone, must
 stay near its own: composition, colours, pose. Details, an eye, the parts of glasses, are left to the critic. Without
-that anchor all pictures become one, without the patches the teacher's faults stay.
+that anchor all pictures become one, without the patches the teacher's faults stay. And a recogniser says whose face it
+is (`likeness.py`).
 """
 
+import math
 from pathlib import Path
 
 import ml_collections
@@ -18,6 +20,8 @@ from feedface.common.errors import UserError
 from feedface.diffusion.schedule import NUM_TIMESTEPS
 from feedface.diffusion.state import unpack
 from feedface.distillation.critic import Critic
+from feedface.distillation.likeness import Likeness
+from feedface.distillation.pictures import Real
 from feedface.distillation.student import LowRank, Student
 from feedface.distillation.trajectories import Trajectories
 from feedface.training.fit import FitResult, fit
@@ -29,7 +33,8 @@ def refine(
     matrices: LowRank,
     critic: Critic,
     lessons: Trajectories,
-    pictures: list[Tensor],
+    pictures: list[Real],
+    likeness: Likeness | None,
     held_out: int,
     folder: Path,
 ) -> FitResult:
@@ -37,7 +42,8 @@ def refine(
 
     Args:
         config: `refine`'s.
-        pictures: real states, shard by shard of `lessons`.
+        pictures: real ones, shard by shard of `lessons`.
+        likeness: None: no recogniser looks.
         held_out: so many first shards are left out.
     """
     device = next(matrices.parameters()).device
@@ -46,7 +52,7 @@ def refine(
     def step(generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         shard, rows = lessons.drawn(config.batch_size, held_out, generator)
         t = int(torch.randint(1, config.noise + 1, (1,), generator=generator))
-        piece, real = lessons.piece(shard, rows, device), pictures[shard][rows].to(device)
+        piece, real = lessons.piece(shard, rows, device), pictures[shard].states[rows].to(device)
         own = torch.ones(len(real), dtype=torch.bool, device=device)
         off, drawn = 0.0, None
         for drawn, target in student.steps(piece, own, detached=False):
@@ -55,7 +61,11 @@ def refine(
         noise = torch.randn(drawn.shape, generator=generator).to(device)
         fooled, told_apart = critic.losses(drawn, real, piece, t, noise)
         parts = {"off": off.detach(), "student": fooled.detach(), "critic": told_apart.detach()}
-        return config.anchor * off + fooled + told_apart, parts
+        loss = config.anchor * off + fooled + told_apart
+        if likeness is not None and piece.identity is not None:
+            unlike = likeness.loss(unpack(drawn, student.shapes)["img"], pictures[shard].faces[rows].to(device))
+            loss, parts["unlike"] = loss + config.likeness * unlike, unlike.detach()
+        return loss, parts
 
     networks = nn.ModuleDict({"student": matrices, "critic": critic})
     return fit("refined", networks, step, config, folder, critic=list(critic.parameters()))
@@ -74,5 +84,7 @@ def check_refine(config: ml_collections.ConfigDict, backbone: Backbone) -> None:
     for name in ("batch_size", "patch"):
         if config[name] < 1:
             raise UserError(f"config.refine.{name}: {config[name]} is too few; use 1 or more")
+    if not 0 <= config.likeness < math.inf:
+        raise UserError(f"config.refine.likeness: {config.likeness} is no weight; use 0 or more")
     if not 1 <= config.noise <= NUM_TIMESTEPS:
         raise UserError(f"config.refine.noise: {config.noise} is no timestep; use 1 to {NUM_TIMESTEPS}")

@@ -24,7 +24,8 @@ from feedface.common.device import DTYPES, pick_device
 from feedface.common.errors import UserError
 from feedface.diffusion.state import State, unpack
 from feedface.distillation.critic import Critic
-from feedface.distillation.pictures import real_states
+from feedface.distillation.likeness import Likeness, recogniser_of
+from feedface.distillation.pictures import real_pictures
 from feedface.distillation.refine import check_refine, refine
 from feedface.distillation.student import Student, low_rank
 from feedface.distillation.trajectories import Piece, Trajectories, draw_trajectories
@@ -68,18 +69,19 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
         return student.loss(piece, own.to(device))
 
     before = measure(student, lessons, held_out, rows, device)
-    refined, critic = None, None
+    refined, critic, likeness = None, None, None
     torch.manual_seed(config.train.seed)
     if config.refine.steps or config.refine.minutes:
         critic = Critic(*networks, config.refine.sites, config.refine.penalty)
-        pictures = real_states(config, bundle, lessons, workdir / "pictures")
+        likeness = Likeness(bundle, device) if config.refine.likeness else None
+        pictures = real_pictures(config, bundle, lessons, likeness, workdir / "pictures")
     with low_rank(*networks, {"backbone": config.rank.uvit, "method": config.rank.face_controlnet}) as matrices:
         result = fit("student", matrices, step, config.train, workdir / "student")
         if critic is not None:
             # Another student is another run: its checkpoint is refused.
             settings = ml_collections.ConfigDict(config.refine.to_dict() | {"student_steps": result.steps})
             folder = workdir / "refined"
-            refined = refine(settings, student, matrices, critic, lessons, pictures, held_out, folder)
+            refined = refine(settings, student, matrices, critic, lessons, pictures, likeness, held_out, folder)
 
     model = workdir / "model"
     made_by = {"trajectories": sum(lessons.sizes), **{key: lessons.settings[key] for key in ("model", "evaluations")}}
@@ -121,6 +123,8 @@ def _loaded(config: ml_collections.ConfigDict) -> tuple[torch.device, Bundle]:
     bundle = load_bundle(config.model, device, DTYPES[config.precision], DRAWING_NETWORKS)
     if config.refine.steps or config.refine.minutes:
         check_refine(config.refine, bundle.backbone)
+        if config.refine.likeness:
+            recogniser_of(bundle)
     return device, bundle
 
 

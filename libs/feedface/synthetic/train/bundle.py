@@ -17,7 +17,8 @@ NAME = "mini"
 ABOUT = "A whole FeedFace model: the default of `inference.py` and of the tests."
 # Folder -> part of a bundle.
 COMPONENTS = {
-    **{name: name for name in ("vae", "text_encoder", "tokenizer", "image_encoder", "faces", "parser", "inspector")},
+    **{name: name for name in ("vae", "text_encoder", "tokenizer", "image_encoder")},
+    **{name: name for name in ("faces", "recogniser", "parser", "inspector")},
     "uvit": "backbone",
     "face_controlnet": "method",
 }

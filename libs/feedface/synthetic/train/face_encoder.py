@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from feedface.checkpoints.storage import quiet_transformers
 from feedface.common.device import pick_device
 from feedface.common.files import atomic_folder
+from feedface.faces.recogniser_net import IdentityHead
 from feedface.synthetic.train.common import in_batches, load_portraits, to_pixels
 from feedface.training.fit import fit, write_metrics
 
@@ -35,18 +36,15 @@ def clip_config(config: ml_collections.ConfigDict) -> dict:
     }
 
 
-class Head(nn.Module):
+class Head(IdentityHead):
     """Training only: penultimate states [B,n,D] -> embedding [B,E] of length 1 and renderer numbers [B,V]."""
 
     def __init__(self, width: int, embedding_dim: int, numbers: int):
-        super().__init__()
-        self.norm = nn.LayerNorm(width)
-        self.embed = nn.Linear(width, embedding_dim)
+        super().__init__(width, embedding_dim)
         self.numbers = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, numbers))
 
     def forward(self, states: Tensor) -> tuple[Tensor, Tensor]:
-        pooled = self.norm(states).mean(dim=1)
-        return F.normalize(self.embed(pooled).float(), dim=-1), self.numbers(pooled)
+        return super().forward(states), self.numbers(self.norm(states).mean(dim=1))
 
 
 def penultimate(encoder: nn.Module, pixels: Tensor) -> Tensor:

@@ -1,0 +1,61 @@
+"""Whose face a drawn picture shows, by the miniature's own recogniser."""
+
+import numpy as np
+import pytest
+import torch
+
+from feedface.checkpoints.bundle import load_bundle
+from feedface.common.images import read_image
+from feedface.common.places import CHECKOUT
+from feedface.distillation.likeness import Likeness
+from feedface.encoders import to_tensor
+
+NAMES = ("demo_face.png", "demo_person_1.png", "demo_person_2.png")  # the last two are of one person
+
+
+@pytest.fixture(scope="module")
+def bundle():
+    return load_bundle(CHECKOUT / "models" / "mini", components=("backbone", "method"))
+
+
+@pytest.fixture(scope="module")
+def likeness(bundle):
+    return Likeness(bundle, torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    return [read_image(CHECKOUT / "assets" / name) for name in NAMES]
+
+
+@pytest.fixture(scope="module")
+def latents(bundle, likeness, pictures):
+    pixels = torch.cat([to_tensor(picture)[None] for picture in pictures])
+    return bundle.vae.encode(pixels, sample=False).float()
+
+
+def test_pictures_of_one_person_are_alike_and_grey_ones_count_nothing(likeness, pictures):
+    grey = np.full((128, 128, 3), 127, np.uint8)
+    one, two, three, none = likeness.of_pictures([*pictures, grey])
+    assert two @ three > 0.5 > one @ two
+    assert one.norm() == pytest.approx(1, abs=1e-4) and not none.any()
+
+
+def test_the_loss_is_small_for_the_own_face_and_leads_to_the_wanted_one(likeness, pictures, latents):
+    faces = likeness.of_pictures(pictures)
+    assert likeness.loss(latents, faces).item() < 0.15  # what the VAE loses
+    x = latents[:1].clone().requires_grad_()
+    strange = likeness.loss(x, faces[1:2])
+    (gradient,) = torch.autograd.grad(strange, x)
+    assert strange.item() > 0.4
+    nearer = (latents[:1] - 2.0 * gradient / gradient.norm()).detach()
+    assert likeness.loss(nearer, faces[1:2]).item() < strange.item() - 0.05
+
+
+def test_rows_without_a_face_count_nothing(likeness, pictures, latents):
+    faces = likeness.of_pictures(pictures)
+    alone = likeness.loss(latents[:1], faces[1:2]).item()
+    faceless = latents.clone()
+    faceless[1:] = 0
+    assert likeness.loss(faceless, faces[[1, 0, 0]]).item() == pytest.approx(alone / 3, abs=1e-3)
+    assert likeness.loss(latents[:1], torch.zeros(1, 128)).item() == 0
