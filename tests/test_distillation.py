@@ -362,6 +362,8 @@ def test_refining_goes_on_from_the_student_and_the_anchor_holds_it(folder):
         assert read_few_step(made / "model" / "few_step").digest == adapter.digest
     assert off[1000.0] < off[0.0]
 
+    with pytest.raises(UserError, match=r"has no faces and no recogniser; use .*likeness=0"):
+        run(folder, "train", "refined", **{"refine.steps": 1, "refine.likeness": 1.0})
     with pytest.raises(UserError, match="student_steps"):
         run(
             folder,
@@ -381,6 +383,8 @@ def test_refining_follows_the_recogniser_by_its_weight(folder, monkeypatch):
     asked = []
 
     class Likes:
+        digest = "liked"
+
         def __init__(self, bundle, device):
             pass
 
@@ -393,7 +397,6 @@ def test_refining_follows_the_recogniser_by_its_weight(folder, monkeypatch):
             return -latents.mean()
 
     monkeypatch.setattr(train_module, "Likeness", Likes)
-    monkeypatch.setattr(train_module, "recogniser_of", lambda bundle: None)
     run(folder, "trajectories", "liked")
     run(folder, "train", "liked")
     heights = []
@@ -470,7 +473,6 @@ def test_real_pictures_are_those_that_the_captions_are_of(folder, bundle):
         ({"refine.steps": 1, "refine.sites": ("mid",)}, "config.refine.sites: mid; .* mid_block"),
         ({"refine.steps": 1, "refine.sites": ()}, "config.refine.sites: none"),
         ({"refine.steps": 1, "refine.likeness": -1.0}, "config.refine.likeness: -1"),
-        ({"refine.steps": 1, "refine.likeness": 1.0}, "has no faces/ and recogniser/; use --config.refine.likeness=0"),
     ],
 )
 def test_bad_settings(folder, changes, words):

@@ -1,14 +1,19 @@
 """Whose face a drawn picture shows, by the miniature's own recogniser."""
 
+import shutil
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from feedface.checkpoints.bundle import load_bundle
+from feedface.common.errors import UserError
 from feedface.common.images import read_image
 from feedface.common.places import CHECKOUT
 from feedface.distillation.likeness import Likeness
 from feedface.encoders import to_tensor
+from feedface.faces.recogniser_net import RecogniserNet
 
 NAMES = ("demo_face.png", "demo_person_1.png", "demo_person_2.png")  # the last two are of one person
 
@@ -50,6 +55,20 @@ def test_the_loss_is_small_for_the_own_face_and_leads_to_the_wanted_one(likeness
     assert strange.item() > 0.4
     nearer = (latents[:1] - 2.0 * gradient / gradient.norm()).detach()
     assert likeness.loss(nearer, faces[1:2]).item() < strange.item() - 0.05
+
+
+def test_a_pack_without_a_recogniser_is_refused(bundle, tmp_path):
+    pack = tmp_path / "faces" / "models" / "mini"
+    pack.mkdir(parents=True)
+    shutil.copy(bundle.faces_root / "models/mini/detector.onnx", pack)
+    other = replace(bundle, components=bundle.components | {"faces": tmp_path / "faces"})
+    with pytest.raises(UserError, match=r"its pack has no recogniser; use .*likeness=0"):
+        Likeness(other, torch.device("cpu"))
+
+
+def test_all_of_the_network_is_where_it_was_asked_to_be(bundle):
+    network = RecogniserNet.from_pretrained(bundle.extra("recogniser"), "meta")
+    assert {tensor.device.type for tensor in (*network.parameters(), *network.buffers())} == {"meta"}
 
 
 def test_rows_without_a_face_count_nothing(likeness, pictures, latents):

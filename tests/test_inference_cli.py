@@ -71,10 +71,17 @@ def test_the_best_are_on_the_sheet_and_all_are_kept(run, here, monkeypatch, caps
         job_run, "run_sheet", lambda faces, rows, folder: shown.extend(rows) or sheet(faces, rows, folder)
     )
     monkeypatch.setattr(job_run.FaceSimilarity, "of", lambda self, image: next(likeness))
-    assert run(*single("--n_samples", 4, "--best", 3, "--steps", 2)) == 0
+    assert run(*single("--n_samples", 4, "--best", 4, "--steps", 2)) == 0
     assert results()["best"] == [row["file"] for row in shown] == ["0002.png", "0003.png", "0000.png"]
-    assert "most alike: 0002.png, 0003.png, 0000.png" in capsys.readouterr().out
+    assert "most alike: 0002.png, 0003.png, 0000.png\n" in capsys.readouterr().out
     assert len(pictures()) == len(results()["pictures"]) == 4
+
+
+def test_where_likeness_cannot_be_measured_the_sheet_shows_all(run, here, capsys):
+    assert run(*single("--n_samples", 2, "--best", 1, "--steps", 2)) == 0
+    found, said = results(), capsys.readouterr().out
+    assert found["best"] == [] and "most alike" not in said
+    assert "note: no likeness was measured, so the sheet shows all" in said and len(found["notices"]) == 1
 
 
 def test_what_a_run_leaves(run, here):

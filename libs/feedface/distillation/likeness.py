@@ -7,6 +7,7 @@ the mean, faces lose the expression that the caption asks for.
 Shapes: B pictures, D numbers of the recogniser's embedding.
 """
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,15 +24,22 @@ from feedface.faces.types import Face
 
 
 class Likeness:
-    """A model's own detector, recogniser and VAE, on the device of the networks. `UserError` where it has none."""
+    """A model's own detector, recogniser and VAE, on the device of the networks. `UserError` where it has none.
+
+    Attributes:
+        digest: changes with the recogniser.
+    """
 
     def __init__(self, bundle: Bundle, device: torch.device):
         folder = recogniser_of(bundle)
-        load_parts(bundle, ["vae"], device, bundle.backbone.dtype)
-        bundle.vae.vae.requires_grad_(False)
+        if bundle.vae is None:
+            load_parts(bundle, ["vae"], device, bundle.backbone.dtype)
         self._vae = bundle.vae
         self._recogniser = RecogniserNet.from_pretrained(folder, device).requires_grad_(False)
         self._detector = make_detector(BUNDLE_PACK, bundle.faces_root, threads=torch.get_num_threads())
+        if not self._detector.has_recogniser:
+            raise UserError(f"{bundle.faces_root}: its pack has no recogniser; use --config.refine.likeness=0")
+        self.digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()[:16]
 
     def of_pictures(self, pictures: Sequence[np.ndarray]) -> Tensor:
         """Embeddings [B,D] of the largest faces in pictures uint8 [H,W,3] RGB; zeros where none is seen."""
@@ -64,6 +72,7 @@ class Likeness:
 def recogniser_of(bundle: Bundle) -> Path:
     """Where the model has its recogniser as a network; `UserError` where it has none."""
     folder = bundle.extra(FOLDER)
-    if folder is None or bundle.faces_root is None:
-        raise UserError(f"{bundle.path}: has no faces/ and {FOLDER}/; use --config.refine.likeness=0")
+    missing = [name for name, found in (("faces", bundle.faces_root), (FOLDER, folder)) if found is None]
+    if missing:
+        raise UserError(f"{bundle.path}: has no {' and no '.join(missing)}; use --config.refine.likeness=0")
     return folder

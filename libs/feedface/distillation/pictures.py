@@ -47,7 +47,7 @@ def real_pictures(
     `UserError` where the records are no longer those that the trajectories were drawn for.
     """
     settings, device = lessons.settings, bundle.vae.vae.device
-    made_for = {"trajectories": json.dumps(settings, sort_keys=True), "faces": str(likeness is not None)}
+    made_for = {"trajectories": json.dumps(settings, sort_keys=True), "faces": likeness.digest if likeness else ""}
     missing = [number for number, file in enumerate(lessons.files) if not _is_made_for(made_for, folder / file.name)]
     if missing:
         records = read_records(list(config.data.records))

@@ -24,7 +24,7 @@ from feedface.common.device import DTYPES, pick_device
 from feedface.common.errors import UserError
 from feedface.diffusion.state import State, unpack
 from feedface.distillation.critic import Critic
-from feedface.distillation.likeness import Likeness, recogniser_of
+from feedface.distillation.likeness import Likeness
 from feedface.distillation.pictures import real_pictures
 from feedface.distillation.refine import check_refine, refine
 from feedface.distillation.student import Student, low_rank
@@ -123,8 +123,6 @@ def _loaded(config: ml_collections.ConfigDict) -> tuple[torch.device, Bundle]:
     bundle = load_bundle(config.model, device, DTYPES[config.precision], DRAWING_NETWORKS)
     if config.refine.steps or config.refine.minutes:
         check_refine(config.refine, bundle.backbone)
-        if config.refine.likeness:
-            recogniser_of(bundle)
     return device, bundle
 
 

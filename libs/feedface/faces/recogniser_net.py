@@ -85,7 +85,8 @@ class RecogniserNet(nn.Module):
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike, device: str | torch.device = "cpu") -> "RecogniserNet":
         """Read what `save_pretrained` wrote; single precision, in evaluation mode. `UserError` if it cannot be."""
-        return load_network(cls, Path(folder), device, torch.float32).eval()
+        # The encoder's own counting of positions is not among what is stored.
+        return load_network(cls, Path(folder), device, torch.float32).to(device).eval()
 
 
 def _to_picture(points: np.ndarray, height: int, width: int) -> np.ndarray:

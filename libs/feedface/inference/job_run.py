@@ -220,6 +220,9 @@ class JobRun:
             row |= {"people": each} if each else {}
             rows.append(row | {"made_now": info.fingerprint in self.made})
         best = most_alike(rows, self.plan.best) if self.plan.best else []
+        if self.plan.best and not best:
+            self.notices.append("no likeness was measured, so the sheet shows all pictures, not the best")
+            say(f"note: {self.notices[-1]}")
         pipe, job = self.pipe, self.job
         settings = self.settings.as_json() | {"dtype": dtype_name(pipe.dtype)} | ({"int8": True} if pipe.int8 else {})
         settings |= pipe.changes.as_json()

@@ -31,16 +31,14 @@ def run_sheet(references: Sequence[Reference], rows: Sequence[dict], folder: Pat
 def most_alike(rows: Sequence[dict], number: int) -> list[dict]:
     """Of each prompt's pictures so many, those most like the person first; equal ones as they were drawn.
 
-    A picture without a likeness (no face is seen in it, or nobody was given) comes last.
+    Pictures without a likeness are none of them: no face is seen in them, nobody was given, or nobody can compare.
     """
     by_prompt: dict[str, list[dict]] = {}
     for row in rows:
-        by_prompt.setdefault(row["prompt"], []).append(row)
-
-    def place(row: dict) -> tuple[bool, float]:
-        return row["similarity"] is None, -(row["similarity"] or 0.0)
-
-    return [row for of_prompt in by_prompt.values() for row in sorted(of_prompt, key=place)[:number]]
+        of_prompt = by_prompt.setdefault(row["prompt"], [])
+        of_prompt += [row] if row["similarity"] is not None else []
+    ranked = (sorted(of_prompt, key=lambda row: -row["similarity"]) for of_prompt in by_prompt.values())
+    return [row for of_prompt in ranked for row in of_prompt[:number]]
 
 
 def report(results: dict, folder: Path, kept: tuple[Path, Path]) -> None:
