@@ -16,7 +16,7 @@ PRESET ?= cpu
 .PHONY: demo app test test-all test-browser lint mini evaluate reproduce clean
 
 demo: $(STAMP)
-	$(RUN) inference.py --prompt "$(DEMO_PROMPT)" --image assets/demo_face.png --n_samples 16 --best 4 --output outputs/demo
+	$(RUN) inference.py --prompt "$(DEMO_PROMPT)" --image assets/demo_face.png --n_samples 4 --seed 8 --output outputs/demo
 
 app: $(STAMP)
 	$(RUN) app.py --inbrowser

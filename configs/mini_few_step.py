@@ -42,7 +42,7 @@ def get_config() -> ConfigDict:
             # Then with a critic, from where that ended; minutes 0 leaves it out. A sample is four evaluations of the
             # student and three of the model that the critic sees with.
             "refine": fit_config(
-                minutes=36.0, batch_size=16, lr=1e-3, critic_lr=3e-3, betas=(0.5, 0.99), schedule="trapezoid",
+                minutes=72.0, batch_size=16, lr=1e-3, critic_lr=3e-3, betas=(0.5, 0.99), schedule="trapezoid",
                 warmup_steps=60, weight_decay=0.0, grad_clip=10.0, ema_decay=0.99, save_every_s=60.0,
                 sites=("in_blocks.2", "mid_block", "out_blocks.2"),  # behind these blocks the critic looks
                 noise=400,  # it is shown pictures with noise as at timesteps 1 to this one
