@@ -154,7 +154,7 @@ def test_from_photos_to_pictures_and_back_to_the_same_picture(served, visit, tmp
     assert me.page.locator("#chosen input:checked").count() == 2
     assert not [path for path in served.files() if path.name.startswith("demo_person")]  # uploads are deleted
     me.page.get_by_text("More", exact=True).click()  # where fields are that stay empty
-    me.draw("a man in a blue suit with glasses, in front of a brick wall", number=4, seed=7)
+    me.draw("a man in a blue suit with glasses in front of a brick wall", number=4, seed=7)
     me.page.get_by_text("More", exact=True).click()
     me.shot("app")
     captions = me.captions()
