@@ -20,7 +20,7 @@ NAMES = ("demo_face.png", "demo_person_1.png", "demo_person_2.png")  # the last 
 
 @pytest.fixture(scope="module")
 def bundle():
-    return load_bundle(CHECKOUT / "models" / "mini", components=("backbone", "method"))
+    return load_bundle(CHECKOUT / "models" / "mini", components=("vae",))
 
 
 @pytest.fixture(scope="module")

@@ -9,13 +9,12 @@ Shapes: B pictures, D numbers of the recogniser's embedding.
 
 import hashlib
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from feedface.checkpoints.bundle import Bundle, load_parts
+from feedface.checkpoints.bundle import Bundle
 from feedface.common.errors import UserError
 from feedface.encoders import to_uint8
 from feedface.faces.detect import BUNDLE_PACK, make_detector
@@ -24,16 +23,17 @@ from feedface.faces.types import Face
 
 
 class Likeness:
-    """A model's own detector, recogniser and VAE, on the device of the networks. `UserError` where it has none.
+    """A model's own detector and recogniser, and its loaded VAE. `UserError` where it has none of the first two.
 
     Attributes:
         digest: changes with the recogniser.
     """
 
     def __init__(self, bundle: Bundle, device: torch.device):
-        folder = recogniser_of(bundle)
-        if bundle.vae is None:
-            load_parts(bundle, ["vae"], device, bundle.backbone.dtype)
+        folder = bundle.extra(FOLDER)
+        missing = [name for name, found in (("faces", bundle.faces_root), (FOLDER, folder)) if found is None]
+        if missing:
+            raise UserError(f"{bundle.path}: has no {' and no '.join(missing)}; use --config.refine.likeness=0")
         self._vae = bundle.vae
         self._recogniser = RecogniserNet.from_pretrained(folder, device).requires_grad_(False)
         self._detector = make_detector(BUNDLE_PACK, bundle.faces_root, threads=torch.get_num_threads())
@@ -67,12 +67,3 @@ class Likeness:
     def _face(self, picture: np.ndarray) -> Face | None:
         faces = [face for face in self._detector.detect(picture) if face.embedding is not None]
         return faces[0] if faces else None
-
-
-def recogniser_of(bundle: Bundle) -> Path:
-    """Where the model has its recogniser as a network; `UserError` where it has none."""
-    folder = bundle.extra(FOLDER)
-    missing = [name for name, found in (("faces", bundle.faces_root), (FOLDER, folder)) if found is None]
-    if missing:
-        raise UserError(f"{bundle.path}: has no {' and no '.join(missing)}; use --config.refine.likeness=0")
-    return folder

@@ -31,7 +31,13 @@ class IdentityHead(nn.Module):
         self.embed = nn.Linear(width, embedding_dim)
 
     def forward(self, states: Tensor) -> Tensor:
-        return F.normalize(self.embed(self.norm(states).mean(dim=1)).float(), dim=-1)
+        return self.of_pooled(self.pooled(states))
+
+    def pooled(self, states: Tensor) -> Tensor:
+        return self.norm(states).mean(dim=1)
+
+    def of_pooled(self, pooled: Tensor) -> Tensor:
+        return F.normalize(self.embed(pooled).float(), dim=-1)
 
 
 class RecogniserNet(nn.Module):

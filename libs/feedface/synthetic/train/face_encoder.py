@@ -44,7 +44,8 @@ class Head(IdentityHead):
         self.numbers = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, numbers))
 
     def forward(self, states: Tensor) -> tuple[Tensor, Tensor]:
-        return super().forward(states), self.numbers(self.norm(states).mean(dim=1))
+        pooled = self.pooled(states)
+        return self.of_pooled(pooled), self.numbers(pooled)
 
 
 def penultimate(encoder: nn.Module, pixels: Tensor) -> Tensor:

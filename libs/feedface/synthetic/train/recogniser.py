@@ -32,7 +32,7 @@ def load(config: ml_collections.ConfigDict, checkpoint: Path) -> RecogniserNet:
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> None:
-    """Write the network `<workdir>/bundle/recogniser/` and `recogniser.onnx` beside the detector; measure both."""
+    """Write the network `<workdir>/bundle/recogniser/` and the pack's `recogniser.onnx`; measure the pack."""
     settings, checkpoint = config.face_encoder, workdir / "face_encoder" / "checkpoint.pt"
     for file in (checkpoint, workdir / PACK / "detector.onnx"):
         if not file.is_file():
