@@ -23,6 +23,7 @@ def full() -> ConfigDict:
                 "lr": 1e-3,
                 "warmup_steps": 50,
                 "ema": 0.99,
+                "min_snr": 0.02,  # of all losses alike; the paper's 0 is trained beside it
                 "measured_at": (2_048, 4_096, 8_192),  # samples; a checkpoint of each is kept
                 "seeds": (0, 1),  # of claim 1; the other claims use the first
                 "mlp_ratio": 0.25,

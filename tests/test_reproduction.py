@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 
 import numpy as np
 import pytest
@@ -41,7 +42,7 @@ def config():
 
 @pytest.fixture
 def folder(tmp_path, config):
-    """ResultStore in which every trained model is alike but for what the tests change."""
+    """Results in which every trained model is alike but for what the tests change."""
     folder = tmp_path / "results"
     folder.mkdir()
     for one in (*plan.committed(), *plan.trained(config)):
@@ -149,6 +150,27 @@ def test_world_and_the_records_of_fewer_people(tmp_path, config, monkeypatch):
     runs.make_world(config, tmp_path, 32)
     records = [json.loads(line) for line in runs.records_file(tmp_path, 2).read_text().splitlines()]
     assert len(records) == 4 and len({record["identity"] for record in records}) == 2
+
+
+def test_each_run_differs_from_the_first_in_one_setting(tmp_path, config, monkeypatch):
+    commands = {}
+
+    def note(command, **how):
+        flags = dict(flag.removeprefix("--config.").split("=", 1) for flag in command[3:])
+        commands[flags.pop("--workdir")] = flags
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(runs.subprocess, "run", note)
+    first, *others = plan.all_runs(config)
+    for run in (first, *others):
+        runs.train(run, config, tmp_path)
+    like, *changed = commands.values()
+    expected = {"control.sites", "control.control_input", "data.records", "loss.kind", "loss.min_snr", "seed"}
+    found = [{name for name in like if flags[name] != like[name]} - {"cache.dir"} for flags in changed]
+    assert set().union(*found) == expected
+    # A second seed's runs differ in the loss too, but for the one of the first loss.
+    assert all(len(names - {"seed"}) == 1 for names in found if names != {"seed"})
+    assert like["loss.min_snr"] == "0.02" and commands[str(tmp_path / "runs" / plan.ALIKE)]["loss.min_snr"] == "0.0"
 
 
 def test_two_people_are_measured_for_real_and_once(tmp_path, config):

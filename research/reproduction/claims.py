@@ -66,6 +66,7 @@ def losses(results: ResultStore, config: ml_collections.ConfigDict, folder: Path
     ours, mask, standard = map(names, plan.LOSSES)
     ours_half, mask_half, standard_half = (names(loss, half) for loss in plan.LOSSES)
     rows = {f"{loss}, {samples} samples": names(loss, samples) for samples in (half, last) for loss in plan.LOSSES}
+    rows[f"{plan.LOSSES[0]}, {last} samples, timesteps weighed alike"] = plan.at(plan.ALIKE, last)
     changes = {loss: {"change": scaled(results.figure(names(loss), BACKGROUND), 255)} for loss in plan.LOSSES}
     curves = {loss: curve(loss) for loss in plan.LOSSES}
     plots.curves(folder / "losses_identity.png", curves, "samples seen", FACE_LABEL)

@@ -1,6 +1,6 @@
 """One setting measured: unseen people drawn with it, judged by the inspector, person by person.
 
-All settings get the same people, prompts and noise, so they can be compared in pairs. ResultStore are JSON files, one a
+All settings get the same people, prompts and noise, so they can be compared in pairs. Results are JSON files, one a
 setting, with a number for each person; intervals are made from them later. Letters: I people, S pictures a person.
 """
 

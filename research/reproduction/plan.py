@@ -14,6 +14,7 @@ FACE_SCALES = (0.5, 0.8, 1.0, 1.25, 1.5, 2.0)
 GUIDANCES = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0)
 UNCONDS = ("true_uncond", "empty_token", "paper")
 LOSSES = ("regularization", "mask", "standard")
+ALIKE = "timesteps-alike"
 FEWER_PEOPLE = (30, 120, 400)
 # The miniature's U-ViT has three in-blocks, one in the middle, three out-blocks.
 SITES = {
@@ -27,7 +28,12 @@ SITES = {
 
 @dataclass(frozen=True)
 class Run:
-    """One training. `people`: only the first so many of the world; None: all of them."""
+    """One training.
+
+    Attributes:
+        people: only the first so many of the world; None: all of them.
+        alike: all timesteps weigh alike, as in the paper, and not as `config.train.min_snr` says.
+    """
 
     name: str
     seed: int = 0
@@ -35,6 +41,7 @@ class Run:
     sites: str = "default"
     control_input: str = "output"
     people: int | None = None
+    alike: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,7 +63,8 @@ def all_runs(config: ml_collections.ConfigDict) -> list[Run]:
     runs += [Run(of_sites(name), first, sites=name) for name in list(SITES)[1:]]
     runs += [Run("control-input", first, control_input="input")]
     runs += [Run(of_people(count), first, people=count) for count in FEWER_PEOPLE]
-    return runs + [Run(of_loss(loss, seed), seed, loss) for seed in more for loss in LOSSES]
+    runs += [Run(of_loss(loss, seed), seed, loss) for seed in more for loss in LOSSES]
+    return [*runs, Run(ALIKE, first, alike=True)]
 
 
 def committed() -> list[Measurement]:

@@ -58,10 +58,10 @@ def train(run: Run, config: ml_collections.ConfigDict, workdir: Path) -> None:
         "data.records": f"('{records_file(workdir, run.people)}',)",
         "cache.dir": workdir / ("features" if run.people is None else f"features_{run.people}"),
         "loss.kind": run.loss,
-        # The paper's loss, of which the claims are; the miniature's own recipe departs from it.
+        # The paper's mask, of which the claims are; the miniature's own recipe departs from it.
         "data.hair_in_mask": 0.75,
         "loss.mask_margin": 0.0,
-        "loss.min_snr": 0.0,
+        "loss.min_snr": 0.0 if run.alike else settings.min_snr,
         "train.steps": settings.samples // settings.batch_size,
         "train.batch_size": settings.batch_size,
         "train.lr": settings.lr,
