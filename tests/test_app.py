@@ -1,5 +1,6 @@
 """The web page, without a browser: what its parts do. tests/test_browser.py has it in one."""
 
+import asyncio
 import json
 import logging
 import threading
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from starlette.requests import ClientDisconnect
+from starlette.responses import FileResponse
 
 from feedface.app.background import Stopped, events
 from feedface.app.batch import run_batch
@@ -320,6 +322,16 @@ def test_visitors_do_not_meet_and_leave_nothing(tmp_path, models, detector):
 def test_a_tab_that_is_closed_is_no_fault(monkeypatch, error, told):
     monkeypatch.setenv("GRADIO_TEMP_DIR", "/visitors")
     record = logging.makeLogRecord({"exc_info": error and (type(error), error, None)})
+    assert tells_more_than_a_leaving(record) == told
+
+
+@pytest.mark.parametrize("gone, told", [("photo.png", False), ("../model.safetensors", True)])
+def test_a_picture_deleted_while_starlette_answers_is_no_fault(monkeypatch, tmp_path, gone, told):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    answer = FileResponse((tmp_path / gone).resolve())
+    with pytest.raises(RuntimeError, match="does not exist") as raised:
+        asyncio.run(answer({"type": "http", "method": "GET", "headers": []}, None, None))
+    record = logging.makeLogRecord({"exc_info": (raised.type, raised.value, raised.tb)})
     assert tells_more_than_a_leaving(record) == told
 
 

@@ -116,6 +116,8 @@ def tells_more_than_a_leaving(record: logging.LogRecord) -> bool:
     from starlette.requests import ClientDisconnect
 
     error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, RuntimeError):  # so starlette says that a file is gone since it was asked for
+        error = error.__context__
     if isinstance(error, FileNotFoundError):
         return not str(error.filename).startswith(os.environ["GRADIO_TEMP_DIR"])
     return not isinstance(error, ClientDisconnect)
