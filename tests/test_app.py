@@ -314,6 +314,7 @@ def test_visitors_do_not_meet_and_leave_nothing(tmp_path, models, detector):
     [
         (None, True),
         (ValueError("a fault"), True),
+        (RuntimeError("a fault"), True),
         (ClientDisconnect(), False),
         (FileNotFoundError(2, "No such file or directory", "/visitors/a/photo.png"), False),
         (FileNotFoundError(2, "No such file or directory", "/models/a/model.safetensors"), True),
